@@ -1,0 +1,167 @@
+"""A pre-trained Diffusion-LM folder: the files that the published one has, under the same names.
+
+ema_<rate>_<steps>.pt   bare state dict of the EMA weights of the denoiser (no condition layers)
+random_emb.torch        state dict of a word table that was never trained: weight (V, C)
+vocab.json              word -> id
+training_args.json      hyper-parameters of the run
+"""
+
+import json
+import os
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffusion_lm.denoiser import DENOISERS, MAX_POSITIONS, Denoiser, DenoiserConfig
+from diffusion_lm.errors import InputError
+from diffusion_lm.vocabulary import Vocabulary
+
+VOCABULARY_FILE = "vocab.json"
+RANDOM_TABLE_FILE = "random_emb.torch"
+ARGS_FILE = "training_args.json"
+_EMA_NAME = re.compile(r"ema_[\d.]+_(\d+)\.pt")
+_BERT_BASE = "bert-base-uncased"  # what the published training_args.json calls the base denoiser
+
+
+@dataclass(frozen=True)
+class PretrainedDiffusionLM:
+    """What a Diffusion-LM folder holds."""
+
+    folder: Path
+    weights_file: Path
+    denoiser_config: DenoiserConfig
+    vocabulary: Vocabulary
+    state_dict: dict[str, Tensor]
+    random_table: Tensor  # (V, C)
+    training_args: dict
+
+    def build(self, num_frames: int | None = None) -> Denoiser:
+        """A denoiser with the pre-trained weights; with `num_frames`, condition layers that keep their random start."""
+        denoiser = Denoiser(self.denoiser_config, len(self.vocabulary), num_frames)
+        missing, unexpected = denoiser.load_state_dict(self.state_dict, strict=False)
+        missing = [name for name in missing if not name.startswith(("sims_linear.", "sims_decoder."))]
+        if missing or unexpected:
+            raise InputError(f"{self.weights_file}: names missing {missing}, names not known {unexpected}")
+        return denoiser
+
+
+def find_weights(folder: Path) -> Path | None:
+    """The EMA weights file of the most steps in `folder`, or None."""
+    found = [
+        (int(match[1]), path) for path in Path(folder).glob("ema_*.pt") if (match := _EMA_NAME.fullmatch(path.name))
+    ]
+    return max(found)[1] if found else None
+
+
+def load(folder: Path) -> PretrainedDiffusionLM:
+    """Read a Diffusion-LM folder.
+
+    :raises InputError: a file is missing, damaged, or disagrees with another; names the file.
+    """
+    folder = Path(folder)
+    weights_file = find_weights(folder)
+    if weights_file is None:
+        raise InputError(f"{folder} holds no Diffusion-LM weights (ema_<rate>_<steps>.pt)")
+    state_dict = load_tensors(weights_file)
+    state_dict.pop("position_ids", None)
+    random_table = load_tensors(folder / RANDOM_TABLE_FILE).get("weight")
+    vocabulary = Vocabulary.load(folder / VOCABULARY_FILE)
+    args_file = folder / ARGS_FILE
+    try:
+        training_args = json.loads(args_file.read_text(encoding="utf-8"))
+        config = _denoiser_config(state_dict, training_args)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{args_file} or {weights_file.name} does not describe a denoiser: {error!r}") from error
+    table = state_dict["word_embedding.weight"]
+    for name, rows in (
+        (VOCABULARY_FILE, (len(vocabulary), table.shape[1])),
+        (RANDOM_TABLE_FILE, getattr(random_table, "shape", None)),
+    ):
+        if rows != tuple(table.shape):
+            raise InputError(
+                f"{folder / name}: size {rows} does not fit the word table {tuple(table.shape)} of the weights"
+            )
+    return PretrainedDiffusionLM(folder, weights_file, config, vocabulary, state_dict, random_table, training_args)
+
+
+def save(
+    folder: Path, denoiser_state: dict[str, Tensor], random_table: Tensor, vocabulary: Vocabulary, training_args: dict
+) -> Path:
+    """Write a Diffusion-LM folder; the weights come last, so that a folder with weights is complete.
+
+    :param training_args: has "ema_rate", "steps" and "denoiser" (the fields of DenoiserConfig).
+    :return: the weights file.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary.save(folder / VOCABULARY_FILE)
+    (folder / ARGS_FILE).write_text(json.dumps(training_args, indent=2) + "\n", encoding="utf-8")
+    save_atomically({"weight": random_table}, folder / RANDOM_TABLE_FILE)
+    weights_file = folder / f"ema_{training_args['ema_rate']}_{training_args['steps']:06d}.pt"
+    save_atomically(denoiser_state, weights_file)
+    for older in folder.glob("ema_*.pt"):
+        if older != weights_file:
+            older.unlink()
+    return weights_file
+
+
+def load_tensors(path: Path) -> dict:
+    """torch.load that takes tensors and plain values only, with errors of one line that name the file."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{path} is damaged or holds more than tensors and plain values: {reason}") from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is damaged or cut short: {str(error).splitlines()[0] if str(error) else error!r}"
+        ) from error
+
+
+def save_atomically(value: object, path: Path) -> None:
+    """torch.save into a temporary file, fsync, rename: `path` is either the old file or the whole new one."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(value, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def denoiser_config_from_state(state: dict[str, Tensor], heads: int, dropout: float = 0.1) -> DenoiserConfig:
+    """Sizes of a denoiser from its weights; the number of heads is the one that they do not show."""
+    hidden, channels = state["input_up_proj.0.weight"].shape
+    layer = re.compile(r"input_transformers\.layer\.(\d+)\.")
+    layers = {int(match[1]) for name in state if (match := layer.match(name))}
+    if state["position_embeddings.weight"].shape[0] != MAX_POSITIONS:
+        raise ValueError(f"a denoiser has {MAX_POSITIONS} positions")
+    return DenoiserConfig(
+        hidden_size=hidden,
+        num_hidden_layers=len(layers),
+        num_attention_heads=heads,
+        intermediate_size=state["input_transformers.layer.0.intermediate.dense.weight"].shape[0],
+        channels=channels,
+        dropout=dropout,
+    )
+
+
+def _denoiser_config(state: dict[str, Tensor], training_args: dict) -> DenoiserConfig:
+    """Ours say "denoiser"; the published one only that it is BERT base (its "num_heads" belongs to another network)."""
+    if "denoiser" in training_args:
+        heads = training_args["denoiser"]["num_attention_heads"]
+    elif training_args.get("config_name") == _BERT_BASE:
+        heads = DENOISERS["base"].num_attention_heads
+    else:
+        raise ValueError('neither "denoiser" nor "config_name": "bert-base-uncased"')
+    return denoiser_config_from_state(state, heads, training_args.get("dropout", 0.1))

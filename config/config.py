@@ -1,0 +1,332 @@
+"""Every flag of train.py and test.py, declared once: name, type, default, help and the archs that it concerns."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any, get_args
+
+from diffusion_lm.errors import InputError
+
+DATASETS = ("MSRVTT", "MSVD", "LSMDC", "DiDeMo", "ActivityNet", "MovingShapes")
+ARCHS = ("clip_stochastic", "clip_transformer")
+ARCH_ALIASES = {"clip_textdiffs": "clip_stochastic"}
+CLIP_INPUT_RES = {"ViT-B/32": 224, "ViT-B/16": 224, "ViT-L/14": 224, "tiny": 64}
+PUBLISHED_TEXT_LENGTH = 64
+DIFFUSION_ARCHS = ("clip_stochastic",)
+TEXT_POOLING_ARCHS = ("clip_stochastic", "clip_transformer")
+
+
+def flag(
+    default: Any,
+    help: str,
+    *,
+    group: str,
+    choices: Sequence[str] = (),
+    aliases: Sequence[str] = (),
+    archs: Sequence[str] | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    no_effect: str = "",
+) -> Any:
+    """A field of Config that is a flag.
+
+    :param archs: the archs for which the flag does something; None means all of them.
+    :param no_effect: why the flag never does anything here, for flags kept so that known commands run.
+    """
+    metadata = {
+        "help": help,
+        "group": group,
+        "choices": tuple(choices),
+        "aliases": tuple(aliases),
+        "archs": archs,
+        "minimum": minimum,
+        "maximum": maximum,
+        "no_effect": no_effect,
+    }
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Config:
+    """All settings of a run. `Config.parse` reads a command line; `save` and `load` keep it in config.json."""
+
+    # data
+    dataset_name: str = flag("MSRVTT", "data set", group="data", choices=DATASETS)
+    videos_dir: str | None = flag(None, "folder of the video files (MovingShapes brings its own)", group="data")
+    data_dir: str = flag("./data", "folder that holds <Dataset>/ with the annotation files", group="data")
+    msrvtt_train_file: str = flag("9k", "training split of MSR-VTT", group="data", choices=("7k", "9k"))
+    num_frames: int = flag(12, "frames taken of each video", group="data", aliases=("num_frame",), minimum=1)
+    video_sample_type: str = flag(
+        "uniform",
+        "frame of each equal part of a video in training: its middle or a random one; tests take the middle",
+        group="data",
+        choices=("uniform", "rand"),
+    )
+    input_res: int | None = flag(
+        None, "side of the square input, pixels (default: that of the CLIP: 224, tiny 64)", group="data", minimum=1
+    )
+    num_workers: int = flag(
+        8,
+        "processes that decode videos, at most one per CPU core; 0 decodes in the main process",
+        group="data",
+        minimum=0,
+    )
+    raw_video: bool = flag(False, "frames come from video files", group="data", no_effect="they always do here")
+
+    # model
+    arch: str = flag(
+        "clip_stochastic",
+        "retrieval model: TextDiffs (clip_stochastic, alias clip_textdiffs) or X-Pool (clip_transformer)",
+        group="model",
+        choices=(*ARCHS, *ARCH_ALIASES),
+    )
+    recipe: str = flag(
+        "textdiffs",
+        "ours, or the published one in every detail",
+        group="model",
+        choices=("textdiffs", "published"),
+        archs=DIFFUSION_ARCHS,
+    )
+    clip_arch: str = flag(
+        "ViT-B/32",
+        "CLIP that is fine-tuned; tiny is small, random and needs no download",
+        group="model",
+        choices=tuple(CLIP_INPUT_RES),
+    )
+    clip_path: str | None = flag(
+        None, "hub id or local folder of a CLIP (config, weights, tokenizer) instead of --clip_arch", group="model"
+    )
+    embed_dim: int | None = flag(
+        None, "width of the CLIP embedding; checked against the CLIP (ViT-B/32: 512)", group="model", minimum=1
+    )
+    pooling_type: str = flag(
+        "transformer",
+        "how frames become a video",
+        group="model",
+        choices=("avg", "topk", "attention", "transformer"),
+        archs=(),
+    )
+    k: int = flag(-1, "frames of top-k pooling", group="model", archs=())
+    attention_temperature: float = flag(0.01, "temperature of attention pooling", group="model", archs=())
+    num_mha_heads: int = flag(
+        1, "heads of the text-frame attention", group="model", minimum=1, archs=TEXT_POOLING_ARCHS
+    )
+    transformer_dropout: float = flag(
+        0.3, "dropout of the frame pooling", group="model", minimum=0, maximum=1, archs=TEXT_POOLING_ARCHS
+    )
+
+    # diffusion
+    diffusion_steps: int = flag(
+        10, "T, steps of the text diffusion", group="diffusion", minimum=1, archs=DIFFUSION_ARCHS
+    )
+    diffusion_lm: str | None = flag(
+        None,
+        "folder of the pre-trained Diffusion-LM that teaches (default:"
+        " Diffusion-LM/diffusion_models/<dataset_name>, else diffusion_models itself)",
+        group="diffusion",
+        archs=DIFFUSION_ARCHS,
+    )
+    diffusion_text_len: int = flag(
+        PUBLISHED_TEXT_LENGTH,
+        "L, word tokens of a caption in the diffusion",
+        group="diffusion",
+        minimum=3,
+        maximum=512,
+        archs=DIFFUSION_ARCHS,
+    )
+    sampler: str = flag(
+        "ddpm", "reverse process at inference", group="diffusion", choices=("ddpm", "ddim"), archs=DIFFUSION_ARCHS
+    )
+    sampling_steps: int | None = flag(
+        None,
+        "steps at inference, at most --diffusion_steps (default: all of them)",
+        group="diffusion",
+        minimum=1,
+        archs=DIFFUSION_ARCHS,
+    )
+    support_loss_weight: float = flag(0.8, "weight of the support loss of T-MASS", group="diffusion", archs=())
+    stochastic_prior: str = flag(
+        "uniform01", "prior of T-MASS", group="diffusion", choices=("uniform01", "normal"), archs=()
+    )
+    stochastic_prior_std: float = flag(1.0, "spread of the normal prior of T-MASS", group="diffusion", archs=())
+    stochasic_trials: int = flag(
+        20, "samples per pair of T-MASS at inference", group="diffusion", aliases=("stochastic_trials",), archs=()
+    )
+
+    # training
+    loss: str = flag("clip", "retrieval loss: symmetric InfoNCE", group="training", choices=("clip",))
+    clip_lr: float = flag(1e-6, "learning rate of CLIP", group="training", minimum=0)
+    noclip_lr: float = flag(1e-5, "learning rate of everything else", group="training", minimum=0)
+    batch_size: int = flag(
+        32,
+        "pairs of a training step; videos or captions of an encoding step in evaluation",
+        group="training",
+        minimum=1,
+    )
+    num_epochs: int = flag(5, "passes over the training pairs", group="training", minimum=1)
+    weight_decay: float = flag(0.2, "AdamW weight decay (not on biases, norms and scales)", group="training", minimum=0)
+    warmup_proportion: float = flag(
+        0.1, "share of the steps in which the learning rate rises", group="training", minimum=0, maximum=1
+    )
+    seed: int = flag(24, "seed of everything random", group="training", minimum=0)
+    gpu: str | None = flag(None, "index of the GPU, or cpu (default: the first GPU if there is one)", group="training")
+    precision: str = flag(
+        "auto",
+        "arithmetic: auto is bf16 where the device is fast at it, else fp32",
+        group="training",
+        choices=("auto", "fp32", "bf16"),
+    )
+
+    # evaluation
+    metric: str = flag("t2v", "direction of the printed table", group="evaluation", choices=("t2v", "v2t"))
+    DSL: bool = flag(False, "add rows with the dual softmax, which looks at all queries at once", group="evaluation")
+    eval_window_size: int = flag(5, "evaluations in the window average of the log", group="evaluation", minimum=1)
+    evals_per_epoch: int = flag(1, "evaluations per epoch in training", group="evaluation", minimum=1)
+    skip_eval: bool = flag(
+        False, "train without evaluations; the last epoch becomes model_best.pth", group="evaluation"
+    )
+    load_epoch: int | None = flag(
+        None,
+        "checkpoint that test.py reads: N, or 0 or -1 for model_best.pth; without it the untrained model is evaluated",
+        group="evaluation",
+        minimum=-1,
+    )
+    batch_size_split: int | None = flag(None, "(text, video) pairs scored at once", group="evaluation", minimum=1)
+    chunk_size: int | None = flag(None, "like --batch_size_split, which wins", group="evaluation", minimum=1)
+    save_memory_mode: bool = flag(False, "score few pairs at once", group="evaluation")
+
+    # output
+    exp_name: str = flag(
+        "exp", "name of the experiment: runs lie in <output_dir>/<exp_name>/<datetime>", group="output"
+    )
+    output_dir: str = flag("./outputs", "folder of all runs", group="output")
+    datetime: str | None = flag(None, "folder of the run (default in training: the time now)", group="output")
+    save_every: int = flag(1, "epochs between checkpoint-epoch<N>.pth files", group="output", minimum=1)
+    log_step: int = flag(10, "steps between log lines", group="output", minimum=1)
+    no_tensorboard: bool = flag(False, "write no TensorBoard files", group="output")
+    tb_log_dir: str | None = flag(None, "folder of the TensorBoard files (default: the run's)", group="output")
+    noloss_record: bool = flag(False, "keep the losses out of TensorBoard", group="output")
+    output_json: str | None = flag(
+        None, "file for the results instead of results.json in the run's folder", group="output"
+    )
+
+    def __post_init__(self) -> None:
+        self.explicit: frozenset[str] = frozenset()  # flags that the command line gave, by field name
+
+    @classmethod
+    def parse(cls, argv: Sequence[str] | None = None, prog: str | None = None) -> "Config":
+        """Read a command line.
+
+        :raises InputError: a flag is unknown, or a value is not allowed.
+        """
+        parser = _parser(cls, prog)
+        given = vars(parser.parse_args(sys.argv[1:] if argv is None else list(argv)))
+        config = cls(**given)
+        config.explicit = frozenset(given)
+        config._resolve()
+        return config
+
+    def _resolve(self) -> None:
+        """Check ranges and fill in defaults that follow from other flags."""
+        self.arch = ARCH_ALIASES.get(self.arch, self.arch)
+        for f in fields(self):
+            value, meta = getattr(self, f.name), f.metadata
+            if value is None:
+                continue
+            if meta["minimum"] is not None and value < meta["minimum"]:
+                raise InputError(f"--{f.name}={value} is too small: at least {meta['minimum']}")
+            if meta["maximum"] is not None and value > meta["maximum"]:
+                raise InputError(f"--{f.name}={value} is too large: at most {meta['maximum']}")
+        if self.input_res is None:
+            self.input_res = CLIP_INPUT_RES[self.clip_arch]
+        if self.sampling_steps is None:
+            self.sampling_steps = self.diffusion_steps
+        if self.sampling_steps > self.diffusion_steps:
+            raise InputError(
+                f"--sampling_steps={self.sampling_steps} is more than --diffusion_steps={self.diffusion_steps}"
+            )
+
+    def notes(self) -> list[str]:
+        """One line for every given flag that cannot do anything in this run."""
+        lines = []
+        for f in fields(self):
+            if f.name not in self.explicit:
+                continue
+            archs = f.metadata["archs"]
+            if f.metadata["no_effect"]:
+                lines.append(f"--{f.name} has no effect: {f.metadata['no_effect']}")
+            elif archs is not None and self.arch not in archs:
+                used_by = f"it belongs to {', '.join(archs)}" if archs else "it belongs to another method"
+                lines.append(f"--{f.name} has no effect with --arch={self.arch}: {used_by}")
+        return lines
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the run; gives the run a name by the clock when it has none."""
+        if self.datetime is None:
+            self.datetime = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        return Path(self.output_dir) / self.exp_name / self.datetime
+
+    @property
+    def dataset_dir(self) -> Path:
+        """Folder of the annotations of the data set."""
+        return Path(self.data_dir) / self.dataset_name
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Config":
+        """A Config of plain values; names that this version does not know are an error that lists them."""
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        if unknown:
+            raise InputError(f"configuration has unknown settings: {', '.join(unknown)}")
+        return cls(**values)
+
+    def save(self, path: Path) -> None:
+        """Write config.json."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "Config":
+        """Read config.json."""
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (OSError, json.JSONDecodeError, TypeError) as error:
+            raise InputError(f"{path} is not a configuration: {error}") from error
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are InputErrors, so that every entry point reports bad input in the same way."""
+
+    def error(self, message: str) -> None:
+        raise InputError(message)
+
+
+def _parser(cls: type[Config], prog: str | None) -> argparse.ArgumentParser:
+    parser = _Parser(prog=prog, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    groups: dict[str, Any] = {}
+    for f in fields(cls):
+        meta = f.metadata
+        group = groups.setdefault(meta["group"], None) or parser.add_argument_group(meta["group"])
+        groups[meta["group"]] = group
+        names = [f"--{name}" for name in (f.name, *meta["aliases"])]
+        if f.type is bool:
+            group.add_argument(*names, dest=f.name, action="store_true", default=argparse.SUPPRESS, help=meta["help"])
+            continue
+        value_type = next((t for t in get_args(f.type) if t is not type(None)), f.type)
+        shown = "" if f.default in (None, MISSING) else f" (default: {f.default})"
+        group.add_argument(
+            *names,
+            dest=f.name,
+            type=value_type,
+            choices=meta["choices"] or None,
+            default=argparse.SUPPRESS,
+            help=(meta["help"] + shown).replace("%", "%%"),
+        )
+    return parser

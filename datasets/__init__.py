@@ -1,0 +1,1 @@
+"""Annotations -> (video, text) pairs; video decoding; transforms; loaders."""

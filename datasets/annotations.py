@@ -1,0 +1,170 @@
+"""Which videos and captions a split of a data set has. One function per data set reads its files as distributed."""
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusion_lm.errors import InputError
+
+from datasets import moving_shapes
+
+VIDEO_EXTENSIONS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".3gp", ".wmv", ".flv", ".ts")
+DIDEMO_FRAME_RATE_UNIT = 1.0  # DiDeMo's starts and ends are in seconds
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video, or the part of it from `start` to `end` seconds, and what people wrote about it."""
+
+    video_id: str
+    path: Path
+    captions: tuple[str, ...]
+    start: float | None = None
+    end: float | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """The clips of one split of a data set."""
+
+    dataset: str
+    name: str  # "train" or "test"
+    clips: tuple[Clip, ...]
+
+    @property
+    def captions(self) -> list[str]:
+        """All captions, clip by clip."""
+        return [caption for clip in self.clips for caption in clip.captions]
+
+    @property
+    def clip_of_caption(self) -> list[int]:
+        """For each caption of `captions` the index of its clip."""
+        return [index for index, clip in enumerate(self.clips) for _ in clip.captions]
+
+
+# reads the captions and places of a split: (data folder, split name, version of the training split) -> entries
+Entries = Iterable[tuple[str, tuple[str, ...], float | None, float | None]]
+
+
+def load_split(
+    dataset: str, split: str, data_dir: Path, videos_dir: Path | None, train_file: str = "9k", seed: int = 24
+) -> Split:
+    """Read the annotations of a split and find its videos.
+
+    :param dataset: a key of DATASETS.
+    :param split: "train" or "test".
+    :param data_dir: folder with the annotation files of this data set.
+    :param videos_dir: folder of the videos; MovingShapes brings its own.
+    :param train_file: training split of MSR-VTT, "7k" or "9k".
+    :param seed: of the MovingShapes data.
+    :raises InputError: a file or folder is missing or not what it should be; one line that names it.
+    """
+    if dataset not in DATASETS:
+        raise InputError(f"unknown data set {dataset}: known are {', '.join(DATASETS)}")
+    data_dir = Path(data_dir)
+    if dataset == "MovingShapes":
+        moving_shapes.ensure(data_dir)
+        videos_dir = data_dir / "videos" if videos_dir is None else videos_dir
+    elif videos_dir is None:
+        raise InputError(f"--videos_dir is missing: the folder of the videos of {dataset}")
+    if not Path(videos_dir).is_dir():
+        raise InputError(f"--videos_dir={videos_dir} is not a folder")
+    entries = list(DATASETS[dataset](data_dir, split, train_file))
+    if not entries:
+        raise InputError(f"{data_dir} holds no {split} pairs of {dataset}")
+    return Split(dataset, split, tuple(_find_videos(dataset, split, Path(videos_dir), entries)))
+
+
+def load_captions(dataset: str, data_dir: Path, train_file: str = "9k") -> list[str]:
+    """All training captions of a data set, for which no video is needed."""
+    if dataset not in DATASETS:
+        raise InputError(f"unknown data set {dataset}: known are {', '.join(DATASETS)}")
+    if dataset == "MovingShapes":
+        moving_shapes.ensure(Path(data_dir))
+    return [c for _, captions, *_ in DATASETS[dataset](Path(data_dir), "train", train_file) for c in captions]
+
+
+def _find_videos(dataset: str, split: str, videos_dir: Path, entries: Entries) -> Iterator[Clip]:
+    """Clips of the entries; videos are found by stem, whatever the extension, in one walk of the folder."""
+    by_stem = {}
+    for path in sorted(videos_dir.rglob("*")):
+        if path.suffix.lower() in VIDEO_EXTENSIONS:
+            by_stem.setdefault(path.stem, path)
+    missing = [video_id for video_id, *_ in entries if video_id not in by_stem]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(entries)} {split} videos of {dataset} are not in {videos_dir}: "
+            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
+        )
+    for video_id, captions, start, end in entries:
+        yield Clip(video_id, by_stem[video_id], captions, start, end)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"annotation file {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"annotation file {path} is not UTF-8 text (byte {error.start})") from error
+
+
+def _read_json(path: Path) -> object:
+    try:
+        return json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"annotation file {path}, line {error.lineno}: not JSON ({error.msg})") from error
+
+
+def _read_csv(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
+    reader = csv.DictReader(_read_text(path).splitlines())
+    absent = [name for name in columns if name not in (reader.fieldnames or ())]
+    if absent:
+        raise InputError(f"annotation file {path}, line 1: column {', '.join(absent)} is missing")
+    try:
+        for row in reader:
+            empty = [name for name in columns if not row[name]]
+            if empty:
+                raise InputError(f"annotation file {path}, line {reader.line_num}: no {', '.join(empty)}")
+            yield row
+    except csv.Error as error:
+        raise InputError(f"annotation file {path}, line {reader.line_num}: {error}") from error
+
+
+def _clean(caption: str) -> str:
+    """One blank between words, none around."""
+    return " ".join(caption.split())
+
+
+def _msrvtt(data_dir: Path, split: str, train_file: str) -> Entries:
+    """MSR-VTT: training on 9k or 7k videos with 20 captions each, test on the 1k-A split of JSFUSION."""
+    if split == "test":
+        for row in _read_csv(data_dir / "MSRVTT_JSFUSION_test.csv", ("video_id", "sentence")):
+            yield row["video_id"], (_clean(row["sentence"]),), None, None
+        return
+    path = data_dir / "MSRVTT_data.json"
+    captions: dict[str, list[str]] = {}
+    try:
+        for sentence in _read_json(path)["sentences"]:
+            captions.setdefault(sentence["video_id"], []).append(_clean(sentence["caption"]))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise InputError(f'annotation file {path} has no "sentences" with "video_id" and "caption"') from error
+    for row in _read_csv(data_dir / f"MSRVTT_train.{train_file}.csv", ("video_id",)):
+        video_id = row["video_id"]
+        if video_id not in captions:
+            raise InputError(f"annotation file {path} has no caption for {video_id} of MSRVTT_train.{train_file}.csv")
+        yield video_id, tuple(captions[video_id]), None, None
+
+
+def _moving_shapes(data_dir: Path, split: str, train_file: str) -> Entries:
+    """MovingShapes, the embedded data set."""
+    for entry in _read_json(data_dir / "annotations.json")[split]:
+        yield entry["video_id"], tuple(entry["captions"]), None, None
+
+
+DATASETS: dict[str, Callable[[Path, str, str], Entries]] = {
+    "MSRVTT": _msrvtt,
+    "MovingShapes": _moving_shapes,
+}

@@ -1,0 +1,32 @@
+"""From decoded frames to the square that CLIP sees; the same crop for all frames of a video.
+
+The transforms keep uint8: scaling and normalisation happen on the device, in the model.
+"""
+
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+
+def train_transform(input_res: int) -> v2.Transform:
+    """RandomResizedCrop (half to all of the area) and horizontal flip. Draws from torch's global generator."""
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(input_res, scale=(0.5, 1.0), interpolation=InterpolationMode.BICUBIC, antialias=True),
+            v2.RandomHorizontalFlip(),
+        ]
+    )
+
+
+def test_transform(input_res: int) -> v2.Transform:
+    """Resize of the shorter side (bicubic) and CenterCrop."""
+    return v2.Compose(
+        [v2.Resize(input_res, interpolation=InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(input_res)]
+    )
+
+
+def apply_seeded(transform: v2.Transform, frames: Tensor, seed: int) -> Tensor:
+    """Apply a random transform to frames (F, 3, H, W) as `seed` decides, leaving the global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return transform(frames)

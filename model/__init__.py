@@ -1,0 +1,1 @@
+"""Retrieval models by --arch, and the factory that builds them."""

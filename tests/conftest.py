@@ -1,0 +1,27 @@
+"""What the tests share: where the data folders lie, and skipping with a reason where they do not."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _folder(variable: str, default: str) -> Path:
+    folder = Path(os.environ.get(variable, ROOT.parent / "shared" / default))
+    if not folder.is_dir():
+        pytest.skip(f"no folder {variable}={folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def conformance_dir() -> Path:
+    """Recorded numbers of the method (variable CONFORMANCE_DIR)."""
+    return _folder("CONFORMANCE_DIR", "conformance")
+
+
+@pytest.fixture(scope="session")
+def annotations_dir() -> Path:
+    """Annotation files of the five data sets as they are distributed (variable ANNOTATIONS_DIR)."""
+    return _folder("ANNOTATIONS_DIR", "annotations")
