@@ -6,12 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets import moving_shapes
 from diffusion_lm.errors import InputError
 
-from datasets import moving_shapes
-
 VIDEO_EXTENSIONS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".3gp", ".wmv", ".flv", ".ts")
-DIDEMO_FRAME_RATE_UNIT = 1.0  # DiDeMo's starts and ends are in seconds
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,7 @@ class Split:
     dataset: str
     name: str  # "train" or "test"
     clips: tuple[Clip, ...]
+    flip: bool = True  # whether a mirrored video still fits its captions
 
     @property
     def captions(self) -> list[str]:
@@ -74,7 +73,8 @@ def load_split(
     entries = list(DATASETS[dataset](data_dir, split, train_file))
     if not entries:
         raise InputError(f"{data_dir} holds no {split} pairs of {dataset}")
-    return Split(dataset, split, tuple(_find_videos(dataset, split, Path(videos_dir), entries)))
+    clips = tuple(_find_videos(dataset, split, Path(videos_dir), entries))
+    return Split(dataset, split, clips, flip=dataset != "MovingShapes")  # its captions say left and right
 
 
 def load_captions(dataset: str, data_dir: Path, train_file: str = "9k") -> list[str]:
@@ -158,6 +158,19 @@ def _msrvtt(data_dir: Path, split: str, train_file: str) -> Entries:
         yield video_id, tuple(captions[video_id]), None, None
 
 
+def _msvd(data_dir: Path, split: str, train_file: str) -> Entries:
+    """MSVD: 1,200 training and 670 test videos with about 40 captions each."""
+    path = data_dir / "captions_msvd.json"
+    captions = _read_json(path)
+    names = _read_text(data_dir / f"{split}_list.txt").split()
+    if not isinstance(captions, dict):
+        raise InputError(f"annotation file {path} is not a mapping of video to captions")
+    for video_id in names:
+        if not captions.get(video_id):
+            raise InputError(f"annotation file {path} has no caption for {video_id} of {split}_list.txt")
+        yield video_id, tuple(map(_clean, captions[video_id])), None, None
+
+
 def _moving_shapes(data_dir: Path, split: str, train_file: str) -> Entries:
     """MovingShapes, the embedded data set."""
     for entry in _read_json(data_dir / "annotations.json")[split]:
@@ -166,5 +179,6 @@ def _moving_shapes(data_dir: Path, split: str, train_file: str) -> Entries:
 
 DATASETS: dict[str, Callable[[Path, str, str], Entries]] = {
     "MSRVTT": _msrvtt,
+    "MSVD": _msvd,
     "MovingShapes": _moving_shapes,
 }

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 import cv2
 import numpy as np
 import torch
-from diffusion_lm.errors import InputError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datasets.annotations import Split
 from datasets.transforms import apply_seeded, test_transform, train_transform
 from datasets.video import read_frames
+from diffusion_lm.errors import InputError
 
 
 class TrainPairs(Dataset):
@@ -29,7 +29,7 @@ class TrainPairs(Dataset):
     def __init__(self, split: Split, num_frames: int, input_res: int, sample_type: str, seed: int) -> None:
         self.clips, self.clip_of_caption = split.clips, split.clip_of_caption
         self.num_frames, self.sample_type, self.seed = num_frames, sample_type, seed
-        self.transform = train_transform(input_res)
+        self.transform = train_transform(input_res, split.flip)
 
     def __len__(self) -> int:
         return len(self.clip_of_caption)

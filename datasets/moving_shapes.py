@@ -24,9 +24,10 @@ from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
-from diffusion_lm.errors import InputError
 from numpy.random import Generator, Philox, SeedSequence
 from tqdm import tqdm
+
+from diffusion_lm.errors import InputError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -52,7 +53,7 @@ COLOURS = {  # RGB
     "cyan": (40, 215, 230),
     "white": (255, 255, 255),
 }
-RADII = {"small": 0.09, "medium": 0.135, "big": 0.195}  # half a side, in frame sides
+RADII = {"small": 0.11, "medium": 0.15, "big": 0.2}  # half a side, in frame sides
 GROWTH = 1.8  # of an object that grows, and the inverse of one that shrinks
 STEPS = {  # signs of x and y; y points down, as in images
     "left": (-1, 0),
@@ -74,7 +75,7 @@ WAYS = {
     "up": ("up", "upwards", "to the top"),
     "down": ("down", "downwards", "to the bottom"),
 } | {
-    f"{y} {x}": (f"diagonally {y} to the {x}", f"to the {edge} {x} corner")
+    f"{y} {x}": (f"diagonally {y} {x}", f"to the {edge} {x}")
     for y, edge in (("up", "top"), ("down", "bottom"))
     for x in ("left", "right")
 }
@@ -107,14 +108,14 @@ WORDS: dict[str, dict[str, tuple[str, ...]]] = {
         "appear": ("appears", "shows up", "pops up"),
         "stop": ("stops", "comes to a halt", "stops moving"),
         "spin": ("starts to spin", "begins to rotate", "starts to rotate"),
-        "leave": ("leaves the picture at the {edge}", "goes out at the {edge}", "leaves the picture"),
+        "leave": ("leaves at the {edge}", "goes out at the {edge}", "leaves the picture"),
         "enter": ("comes in from the {edge}", "enters from the {edge}", "enters the picture"),
     },
     "background": {
         "black": ("a black background", "a plain background", "a dark background"),
         "grey": ("a grey background", "a plain background"),
         "pale": ("a light background", "a plain background", "a bright background"),
-        "gradient": ("a background that fades from dark to light",),
+        "gradient": ("a fading background", "a gradient"),
         "stripes": ("stripes", "a striped background", "a background with stripes"),
         "checkerboard": ("a checkerboard", "a chess board", "a checkered background"),
         "dots": ("dots", "a dotted background", "a background with dots"),
@@ -187,21 +188,21 @@ def _pick(rng: Generator, options: Sequence[T]) -> T:
 
 
 def sample_scene(rng: Generator) -> Scene:
-    """Draw a scene whose objects differ in colour and hide each other little."""
+    """Draw a scene whose objects differ in colour and hide each other during a quarter of the time at most."""
     frames = int(rng.integers(FRAMES[0], FRAMES[1] + 1))
     background = _pick(rng, tuple(WORDS["background"]))
-    count = _pick(rng, (1, 1, 2, 2, 2, 2, 2, 3, 3, 3))
-    drafts = [_sample_objects(rng, background, count) for _ in range(8 if count > 1 else 1)]
-    scenes = [
-        Scene(background, objects, np.stack([_track(rng, shown, frames) for shown in objects])) for objects in drafts
-    ]
-    return min(scenes, key=_hidden_share)
+    count = _pick(rng, (1, 1, 2, 2, 2, 2, 2, 2, 3, 3))
+    while True:
+        objects = _sample_objects(rng, background, count)
+        scene = Scene(background, objects, np.stack([_track(rng, shown, frames) for shown in objects]))
+        if _hidden_share(scene) <= 0.25:
+            return scene
 
 
 def _sample_objects(rng: Generator, background: str, count: int) -> tuple[MovingObject, ...]:
     colours = rng.permutation([name for name in COLOURS if (name, background) != ("white", "pale")]).tolist()
     # The changes of two objects lie clearly apart, so that a caption can tell which came first; a third has none.
-    times = rng.permutation([rng.uniform(0.25, 0.35), rng.uniform(0.6, 0.7)]).tolist() + [None]
+    times = [*rng.permutation([rng.uniform(0.25, 0.35), rng.uniform(0.6, 0.7)]).tolist(), None]
     return tuple(_sample_object(rng, colours[i], colours[count + i], times[i]) for i in range(count))
 
 
@@ -283,7 +284,7 @@ DISC = _polar([1.0] * 40)
 OUTLINES = {  # closed outlines about within [-1, 1]; a second outline cuts a hole
     "circle": [DISC],
     "square": [_polar([1.3] * 4, turn=1 / 8)],
-    "triangle": [_polar([1.2] * 3) + (0, 0.25)],
+    "triangle": [_polar([1.2] * 3) + np.array([0, 0.25])],
     "star": [_polar([1.1, 0.48] * 5)],
     "cross": [_polar([1.06, 1.06, 0.45] * 4, turn=-1 / 24)],
     "ring": [DISC, DISC * 0.52],
@@ -348,7 +349,7 @@ class _Phrase(NamedTuple):
 
 def _noun_phrase(rng: Generator, shown: MovingObject) -> _Phrase:
     words, facts = [], {}
-    for attribute, told in (("size", 0.45), ("colour", 0.85), ("shape", 0.75)):
+    for attribute, told in (("size", 0.3), ("colour", 0.95), ("shape", 0.65)):
         value = getattr(shown, attribute)
         if rng.random() < told and value in WORDS[attribute]:
             words.append(_pick(rng, WORDS[attribute][value]))
@@ -375,7 +376,7 @@ def _change_phrase(rng: Generator, shown: MovingObject) -> _Phrase:
 def _predicate(rng: Generator, shown: MovingObject) -> _Phrase:
     """What the object does: its path, its change, or both."""
     path = _Phrase(_pick(rng, WORDS["path"][shown.path]), frozenset({("path", shown.path)}))
-    if not shown.change or rng.random() < 0.25:
+    if not shown.change or rng.random() < 0.4:
         return path
     change = _change_phrase(rng, shown)
     if rng.random() < 0.4:
@@ -389,11 +390,11 @@ def _predicate(rng: Generator, shown: MovingObject) -> _Phrase:
 
 
 def _draft(scene: Scene, rng: Generator) -> Caption:
-    told = min(len(scene.objects), _pick(rng, (1, 1, 1, 2, 2, 2, 2, 2, 2, 3)))
+    told = min(len(scene.objects), _pick(rng, (1, 1, 2, 2, 2, 2, 2, 2, 2, 3)))
     chosen = [scene.objects[i] for i in rng.permutation(len(scene.objects))[:told]]
-    in_order = told == 2 and all(shown.change for shown in chosen) and rng.random() < 0.7
-    if in_order:
-        chosen.sort(key=lambda shown: shown.change_at)
+    times = {shown.change_at for shown in chosen if shown.change}  # those of two objects that enter are the same
+    in_order = told == 2 and len(times) == 2 and rng.random() < 0.7
+    chosen.sort(key=lambda shown: shown.change_at if in_order else 0)
     nouns = [_noun_phrase(rng, shown) for shown in chosen]
     if told == 3:
         clauses, text = nouns, " and ".join(noun.text for noun in nouns) + _pick(rng, (" can be seen", " are shown"))
@@ -402,9 +403,9 @@ def _draft(scene: Scene, rng: Generator) -> Caption:
         clauses = [_Phrase(f"{a.text} {b.text}", a.facts | b.facts) for a, b in zip(nouns, verbs, strict=True)]
         joined = ("first {} and then {}", "{} before {}") if in_order else ("{} while {}", "{} and {}", "{} as {}")
         text = _pick(rng, joined).format(*(clause.text for clause in clauses)) if told == 2 else clauses[0].text
-    background = _pick(rng, WORDS["background"][scene.background]) if rng.random() < 0.4 else None
+    background = _pick(rng, WORDS["background"][scene.background]) if rng.random() < 0.65 else None
     if background:
-        text = f"{text} {_pick(rng, ('on', 'in front of', 'over'))} {background}"
+        text = f"{text} {_pick(rng, ('on', 'over'))} {background}"
     if rng.random() < 0.12:
         text = f"{_pick(rng, OPENINGS)} {text}"
     return Caption(text, tuple(clause.facts for clause in clauses), background, in_order)

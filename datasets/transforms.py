@@ -8,14 +8,13 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 
-def train_transform(input_res: int) -> v2.Transform:
-    """RandomResizedCrop (half to all of the area) and horizontal flip. Draws from torch's global generator."""
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(input_res, scale=(0.5, 1.0), interpolation=InterpolationMode.BICUBIC, antialias=True),
-            v2.RandomHorizontalFlip(),
-        ]
-    )
+def train_transform(input_res: int, flip: bool = True) -> v2.Transform:
+    """RandomResizedCrop (half to all of the area) and horizontal flip. Draws from torch's global generator.
+
+    :param flip: False where captions tell left from right.
+    """
+    crop = v2.RandomResizedCrop(input_res, scale=(0.5, 1.0), interpolation=InterpolationMode.BICUBIC, antialias=True)
+    return v2.Compose([crop, v2.RandomHorizontalFlip()] if flip else [crop])
 
 
 def test_transform(input_res: int) -> v2.Transform:

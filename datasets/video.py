@@ -4,11 +4,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+
 from diffusion_lm.errors import InputError
 
 
 def frame_indices(n: int, num_frames: int, rng: np.random.Generator | None = None) -> np.ndarray:
-    """Frames to take of n: [0, n) is cut into min(F, n) equal parts, each gives one frame; a short video repeats its last.
+    """Frames to take of n: [0, n) is cut into min(F, n) equal parts, one frame each; a short video repeats its last.
 
     :param n: frames that there are, at least 1.
     :param num_frames: F.

@@ -3,8 +3,9 @@
 import math
 
 import torch
-from diffusion_lm.errors import InputError
 from torch import Tensor, nn
+
+from diffusion_lm.errors import InputError
 
 
 class MultiHeadedAttention(nn.Module):

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from diffusion_lm.denoiser import Denoiser, nearest_word
-from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from diffusion_lm.denoiser import Denoiser, nearest_word
+from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 
 Sampler = Literal["ddpm", "ddim"]
 
@@ -19,6 +20,10 @@ class TrainingNoise(NamedTuple):
     x_start: Tensor  # spread of x_0 around the word embeddings (B, L, C)
     q: Tensor  # noise of q(x_t | x_0), (B, L, C)
 
+    def to(self, device: torch.device) -> "TrainingNoise":
+        """The same on a device."""
+        return TrainingNoise(*(tensor.to(device, non_blocking=True) for tensor in self))
+
 
 class SamplingNoise(NamedTuple):
     """What sampling draws for N captions in S steps."""
@@ -26,6 +31,10 @@ class SamplingNoise(NamedTuple):
     x_start: Tensor  # noise in the x_0 of the condition (N, L, C)
     x_T: Tensor  # (N, L, C)
     steps: Tensor  # noise of each step, from the noisiest to t = 0, (N, S, L, C)
+
+    def to(self, device: torch.device) -> "SamplingNoise":
+        """The same on a device."""
+        return SamplingNoise(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
 @dataclass

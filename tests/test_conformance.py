@@ -7,13 +7,13 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
+from torch.nn import functional as F
+
 from diffusion_lm.denoiser import Denoiser
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
 from diffusion_lm.weights import denoiser_config_from_state
-from safetensors import safe_open
-from torch.nn import functional as F
-
 from model.published import rename_published
 from modules.frame_pooling import FramePooling
 from modules.losses import symmetric_infonce, teacher_student

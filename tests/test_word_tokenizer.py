@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from diffusion_lm.word_tokenizer import tokenize_words
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -1,0 +1,121 @@
+"""The CLIP that is fine-tuned: transformers' CLIPModel and its tokenizer, by --clip_arch or --clip_path."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+from diffusion_lm.errors import InputError
+
+HUB_IDS = {
+    "ViT-B/32": "openai/clip-vit-base-patch32",
+    "ViT-B/16": "openai/clip-vit-base-patch16",
+    "ViT-L/14": "openai/clip-vit-large-patch14",
+}
+TINY_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "clip-tiny"
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+NEEDED_FILES = "config.json, model.safetensors (or pytorch_model.bin), vocab.json and merges.txt"
+
+
+class ClipRetrieval(nn.Module):
+    """CLIP's two encoders, projected and not normalised, with tokenisation and pixel scaling: the base of all models.
+
+    :param clip: the network; its parameters are named `clip.*`, as in published checkpoints.
+    :param tokenizer: captions to CLIP's token ids.
+    """
+
+    def __init__(self, clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+        super().__init__()
+        self.clip, self.tokenizer = clip, tokenizer
+        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
+
+    @property
+    def embed_dim(self) -> int:
+        """D, width of the projected features."""
+        return self.clip.config.projection_dim
+
+    def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """What the model reads of N captions: tensors of N rows, on the CPU.
+
+        Here CLIP's token ids (N, longest), padded behind the end token and cut at CLIP's longest.
+        """
+        longest = self.clip.config.text_config.max_position_embeddings
+        encoded = self.tokenizer(list(captions), padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        return {"token_ids": encoded["input_ids"]}
+
+    def select(self, tokens: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+        """Rows `index` of what `tokenize` gave, CLIP's ids cut to the longest caption among them."""
+        chosen = {name: rows[index] for name, rows in tokens.items()}
+        ids = chosen["token_ids"]
+        chosen["token_ids"] = ids[:, : int((ids != self.tokenizer.pad_token_id).sum(1).max()) + 1]  # + the end token
+        return chosen
+
+    def encode_texts(self, token_ids: Tensor) -> Tensor:
+        """Token ids (N, tokens) -> text features (N, D), float32.
+
+        No attention mask: attention is causal and the feature is that of the end token, so what follows it is not seen.
+        """
+        return _features(self.clip.get_text_features(input_ids=token_ids))
+
+    def encode_videos(self, frames: Tensor) -> Tensor:
+        """Frames uint8 (B, F, 3, R, R) -> frame features (B, F, D), float32."""
+        pixels = (frames.flatten(0, 1).float() / 255 - self.pixel_mean) / self.pixel_std
+        native = self.clip.config.vision_config.image_size
+        features = self.clip.get_image_features(
+            pixel_values=pixels, interpolate_pos_encoding=pixels.shape[-1] != native
+        )
+        return _features(features).unflatten(0, frames.shape[:2])
+
+
+def load_clip(clip_arch: str, clip_path: str | None = None) -> tuple[CLIPModel, CLIPTokenizer]:
+    """CLIP with its weights: pre-trained, or random for `tiny`.
+
+    :raises InputError: neither a local folder nor the hub's cache nor the hub has it; says which files to put where.
+    """
+    if clip_path is None and clip_arch == "tiny":
+        return build_clip(CLIPConfig.from_pretrained(TINY_FOLDER).to_dict(), TINY_FOLDER)
+    source = clip_path or HUB_IDS[clip_arch]
+    transformers_logging.disable_progress_bar()
+    try:
+        clip = CLIPModel.from_pretrained(source, attn_implementation="sdpa")
+        return clip, CLIPTokenizer.from_pretrained(source)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(_not_found(source, clip_path)) from error
+
+
+def build_clip(clip_config: dict, tokenizer_source: str | Path) -> tuple[CLIPModel, CLIPTokenizer]:
+    """CLIP of a configuration with random weights, to be filled from a checkpoint or trained from scratch.
+
+    :param clip_config: what CLIPConfig.to_dict gave.
+    :param tokenizer_source: hub id or folder of the tokenizer.
+    """
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(tokenizer_source)
+    except (OSError, ValueError) as error:
+        raise InputError(_not_found(str(tokenizer_source), None)) from error
+    clip = CLIPModel._from_config(CLIPConfig.from_dict(clip_config), attn_implementation="sdpa")
+    return clip, tokenizer
+
+
+def tokenizer_source(clip_arch: str, clip_path: str | None) -> str | Path:
+    """Where the tokenizer of a CLIP lies: a folder or a hub id."""
+    return clip_path or (TINY_FOLDER if clip_arch == "tiny" else HUB_IDS[clip_arch])
+
+
+def _not_found(source: str, clip_path: str | None) -> str:
+    if clip_path and Path(clip_path).is_dir():
+        return f"--clip_path={clip_path} holds no CLIP: it needs {NEEDED_FILES}"
+    return (
+        f"CLIP {source} is not in the local cache and cannot be downloaded: put {NEEDED_FILES} of it into a folder "
+        f"and give --clip_path=FOLDER, or use --clip_arch=tiny"
+    )
+
+
+def _features(output: object) -> Tensor:
+    """The projected features: transformers 5 wraps them in an output object, transformers 4 returns the tensor."""
+    return (output if isinstance(output, Tensor) else output.pooler_output).float()

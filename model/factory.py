@@ -1,0 +1,167 @@
+"""Builds a model: fresh for training, or from a checkpoint."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CLIPModel, CLIPTokenizer
+
+from config import Config
+from diffusion_lm import weights
+from diffusion_lm.denoiser import Denoiser, DenoiserConfig
+from diffusion_lm.errors import InputError
+from diffusion_lm.gaussian_diffusion import GaussianDiffusion
+from diffusion_lm.vocabulary import Vocabulary
+from diffusion_lm.weights import PretrainedDiffusionLM
+from model.clip import build_clip, load_clip, tokenizer_source
+from model.published import is_published_textdiffs, rename_published
+from model.textdiffs import TextDiffs
+from model.xpool import XPool
+from modules.text_diffusion import TextDiffusion
+
+logger = logging.getLogger(__name__)
+
+DIFFUSION_MODELS = Path(__file__).resolve().parent.parent / "Diffusion-LM" / "diffusion_models"
+
+# settings that shape a model: a checkpoint brings its own, and one given on the command line must agree
+MODEL_SETTINGS = (
+    "arch", "clip_arch", "clip_path", "num_frames", "input_res", "num_mha_heads", "recipe", "diffusion_steps",
+    "diffusion_text_len",
+)  # fmt: skip
+
+
+def create_model(config: Config) -> XPool:
+    """A model before training: CLIP, identity pooling, and for TextDiffs a student that starts from the teacher.
+
+    :raises InputError: CLIP or the pre-trained Diffusion-LM is not there.
+    """
+    pretrained = load_teacher(config) if config.arch == "clip_stochastic" else None
+    clip, tokenizer = load_clip(config.clip_arch, config.clip_path)
+    check_embed_dim(config, clip)
+    if pretrained is None:
+        return _assemble(config, clip, tokenizer)
+    published = config.recipe == "published"
+    teacher = pretrained.build(config.num_frames)
+    student = Denoiser(pretrained.denoiser_config, len(pretrained.vocabulary), config.num_frames)
+    if not published:
+        teacher.reset_condition_to_no_op()
+        student.load_state_dict(teacher.state_dict())
+    random_table = pretrained.random_table if published else None
+    return _assemble(config, clip, tokenizer, student, teacher, pretrained.vocabulary, random_table)
+
+
+def restore_model(config: Config, checkpoint: dict[str, Any], path: Path) -> XPool:
+    """The model of a checkpoint, with its weights. `config` takes the checkpoint's model settings.
+
+    :param checkpoint: what `torch.load` gave.
+    :param path: where it lies, for messages.
+    :raises InputError: a setting on the command line contradicts the checkpoint, or names or sizes do not fit.
+    """
+    state = checkpoint["state_dict"]
+    if is_published_textdiffs(state):
+        model = create_model(config)
+        state = rename_published(state)
+        if config.recipe == "published":
+            state["text_diffusion.rounding_table"] = model.text_diffusion.rounding_table
+    else:
+        model = _build_ours(config, checkpoint, path)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"{path} belongs to another model: {' '.join(str(error).split())[:600]}") from error
+    return model
+
+
+def _build_ours(config: Config, checkpoint: dict[str, Any], path: Path) -> XPool:
+    trained = checkpoint.get("config")
+    if not isinstance(trained, dict) or "clip_config" not in checkpoint:
+        raise InputError(f"{path} is neither a checkpoint of this project nor a published TextDiffs checkpoint")
+    for name in MODEL_SETTINGS:
+        given = getattr(config, name)
+        if name in config.explicit and given != trained[name]:
+            raise InputError(
+                f"{path} was trained with --{name}={trained[name]}, but --{name}={given} was given: "
+                f"leave the flag out or name another checkpoint"
+            )
+        setattr(config, name, trained[name])
+    clip, tokenizer = build_clip(checkpoint["clip_config"], tokenizer_source(config.clip_arch, config.clip_path))
+    check_embed_dim(config, clip)
+    if "denoiser" not in checkpoint:
+        return _assemble(config, clip, tokenizer)
+    vocabulary = Vocabulary(checkpoint["vocabulary"])
+    sizes = DenoiserConfig(**checkpoint["denoiser"])
+    student, teacher = (Denoiser(sizes, len(vocabulary), config.num_frames) for _ in range(2))
+    random_table = torch.empty(len(vocabulary), sizes.channels) if config.recipe == "published" else None
+    return _assemble(config, clip, tokenizer, student, teacher, vocabulary, random_table)
+
+
+def description(model: XPool) -> dict[str, Any]:
+    """What a checkpoint must hold beside the weights and the configuration to build the model again."""
+    parts: dict[str, Any] = {"clip_config": model.clip.config.to_dict()}
+    if isinstance(model, TextDiffs):
+        parts["denoiser"] = model.text_diffusion.student.config.to_dict()
+        parts["vocabulary"] = model.vocabulary.token_to_id
+    return parts
+
+
+def load_teacher(config: Config) -> PretrainedDiffusionLM:
+    """The pre-trained Diffusion-LM of a run: --diffusion_lm, else the data set's own, else the one that was dropped in.
+
+    :raises InputError: there is none; says which command makes one.
+    """
+    if config.diffusion_lm:
+        return weights.load(Path(config.diffusion_lm))
+    own = DIFFUSION_MODELS / config.dataset_name
+    dropped_in = [DIFFUSION_MODELS, *sorted(path.parent for path in DIFFUSION_MODELS.glob("1000diff_e2e*/ema_*.pt"))]
+    order = [*dropped_in, own] if config.recipe == "published" else [own, *dropped_in]
+    for folder in order:
+        if weights.find_weights(folder):
+            logger.info("teacher: %s", folder)
+            return weights.load(folder)
+    raise InputError(
+        f"no pre-trained Diffusion-LM for {config.dataset_name}: make one with `python Diffusion-LM/train.py "
+        f"--dataset_name={config.dataset_name} --data_dir={config.data_dir}`, or put a published one into "
+        f"Diffusion-LM/diffusion_models"
+    )
+
+
+def check_embed_dim(config: Config, clip: CLIPModel) -> None:
+    """--embed_dim must be what the CLIP has; without the flag it is taken from there."""
+    actual = clip.config.projection_dim
+    if "embed_dim" in config.explicit and config.embed_dim != actual:
+        raise InputError(f"--embed_dim={config.embed_dim} is not the width of this CLIP, which is {actual}")
+    config.embed_dim = actual
+
+
+def _assemble(
+    config: Config,
+    clip: CLIPModel,
+    tokenizer: CLIPTokenizer,
+    student: Denoiser | None = None,
+    teacher: Denoiser | None = None,
+    vocabulary: Vocabulary | None = None,
+    random_table: torch.Tensor | None = None,
+) -> XPool:
+    if config.arch == "clip_transformer":
+        return XPool(clip, tokenizer, config.num_mha_heads, config.transformer_dropout)
+    diffusion = TextDiffusion(
+        student,
+        teacher,
+        GaussianDiffusion.sqrt(config.diffusion_steps),
+        clip.config.projection_dim,
+        config.diffusion_text_len,
+        random_table,
+    )
+    return TextDiffs(
+        clip,
+        tokenizer,
+        diffusion,
+        vocabulary,
+        config.num_mha_heads,
+        config.transformer_dropout,
+        shared_noise=config.recipe != "published",
+        seed=config.seed,
+        sampler=config.sampler,
+        sampling_steps=config.sampling_steps,
+    )

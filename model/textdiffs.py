@@ -1,0 +1,105 @@
+"""TextDiffs: X-Pool whose text embedding is diffused towards each candidate video."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from transformers import CLIPModel, CLIPTokenizer
+
+from diffusion_lm.vocabulary import Vocabulary
+from model.xpool import Texts, Videos, XPool
+from modules.losses import teacher_student
+from modules.noise import sampling_noise, training_noise
+from modules.text_diffusion import Sampler, TextDiffusion, TrainingNoise
+
+TEACHER_STUDENT_WEIGHT = 0.1
+
+
+class TextDiffs(XPool):
+    """CLIP, X-Pool's frame pooling, and a text diffusion conditioned on the similarity of words and frames.
+
+    :param text_diffusion: student, teacher and the layers around them.
+    :param vocabulary: words of the diffusion.
+    :param shared_noise: teacher and student see the same t and noise.
+    :param seed: of all noise.
+    :param sampling_steps: S, steps at inference.
+    """
+
+    def __init__(
+        self,
+        clip: CLIPModel,
+        tokenizer: CLIPTokenizer,
+        text_diffusion: TextDiffusion,
+        vocabulary: Vocabulary,
+        num_mha_heads: int = 1,
+        transformer_dropout: float = 0.3,
+        shared_noise: bool = True,
+        seed: int = 24,
+        sampler: Sampler = "ddpm",
+        sampling_steps: int | None = None,
+    ) -> None:
+        super().__init__(clip, tokenizer, num_mha_heads, transformer_dropout)
+        self.text_diffusion, self.vocabulary = text_diffusion, vocabulary
+        self.shared_noise, self.seed, self.sampler = shared_noise, seed, sampler
+        process = text_diffusion.diffusion
+        self.sampling_diffusion = process.respaced(sampling_steps or process.num_steps)
+
+    def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """CLIP's token ids and the word ids of the diffusion (N, L)."""
+        word_ids = self.vocabulary.encode(captions, self.text_diffusion.text_length)
+        return super().tokenize(captions) | {"word_ids": word_ids}
+
+    def videos(self, features: Tensor) -> Videos:
+        """Frame features (M, F, D), ready to be scored."""
+        channels = self.text_diffusion.frame_channels(features)
+        return Videos(features, *self.pool_frames.keys_values(features), frame_channels=channels)
+
+    def text_embedding(
+        self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor, features: Tensor
+    ) -> Tensor:
+        """Diffused text c + exp(l) of each pair, (P, D)."""
+        used, rows = text_index.unique(return_inverse=True)  # the texts of the block, each once
+        noise = sampling_noise(
+            [texts.captions[index] for index in used.tolist()],
+            self.seed,
+            self.sampling_diffusion.num_steps,
+            self.text_diffusion.text_length,
+            self.text_diffusion.student.config.channels,
+        )
+        device = features.device
+        x = self.text_diffusion.sample(
+            texts.word_ids[used.to(device, non_blocking=True)],
+            videos.frame_channels[video_index],
+            noise.to(device),
+            rows.to(device, non_blocking=True),
+            self.sampling_diffusion,
+            self.sampler,
+        )
+        return features + self.text_diffusion.log_shift(x).exp()
+
+    def draw_noise(self, step: int, batch: int) -> tuple[TrainingNoise, TrainingNoise]:
+        """Noise of the student and of the teacher for a training step of B pairs, a function of (seed, step)."""
+        diffusion = self.text_diffusion
+        shape = (batch, diffusion.diffusion.num_steps, diffusion.text_length, diffusion.student.config.channels)
+        student = training_noise(self.seed, step, 0, *shape)
+        return student, student if self.shared_noise else training_noise(self.seed, step, 1, *shape)
+
+    def losses(
+        self,
+        text_features: Tensor,
+        frame_features: Tensor,
+        word_ids: Tensor,
+        noise: tuple[TrainingNoise, TrainingNoise],
+    ) -> dict[str, Tensor]:
+        """Retrieval loss of the diffused texts, and the weighted teacher-student loss.
+
+        :param text_features: (B, D).
+        :param frame_features: (B, F, D).
+        :param word_ids: (B, L).
+        :param noise: what `draw_noise` gave, on the device.
+        """
+        output = self.text_diffusion(word_ids, frame_features, *noise)
+        diffused = text_features + output.log_shift.exp()
+        return {
+            "retrieval": self.retrieval_loss(diffused, text_features, frame_features),
+            "teacher_student": TEACHER_STUDENT_WEIGHT * teacher_student(output.teacher, output.student),
+        }

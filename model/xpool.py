@@ -1,0 +1,141 @@
+"""X-Pool (Gorti et al. 2022): CLIP, and frames pooled by each text. The base of the models that pool by text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import CLIPModel, CLIPTokenizer
+
+from model.clip import ClipRetrieval
+from modules.frame_pooling import FramePooling
+from modules.losses import symmetric_infonce
+
+
+@dataclass(frozen=True)
+class Texts:
+    """N encoded captions, ready to be scored."""
+
+    captions: Sequence[str]
+    features: Tensor  # (N, D)
+    queries: Tensor  # (N, heads, D / heads)
+    word_ids: Tensor | None = None  # (N, L), for models with a text diffusion
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+@dataclass(frozen=True)
+class Videos:
+    """M encoded videos, with all that scoring needs and that does not depend on the text."""
+
+    features: Tensor  # (M, F, D)
+    keys: Tensor  # (M, F, heads, D / heads)
+    values: Tensor  # (M, F, heads, D / heads)
+    frame_channels: Tensor | None = None  # (M, F, C), for models with a text diffusion
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """Scores of P pairs, float32."""
+
+    strict: Tensor  # (P,)
+    published: Tensor | None  # (P,), None where the protocol is not defined
+    undiffused: Tensor  # (P,), cosine of the text as encoded with the video pooled for it
+
+
+class XPool(ClipRetrieval):
+    """CLIP with text-conditioned frame pooling.
+
+    The interface of every model: `tokenize`, `encode_texts`, `encode_videos` (inputs to features), `texts`, `videos`
+    (features to what is scored), `score_pairs`, `pool`, and `losses` of a training batch with what `draw_noise` gives.
+
+    :param clip: CLIP, `tokenizer` its tokenizer.
+    :param num_mha_heads: heads of the pooling attention.
+    :param transformer_dropout: dropout of the pooling.
+    """
+
+    def __init__(
+        self, clip: CLIPModel, tokenizer: CLIPTokenizer, num_mha_heads: int = 1, transformer_dropout: float = 0.3
+    ) -> None:
+        super().__init__(clip, tokenizer)
+        self.pool_frames = FramePooling(self.embed_dim, num_mha_heads, transformer_dropout)
+
+    def texts(self, captions: Sequence[str], features: Tensor, word_ids: Tensor | None = None) -> Texts:
+        """Captions and their features (N, D), ready to be scored."""
+        return Texts(captions, features, self.pool_frames.queries(features), word_ids)
+
+    def videos(self, features: Tensor) -> Videos:
+        """Frame features (M, F, D), ready to be scored."""
+        return Videos(features, *self.pool_frames.keys_values(features))
+
+    def pool(self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor) -> Tensor:
+        """p(v|t) of P pairs, (P, D).
+
+        :param text_index: (P,), `video_index` likewise.
+        """
+        return self.pool_frames.pool_pairs(
+            texts.queries[text_index], videos.keys[video_index], videos.values[video_index]
+        )
+
+    def score_pairs(
+        self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor, own_pooled: Tensor | None = None
+    ) -> PairScores:
+        """Score P pairs.
+
+        :param text_index: (P,) in [0, N), `video_index` (P,) in [0, M); both on the CPU, where they are made, so that
+            no step waits for the device.
+        :param own_pooled: p(v | v's own caption), (M, D), of the published protocol; None where it is not defined.
+        """
+        device = texts.features.device
+        text_on_device = text_index.to(device, non_blocking=True)
+        video_on_device = video_index.to(device, non_blocking=True)
+        pooled = self.pool(texts, videos, text_on_device, video_on_device)
+        features = texts.features[text_on_device]
+        embedding = self.text_embedding(texts, videos, text_index, video_on_device, features)
+        return PairScores(
+            strict=_cosine(embedding, pooled),
+            published=None if own_pooled is None else _cosine(embedding, own_pooled[video_on_device]),
+            undiffused=_cosine(features, pooled),
+        )
+
+    def text_embedding(
+        self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor, features: Tensor
+    ) -> Tensor:
+        """The embedding of the text of each pair that is scored against the video of the pair, (P, D).
+
+        :param text_index: (P,) on the CPU; `video_index` on the device.
+        :param features: text features of the pairs (P, D).
+        """
+        return features
+
+    def draw_noise(self, step: int, batch: int) -> object:
+        """What `losses` needs for a training step beyond its inputs: nothing here."""
+        return None
+
+    def losses(
+        self, text_features: Tensor, frame_features: Tensor, word_ids: Tensor | None = None, noise: object = None
+    ) -> dict[str, Tensor]:
+        """Terms of the training loss of B pairs; their sum is minimised.
+
+        :param text_features: (B, D).
+        :param frame_features: (B, F, D).
+        """
+        return {"retrieval": self.retrieval_loss(text_features, text_features, frame_features)}
+
+    def retrieval_loss(self, embeddings: Tensor, text_features: Tensor, frame_features: Tensor) -> Tensor:
+        """Symmetric InfoNCE over cos(embedding i, p(v_j | t_i)).
+
+        :param embeddings: text embeddings that are scored (B, D); the frames are pooled by `text_features` (B, D).
+        """
+        pooled = self.pool_frames(text_features, frame_features)  # (videos, texts, D)
+        sims = torch.einsum("td,vtd->tv", F.normalize(embeddings.float(), dim=-1), F.normalize(pooled.float(), dim=-1))
+        return symmetric_infonce(sims, self.clip.logit_scale)
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    return F.cosine_similarity(a.float(), b.float(), dim=-1)

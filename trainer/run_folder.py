@@ -1,0 +1,106 @@
+"""What a run leaves behind: its folder with config.json, log.txt, metrics.jsonl and TensorBoard files."""
+
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from config import Config
+from diffusion_lm.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.json"
+LOG_FILE = "log.txt"
+METRICS_FILE = "metrics.jsonl"
+RESULTS_FILE = "results.json"
+
+
+def log_to_console() -> None:
+    """Log lines on standard output, as they are; progress bars go to standard error."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    for noisy in ("httpx", "huggingface_hub", "transformers"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def run_program(program: str, main: Callable[[], None]) -> int:
+    """Run an entry point: bad input becomes one line on standard error and exit code 2.
+
+    :return: exit code.
+    """
+    log_to_console()
+    try:
+        with logging_redirect_tqdm():
+            main()
+    except InputError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+@contextmanager
+def training_folder(config: Config) -> Iterator[Path]:
+    """The new folder of a training run, with config.json and log.txt.
+
+    A run that bad input ends before its first checkpoint leaves nothing behind.
+
+    :raises InputError: the folder holds a run already, or cannot be made.
+    """
+    folder = config.run_dir
+    if any(folder.glob("*.pth")) or (folder / CONFIG_FILE).exists():
+        raise InputError(f"{folder} holds a run already: give another --datetime or --exp_name")
+    existed = folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        config.save(folder / CONFIG_FILE)
+        handler = logging.FileHandler(folder / LOG_FILE, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"run folder {folder} cannot be written: {error.strerror}") from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield folder
+    except InputError:
+        if not existed and not any(folder.glob("*.pth")):
+            shutil.rmtree(folder)
+        raise
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+class MetricsWriter:
+    """Numbers of a run, to metrics.jsonl and TensorBoard.
+
+    :param folder: of the run.
+    :param tensorboard_dir: None writes no TensorBoard files.
+    """
+
+    def __init__(self, folder: Path, tensorboard_dir: Path | None) -> None:
+        self.file = open(folder / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
+        self.tensorboard = None
+        if tensorboard_dir is not None:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, not always wanted
+
+            self.tensorboard = SummaryWriter(str(tensorboard_dir))
+
+    def write(self, step: int, epoch: int, values: dict[str, float], tensorboard: bool = True) -> None:
+        """Append values, by name, at a step."""
+        record: dict[str, Any] = {"step": step, "epoch": epoch, **values}
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        if self.tensorboard and tensorboard:
+            for name, value in values.items():
+                self.tensorboard.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self.file.close()
+        if self.tensorboard:
+            self.tensorboard.close()
