@@ -22,6 +22,8 @@ def main() -> None:
 
     for note in config.notes():
         logger.info(note)
+    if config.load_epoch is not None:
+        logger.info("--load_epoch has no effect in train.py: it is for test.py")
     device = choose_device(config.gpu)
     dtype = choose_precision(config.precision, device)
     set_up(device, config.seed)

@@ -96,3 +96,26 @@ def main() -> None:
         # 6. samples
         for caption in sample_captions(averaged, diffusion, vocabulary, args.samples, args.text_len, args.seed):
             logger.info("%s", caption)
+
+
+def parse_args() -> Namespace:
+    """The command line, with what follows from other flags filled in."""
+    parser = Parser("train.py", "Pre-train a Diffusion-LM on captions.")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--dataset_name", help="train on the captions of its training split")
+    source.add_argument("--captions", type=Path, metavar="FILE", help="train on a text file, a caption a line")
+    parser.add_argument("--data_dir", type=Path, default="./data", help="folder that holds <Dataset>/")
+    parser.add_argument("--msrvtt_train_file", choices=("7k", "9k"), default="9k", help="training split of MSR-VTT")
+    parser.add_argument("--output_dir", type=Path, help="folder to write (default: diffusion_models/<name>)")
+    parser.add_argument("--denoiser", choices=DENOISERS, default="base", help="size of the network")
+    parser.add_argument("--diffusion_steps", type=number(int, 1), default=10, help="T")
+    parser.add_argument(
+        "--text_len", type=number(int, MIN_TEXT_LEN, MAX_POSITIONS), default=64, help="L, tokens of a caption"
+    )
+    parser.add_argument("--min_count", type=number(int, 1), default=5, help="words rarer than this become UNK")
+    parser.add_argument("--held_out", type=number(float, 0, 0.5), default=0.02, help="share of the distinct captions")
+    by_size = "default: {}".format(", ".join(f"{name} {{}}" for name in RECIPES)).format
+    parser.add_argument("--steps", type=number(int, 1), help=by_size(*(r.steps for r in RECIPES.values())))
+    parser.add_argument("--lr", type=number(float), help=by_size(*(r.lr for r in RECIPES.values())))
+    parser.add_argument("--dropout", type=number(float, 0, 1), help=by_size(*(r.dropout for r in RECIPES.values())))
+    return parser.parse_args()

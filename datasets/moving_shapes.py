@@ -53,7 +53,7 @@ COLOURS = {  # RGB
     "cyan": (40, 215, 230),
     "white": (255, 255, 255),
 }
-RADII = {"small": 0.11, "medium": 0.15, "big": 0.2}  # half a side, in frame sides
+RADII = {"small": 0.125, "medium": 0.165, "big": 0.21}  # half a side, in frame sides
 GROWTH = 1.8  # of an object that grows, and the inverse of one that shrinks
 STEPS = {  # signs of x and y; y points down, as in images
     "left": (-1, 0),
@@ -191,7 +191,7 @@ def sample_scene(rng: Generator) -> Scene:
     """Draw a scene whose objects differ in colour and hide each other during a quarter of the time at most."""
     frames = int(rng.integers(FRAMES[0], FRAMES[1] + 1))
     background = _pick(rng, tuple(WORDS["background"]))
-    count = _pick(rng, (1, 1, 2, 2, 2, 2, 2, 2, 3, 3))
+    count = _pick(rng, (1, 1, 2, 2, 2, 2, 2, 2, 2, 3))
     while True:
         objects = _sample_objects(rng, background, count)
         scene = Scene(background, objects, np.stack([_track(rng, shown, frames) for shown in objects]))
@@ -349,7 +349,7 @@ class _Phrase(NamedTuple):
 
 def _noun_phrase(rng: Generator, shown: MovingObject) -> _Phrase:
     words, facts = [], {}
-    for attribute, told in (("size", 0.3), ("colour", 0.95), ("shape", 0.65)):
+    for attribute, told in (("size", 0.3), ("colour", 0.97), ("shape", 0.85)):
         value = getattr(shown, attribute)
         if rng.random() < told and value in WORDS[attribute]:
             words.append(_pick(rng, WORDS[attribute][value]))
@@ -403,7 +403,7 @@ def _draft(scene: Scene, rng: Generator) -> Caption:
         clauses = [_Phrase(f"{a.text} {b.text}", a.facts | b.facts) for a, b in zip(nouns, verbs, strict=True)]
         joined = ("first {} and then {}", "{} before {}") if in_order else ("{} while {}", "{} and {}", "{} as {}")
         text = _pick(rng, joined).format(*(clause.text for clause in clauses)) if told == 2 else clauses[0].text
-    background = _pick(rng, WORDS["background"][scene.background]) if rng.random() < 0.65 else None
+    background = _pick(rng, WORDS["background"][scene.background]) if rng.random() < 0.8 else None
     if background:
         text = f"{text} {_pick(rng, ('on', 'over'))} {background}"
     if rng.random() < 0.12:
@@ -485,7 +485,15 @@ def generate(
         jobs = [(unfinished / "videos", seed, split, index) for split in videos for index in range(videos[split])]
         context = multiprocessing.get_context("spawn")
         with context.Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-            list(tqdm(pool.imap_unordered(_write_video, jobs, chunksize=8), "MovingShapes", len(jobs), unit="video"))
+            list(
+                tqdm(
+                    pool.imap_unordered(_write_video, jobs, chunksize=8),
+                    "MovingShapes",
+                    len(jobs),
+                    unit="video",
+                    disable=None,
+                )
+            )
         annotations = {"version": VERSION, "seed": seed} | {
             split: [
                 {"video_id": f"{split}{index:04d}", "captions": [caption.text for caption in captions]}

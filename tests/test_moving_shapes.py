@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from datasets import moving_shapes
-from datasets.moving_shapes import MovingObject, captions_of, ensure, generate, holds, render, scene_of
+from datasets.moving_shapes import MovingObject, Scene, captions_of, describe, ensure, generate, holds, render, scene_of
 from diffusion_lm.errors import InputError
 
 
@@ -38,12 +38,12 @@ def centroid(mask: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def lone_objects() -> list[tuple[MovingObject, np.ndarray, list[str]]]:
-    """(object, frames, captions) of train videos that show nothing but one object that is never white."""
-    found = []
-    for index, captions in enumerate(captions_of(24, "train", 800)):
+    """(object, frames, captions) of scenes that show nothing but one object, never a white one."""
+    found, rng = [], np.random.default_rng(0)
+    for index in range(800):
         scene = scene_of(24, "train", index)
         if len(scene.objects) == 1 and "white" not in (scene.objects[0].colour, scene.objects[0].then):
-            found.append((scene.objects[0], render(scene), [caption.text for caption in captions]))
+            found.append((scene.objects[0], render(scene), [describe(scene, rng).text for _ in range(15)]))
     return found
 
 
@@ -69,6 +69,12 @@ def test_another_seed_gives_another_set():
     ]
     pairs = [(render(scene_of(24, "test", i)), render(scene_of(25, "test", i))) for i in range(8)]
     assert all(a.shape != b.shape or (a != b).any() for a, b in pairs)
+
+
+def test_splits_do_not_share_scenes():
+    train = {render(scene_of(24, "train", index)).tobytes() for index in range(100)}
+    assert len(train) == 100
+    assert train.isdisjoint(render(scene_of(24, "test", index)).tobytes() for index in range(50))
 
 
 def test_more_train_videos_change_nothing_else(root, tmp_path):
@@ -192,14 +198,38 @@ def test_named_changes_are_those_of_the_pixels(lone_objects):
     assert len(set(seen)) > 18
 
 
-def test_opposite_directions_have_the_same_bag_of_places(lone_objects):
+@pytest.mark.parametrize("path", ["left", "right", "up", "down"])
+def test_named_edges_and_turns_are_those_of_the_pixels(path):
+    edges = {"left": np.s_[:, 0], "right": np.s_[:, -1], "top": np.s_[0], "bottom": np.s_[-1]}
+    rng = np.random.default_rng(0)
+    changes = [("enter", None, 0.0), ("leave", None, 0.9)]
+    changes += [("turn", way, 0.5) for way in ("left", "right", "up", "down") if way != path]
+    for change, then, change_at in changes:
+        shown = MovingObject("circle", "red", "small", path, change, then, change_at)
+        scene = Scene("dots", (shown,), moving_shapes._track(rng, shown, 30)[None])
+        mask = coloured(render(scene))
+        visible = mask[mask.any(axis=(1, 2))]
+        named = set()
+        for text in (describe(scene, rng).text for _ in range(60)):
+            if match := re.search(r"(?:comes in|enters) from the (\w+)", text):
+                assert visible[0][edges[match[1]]].any() and not visible[-1][edges[match[1]]].any(), text
+            elif match := re.search(r"(?:leaves|goes out) at the (\w+)", text):
+                assert visible[-1][edges[match[1]]].any() and not visible[0][edges[match[1]]].any(), text
+            elif match := re.search(r"(?:turns|direction and goes) (left|right|up|down)", text):
+                assert np.dot(centroid(mask[-1]) - centroid(mask[-6]), WAYS[match[1]]) > 4, text
+            if match:
+                named.add(match[1])
+        assert len(named) == 1
+
+
+def test_both_directions_pass_the_same_places(lone_objects):
     """Mean pooling must not read the direction off the places where an object was."""
-    starts = {"left": [], "right": []}
+    seen = set()
     for shown, video, _ in lone_objects:
-        if shown.path in starts and not shown.change:
-            starts[shown.path].append(np.mean([centroid(frame)[0] for frame in coloured(video)]))
-    assert all(len(places) > 4 for places in starts.values())
-    assert abs(np.mean(starts["left"]) - np.mean(starts["right"])) < 3
+        if shown.path in ("left", "right") and not shown.change:
+            seen.add(shown.path)
+            assert abs(np.mean([centroid(frame)[0] for frame in coloured(video)]) - video.shape[2] / 2) < 5
+    assert seen == {"left", "right"}
 
 
 def test_a_failed_generation_leaves_nothing(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Evaluation of a model on a test split, under both protocols and in both directions."""
 
 import json
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from model.xpool import Texts, Videos, XPool
 from modules.metrics import text_to_video, video_to_text
 from modules.similarity import DEFAULT_BLOCK_PAIRS, SMALL_BLOCK_PAIRS, Similarity, similarity
 from trainer.device import autocast
+
+logger = logging.getLogger(__name__)
 
 PROTOCOLS = ("strict", "published")
 METRICS = {"t2v": text_to_video, "v2t": video_to_text}
@@ -78,13 +81,16 @@ class Evaluator:
         with autocast(self.device, self.dtype):
             videos = self.encode_videos(model)
             texts = self.encode_texts(model)
-            with tqdm(total=len(texts) * len(videos), desc="similarity", unit="pair", leave=False) as bar:
+            logger.info("scoring %d texts x %d videos", len(texts), len(videos))
+            with tqdm(total=len(texts) * len(videos), desc="similarity", unit="pair", leave=False, disable=None) as bar:
                 return similarity(model, texts, videos, self.own_text, self.block_pairs, bar.update)
 
     def encode_videos(self, model: XPool) -> Videos:
         """All videos of the split, in its order."""
         features: list[Tensor] = []
-        for frames, _ in tqdm(batches(self.loader), total=len(self.loader), desc="videos", unit="batch", leave=False):
+        for frames, _ in tqdm(
+            batches(self.loader), total=len(self.loader), desc="videos", unit="batch", leave=False, disable=None
+        ):
             features.append(model.encode_videos(frames.to(self.device, non_blocking=True)))
         return model.videos(torch.cat(features))
 

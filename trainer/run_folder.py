@@ -12,7 +12,7 @@ from typing import Any
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from config import Config
-from diffusion_lm.errors import InputError
+from diffusion_lm.errors import InputError, RunError
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def log_to_console() -> None:
 
 
 def run_program(program: str, main: Callable[[], None]) -> int:
-    """Run an entry point: bad input becomes one line on standard error and exit code 2.
+    """Run an entry point: bad input becomes one line on standard error and exit code 2, a failed run exit code 1.
 
     :return: exit code.
     """
@@ -38,9 +38,9 @@ def run_program(program: str, main: Callable[[], None]) -> int:
     try:
         with logging_redirect_tqdm():
             main()
-    except InputError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        return 2
+    except (InputError, RunError) as error:
+        sys.stderr.write(f"{program}: error: {error}\n")
+        return 2 if isinstance(error, InputError) else 1
     return 0
 
 

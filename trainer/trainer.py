@@ -15,7 +15,7 @@ from transformers import get_cosine_schedule_with_warmup
 from config import Config
 from datasets.annotations import Split
 from datasets.loading import TrainPairs, batches, train_loader
-from diffusion_lm.errors import InputError
+from diffusion_lm.errors import RunError
 from model.xpool import XPool
 from trainer.checkpoints import BEST, epoch_file, save_checkpoint
 from trainer.device import autocast
@@ -103,7 +103,7 @@ class Trainer:
         self.loader.sampler.set_epoch(epoch)
         self.model.train()
         started, running, since = time.perf_counter(), {}, 0
-        bar = tqdm(batches(self.loader), total=steps, desc=f"epoch {epoch}", unit="step", leave=False)
+        bar = tqdm(batches(self.loader), total=steps, desc=f"epoch {epoch}", unit="step", leave=False, disable=None)
         for done, (frames, index) in enumerate(bar, start=1):
             losses = self._train_step(frames, index)
             for name, value in losses.items():  # summed on the device: reading them would wait for it
@@ -139,7 +139,7 @@ class Trainer:
     def _log_step(self, epoch: int, done: int, running: dict[str, Tensor], count: int) -> None:
         means = {f"train/{name}": float(total) / count for name, total in running.items()}
         if not math.isfinite(means["train/loss"]):
-            raise InputError(
+            raise RunError(
                 f"the loss is {means['train/loss']} at epoch {epoch}, step {done}: lower --clip_lr or --noclip_lr, or "
                 f"give --precision=fp32"
             )

@@ -1,4 +1,4 @@
-"""The one exception that means "the person gave something that cannot be used"."""
+"""The exceptions that end a program with one line instead of a traceback."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     Entry points print the message without a traceback and leave with exit code 2.
     """
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on although its input was good, said in one line; exit code 1. What it wrote stays."""
