@@ -5,20 +5,21 @@ import logging
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
+from datasets.annotations import load_captions
 from diffusion_lm import weights
 from diffusion_lm.command_line import Parser, number
 from diffusion_lm.denoiser import DENOISERS, MAX_POSITIONS, Denoiser
 from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.sampling import sample_captions
-from diffusion_lm.training import HeldOut, TrainingSettings, split_held_out, spread_word_table, train
+from diffusion_lm.training import MAX_GRADIENT_NORM, TrainingSettings, split_held_out, spread_word_table, train
 from diffusion_lm.vocabulary import SPECIAL_TOKENS, Vocabulary
 from trainer.device import choose_device, choose_precision
 from trainer.run_folder import run_program
@@ -49,14 +50,13 @@ def main() -> None:
     # 1. settings
     args = parse_args()
     device = choose_device(args.gpu)
-    dtype = choose_precision(args.precision, device)
     settings = TrainingSettings(
         steps=args.steps,
         batch_size=args.batch_size,
         lr=args.lr,
         ema_rate=args.ema_rate,
         seed=args.seed,
-        dtype=dtype,
+        dtype=choose_precision(args.precision, device),
         log_step=args.log_step,
         eval_every=args.eval_every,
     )
@@ -70,28 +70,31 @@ def main() -> None:
 
     # 3. model
     torch.manual_seed(args.seed)
-    config = replace(DENOISERS[args.denoiser], dropout=args.dropout)
-    denoiser = Denoiser(config, len(vocabulary))
+    denoiser = Denoiser(replace(DENOISERS[args.denoiser], dropout=args.dropout), len(vocabulary))
     spread_word_table(denoiser)
-    random_table = torch.randn(len(vocabulary), config.channels)
+    random_table = torch.randn_like(denoiser.word_embedding.weight)
     diffusion = GaussianDiffusion.sqrt(args.diffusion_steps)
 
     # 4. training
-    with output_folder(args.output_dir) as folder:
-        logger.info("%d captions, %d held out, %d words", len(captions), len(held_out_captions), len(vocabulary))
-        logger.info("%.1f %% of held-out words are unknown", 100 * vocabulary.unknown_share(held_out_captions))
-        logger.info("denoiser %s, device %s, %s, folder %s", args.denoiser, device, dtype, folder)
+    with output_folder(args.output_dir) as record:
+        unknown = vocabulary.unknown_share(held_out_captions)
+        logger.info("%d captions and %d held out, L = %d", len(captions), len(held_out_captions), args.text_len)
+        logger.info("%d words; %.1f %% of the held-out words are not among them", len(vocabulary), 100 * unknown)
+        logger.info("denoiser %s on %s, %s", args.denoiser, device, settings.dtype)
         started = time.monotonic()
         averaged, held_out = train(
-            denoiser.to(device), diffusion.to(device), word_ids, held_out_ids, settings, Recorder(folder)
+            denoiser.to(device), diffusion.to(device), word_ids, held_out_ids, settings, record
         )
         seconds = time.monotonic() - started
 
         # 5. files
-        training_args = describe(args, settings, config.to_dict(), vocabulary, held_out, len(held_out_captions))
+        training_args = published_names(args, denoiser) | {
+            "held_out": {"captions": len(held_out_captions), "unknown_words": unknown, **asdict(held_out)},
+            "seconds": round(seconds, 1),
+        }
         state = {name: tensor.cpu() for name, tensor in averaged.state_dict().items()}
-        path = weights.save(folder, state, random_table, vocabulary, training_args | {"seconds": round(seconds, 1)})
-        logger.info("%s after %.0f s", path, seconds)
+        path = weights.save(args.output_dir, state, random_table.cpu(), vocabulary, training_args)
+        logger.info("%.0f s; %s", seconds, path)
 
         # 6. samples
         for caption in sample_captions(averaged, diffusion, vocabulary, args.samples, args.text_len, args.seed):
@@ -104,18 +107,113 @@ def parse_args() -> Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--dataset_name", help="train on the captions of its training split")
     source.add_argument("--captions", type=Path, metavar="FILE", help="train on a text file, a caption a line")
-    parser.add_argument("--data_dir", type=Path, default="./data", help="folder that holds <Dataset>/")
-    parser.add_argument("--msrvtt_train_file", choices=("7k", "9k"), default="9k", help="training split of MSR-VTT")
-    parser.add_argument("--output_dir", type=Path, help="folder to write (default: diffusion_models/<name>)")
-    parser.add_argument("--denoiser", choices=DENOISERS, default="base", help="size of the network")
-    parser.add_argument("--diffusion_steps", type=number(int, 1), default=10, help="T")
+    parser.add_argument("--data_dir", type=Path, default="./data", help="folder that holds <Dataset>/ (%(default)s)")
     parser.add_argument(
-        "--text_len", type=number(int, MIN_TEXT_LEN, MAX_POSITIONS), default=64, help="L, tokens of a caption"
+        "--msrvtt_train_file", choices=("7k", "9k"), default="9k", help="training split of MSR-VTT (%(default)s)"
     )
-    parser.add_argument("--min_count", type=number(int, 1), default=5, help="words rarer than this become UNK")
-    parser.add_argument("--held_out", type=number(float, 0, 0.5), default=0.02, help="share of the distinct captions")
-    by_size = "default: {}".format(", ".join(f"{name} {{}}" for name in RECIPES)).format
-    parser.add_argument("--steps", type=number(int, 1), help=by_size(*(r.steps for r in RECIPES.values())))
-    parser.add_argument("--lr", type=number(float), help=by_size(*(r.lr for r in RECIPES.values())))
-    parser.add_argument("--dropout", type=number(float, 0, 1), help=by_size(*(r.dropout for r in RECIPES.values())))
-    return parser.parse_args()
+    parser.add_argument("--output_dir", type=Path, help="folder to write (diffusion_models/<dataset or file name>)")
+    parser.add_argument("--denoiser", choices=RECIPES, default="base", help="size of the network (%(default)s)")
+    parser.add_argument("--diffusion_steps", type=number(int, 1), default=10, help="T (%(default)s)")
+    parser.add_argument(
+        "--text_len",
+        type=number(int, MIN_TEXT_LEN, MAX_POSITIONS),
+        default=64,
+        help="L, tokens of a caption; as --diffusion_text_len of the retrieval (%(default)s)",
+    )
+    parser.add_argument("--min_count", type=number(int, 1), default=5, help="rarer words become UNK (%(default)s)")
+    parser.add_argument(
+        "--held_out", type=number(float, 0, 0.5), default=0.02, help="share of distinct captions (%(default)s)"
+    )
+    for name, kind in (("steps", number(int, 1)), ("lr", number(float)), ("dropout", number(float, 0, 1))):
+        by_size = ", ".join(f"{size} {getattr(recipe, name)}" for size, recipe in RECIPES.items())
+        parser.add_argument(f"--{name}", type=kind, help=f"({by_size})")
+    parser.add_argument("--batch_size", type=number(int, 1), default=64, help="captions of a step (%(default)s)")
+    parser.add_argument(
+        "--ema_rate", type=number(float, 0, 1), default=0.9999, help="of the average of the weights (%(default)s)"
+    )
+    parser.add_argument("--seed", type=number(int, 0), default=24, help="of everything random (%(default)s)")
+    parser.add_argument("--gpu", help="index of the GPU, or cpu (the first GPU if there is one)")
+    parser.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where it is fast (%(default)s)"
+    )
+    parser.add_argument("--log_step", type=number(int, 1), default=50, help="steps between log lines (%(default)s)")
+    parser.add_argument("--eval_every", type=number(int, 1), default=1000, help="steps (%(default)s)")
+    parser.add_argument("--samples", type=number(int, 0), default=0, help="captions to print at the end (%(default)s)")
+    args = parser.parse_args()
+    recipe = RECIPES[args.denoiser]
+    for name in ("steps", "lr", "dropout"):
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(recipe, name))
+    if args.output_dir is None:
+        args.output_dir = MODELS / (args.dataset_name or args.captions.stem)
+    return args
+
+
+def read_captions(args: Namespace) -> list[str]:
+    """The captions to learn from, one blank between words."""
+    if args.dataset_name:
+        return load_captions(args.dataset_name, args.data_dir / args.dataset_name, args.msrvtt_train_file)
+    try:
+        lines = args.captions.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise InputError(f"--captions={args.captions} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"--captions={args.captions} is not UTF-8 text (byte {error.start})") from error
+    return [caption for line in lines if (caption := " ".join(line.split()))]
+
+
+@contextmanager
+def output_folder(folder: Path) -> Iterator[Callable[[dict], None]]:
+    """Make the folder, log to its log.txt; gives the function that logs figures and adds them to metrics.jsonl."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(folder / "log.txt", mode="w", encoding="utf-8")
+        metrics = open(folder / "metrics.jsonl", "w", encoding="utf-8")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise InputError(f"--output_dir={folder} cannot be written: {error.strerror}") from error
+
+    def record(figures: dict) -> None:
+        logger.info("%s", json.dumps(figures))
+        metrics.write(json.dumps(figures) + "\n")
+        metrics.flush()
+
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield record
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+        metrics.close()
+
+
+def published_names(args: Namespace, denoiser: Denoiser) -> dict:
+    """Hyper-parameters for training_args.json, under the published names where there are any."""
+    return {
+        "dataset_name": args.dataset_name or args.captions.stem,
+        "denoiser": denoiser.config.to_dict(),
+        "vocab_size": denoiser.vocabulary_size,
+        "in_channel": denoiser.config.channels,
+        "out_channel": denoiser.config.channels,
+        "dropout": args.dropout,
+        "diffusion_steps": args.diffusion_steps,
+        "noise_schedule": "sqrt",
+        "predict_xstart": True,
+        "learn_sigma": False,
+        "sigma_small": False,
+        "training_mode": "e2e",
+        "text_len": args.text_len,
+        "min_count": args.min_count,
+        "steps": args.steps,
+        "lr_anneal_steps": args.steps,
+        "lr": args.lr,
+        "batch_size": args.batch_size,
+        "weight_decay": 0.0,
+        "gradient_clipping": MAX_GRADIENT_NORM,
+        "ema_rate": args.ema_rate,
+        "seed": args.seed,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(run_program("train.py", main))

@@ -1,13 +1,18 @@
 """Which videos and captions a split of a data set has. One function per data set reads its files as distributed."""
 
 import csv
+import io
 import json
+import logging
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import moving_shapes
 from diffusion_lm.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 VIDEO_EXTENSIONS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".3gp", ".wmv", ".flv", ".ts")
 
@@ -119,7 +124,7 @@ def _read_json(path: Path) -> object:
 
 
 def _read_csv(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    reader = csv.DictReader(_read_text(path).splitlines())
+    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""))
     absent = [name for name in columns if name not in (reader.fieldnames or ())]
     if absent:
         raise InputError(f"annotation file {path}, line 1: column {', '.join(absent)} is missing")
@@ -171,6 +176,49 @@ def _msvd(data_dir: Path, split: str, train_file: str) -> Entries:
         yield video_id, tuple(map(_clean, captions[video_id])), None, None
 
 
+LSMDC_FILES = {"train": "LSMDC16_annos_training.csv", "test": "LSMDC16_challenge_1000_publictect.csv"}
+
+
+def _lsmdc(data_dir: Path, split: str, train_file: str) -> Entries:
+    """LSMDC: one caption a clip, in files of six tab-separated columns: clip, four times, sentence."""
+    path = data_dir / LSMDC_FILES[split]
+    for number, line in enumerate(_read_text(path).splitlines(), start=1):
+        columns = line.split("\t")
+        if len(columns) != 6 or not columns[0] or not columns[5].strip():
+            raise InputError(f"annotation file {path}, line {number}: not six tab-separated columns with a sentence")
+        yield columns[0], (_clean(columns[5]),), None, None
+
+
+def _didemo(data_dir: Path, split: str, train_file: str) -> Entries:
+    """DiDeMo: all sentences of a video as one paragraph, for its part from `starts` to `ends` seconds."""
+    path = data_dir / f"didemo_{split}_label.csv"
+    for row in _read_csv(path, ("video_path", "starts", "ends", "text")):
+        video_id = Path(row["video_path"]).stem
+        start, end = (re.search(r"\d+(\.\d+)?", row[name]) for name in ("starts", "ends"))  # "tensor([[31]])"
+        if not (start and end and float(end[0]) > float(start[0])):
+            raise InputError(f"annotation file {path}: {video_id} has no time from {row['starts']} to {row['ends']}")
+        yield video_id, (_clean(row["text"]),), float(start[0]), float(end[0])
+
+
+def _activitynet(data_dir: Path, split: str, train_file: str) -> Entries:
+    """ActivityNet Captions: all sentences of a video as one paragraph, for its annotated duration; tests on val_1."""
+    annotations, ids = ("train.json", "train_ids.json") if split == "train" else ("val_1.json", "val_ids.json")
+    path = data_dir / annotations
+    captions, wanted = _read_json(path), _read_json(data_dir / ids)
+    if not isinstance(captions, dict) or not isinstance(wanted, list):
+        raise InputError(f"annotation files {path} and {ids} are not a mapping of videos and a list of them")
+    absent = [video_id for video_id in wanted if video_id not in captions]
+    if absent:
+        logger.warning("%d of %d %s videos of ActivityNet have no annotation", len(absent), len(wanted), split)
+    for video_id in wanted:
+        if video_id in captions:
+            try:
+                entry = captions[video_id]
+                yield video_id, (_clean(" ".join(entry["sentences"])),), 0.0, float(entry["duration"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise InputError(f"annotation file {path}: {video_id} has no sentences and duration") from error
+
+
 def _moving_shapes(data_dir: Path, split: str, train_file: str) -> Entries:
     """MovingShapes, the embedded data set."""
     for entry in _read_json(data_dir / "annotations.json")[split]:
@@ -180,5 +228,8 @@ def _moving_shapes(data_dir: Path, split: str, train_file: str) -> Entries:
 DATASETS: dict[str, Callable[[Path, str, str], Entries]] = {
     "MSRVTT": _msrvtt,
     "MSVD": _msvd,
+    "LSMDC": _lsmdc,
+    "DiDeMo": _didemo,
+    "ActivityNet": _activitynet,
     "MovingShapes": _moving_shapes,
 }

@@ -53,8 +53,8 @@ COLOURS = {  # RGB
     "cyan": (40, 215, 230),
     "white": (255, 255, 255),
 }
-RADII = {"small": 0.125, "medium": 0.165, "big": 0.21}  # half a side, in frame sides
-GROWTH = 1.8  # of an object that grows, and the inverse of one that shrinks
+RADII = {"small": 0.14, "medium": 0.19, "big": 0.25}  # half a side, in frame sides
+GROWTH = 1.6  # of an object that grows, and the inverse of one that shrinks
 STEPS = {  # signs of x and y; y points down, as in images
     "left": (-1, 0),
     "right": (1, 0),
@@ -229,7 +229,7 @@ def _track(rng: Generator, shown: MovingObject, frames: int) -> np.ndarray:
     margin = RADII[shown.size] * (GROWTH if shown.change == "grow" else 1)
     if shown.path in STEPS:
         return _straight_track(rng, shown, time, margin)
-    swing = rng.uniform(0.17, 0.22)
+    swing = rng.uniform(0.13, 0.17)
     if shown.path == "circle":
         angle = rng.uniform(0, 2 * math.pi) + _pick(rng, (-3, 3)) * math.pi * time
         return rng.uniform(margin + swing, 1 - margin - swing, 2) + swing * np.stack([np.cos(angle), np.sin(angle)], 1)
@@ -349,7 +349,7 @@ class _Phrase(NamedTuple):
 
 def _noun_phrase(rng: Generator, shown: MovingObject) -> _Phrase:
     words, facts = [], {}
-    for attribute, told in (("size", 0.3), ("colour", 0.97), ("shape", 0.85)):
+    for attribute, told in (("size", 0.4), ("colour", 0.97), ("shape", 0.85)):
         value = getattr(shown, attribute)
         if rng.random() < told and value in WORDS[attribute]:
             words.append(_pick(rng, WORDS[attribute][value]))

@@ -2,6 +2,7 @@
 
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -55,7 +56,7 @@ def sample_captions(
     captions: list[str] = []
     for first in range(0, count, SAMPLING_BATCH):
         places = range(first, min(first + SAMPLING_BATCH, count))
-        noise = torch.stack([_noise(shape, seed, place) for place in places])
-        ids = sample_words(denoiser, diffusion, noise.to(device), sampler)
+        noise = np.stack([np.random.default_rng((seed, p)).standard_normal(shape, dtype=np.float32) for p in places])
+        ids = sample_words(denoiser, diffusion, torch.from_numpy(noise).to(device), sampler)
         captions += map(vocabulary.decode, ids.tolist())
     return captions

@@ -30,7 +30,7 @@ class TrainingSettings:
     lr: float = 1e-4
     ema_rate: float = 0.9999
     seed: int = 24
-    bf16: bool = False
+    dtype: torch.dtype = torch.float32  # of matrix products, by autocast
     log_step: int = 50
     eval_every: int = 1000
 
@@ -157,13 +157,14 @@ def train(
     schedule = get_linear_schedule_with_warmup(optimizer, warmup_steps, settings.steps)
     average = exponential_average(denoiser, settings.ema_rate)
     batches = endless_batches(len(word_ids), settings.batch_size, generator)
+    device = diffusion.betas.device
     running: list[Tensor] = []  # losses since the last record
     held_out = None
     for step in tqdm(range(1, settings.steps + 1), desc="training", mininterval=1.0, disable=None):
         denoiser.train()
         ids = word_ids[next(batches)]
         t = torch.randint(diffusion.num_steps, (len(ids),), generator=generator)
-        with autocast(diffusion.betas.device, settings.bf16):
+        with torch.autocast(device.type, settings.dtype, enabled=settings.dtype != torch.float32):
             loss = draw_loss(denoiser, diffusion, ids, t, generator)
         optimizer.zero_grad()
         loss.total.backward()

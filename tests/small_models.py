@@ -1,0 +1,42 @@
+"""Models of a small real shape with random weights, on the tiny CLIP."""
+
+import torch
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+from diffusion_lm.denoiser import Denoiser, DenoiserConfig
+from diffusion_lm.gaussian_diffusion import GaussianDiffusion
+from diffusion_lm.vocabulary import Vocabulary
+from model.clip import TINY_FOLDER, build_clip
+from model.textdiffs import TextDiffs
+from model.xpool import XPool
+from modules.text_diffusion import TextDiffusion
+
+SMALL = DenoiserConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+
+
+def small_clip(embed_dim: int = 128) -> tuple[CLIPModel, CLIPTokenizer]:
+    """The tiny CLIP with random weights, projected to another width if wanted, and its tokenizer."""
+    config = CLIPConfig.from_pretrained(TINY_FOLDER).to_dict()
+    return build_clip(config | {"projection_dim": embed_dim}, TINY_FOLDER)
+
+
+def small_xpool(embed_dim: int = 128, heads: int = 1) -> XPool:
+    """X-Pool in evaluation mode."""
+    return XPool(*small_clip(embed_dim), num_mha_heads=heads).eval()
+
+
+def small_textdiffs(
+    captions: list[str], embed_dim: int = 128, num_frames: int = 5, steps: int = 3, length: int = 8, **options
+) -> TextDiffs:
+    """TextDiffs in evaluation mode.
+
+    Some layers are scaled up, so that the condition moves words as it does in a trained model.
+    """
+    vocabulary = Vocabulary.from_captions(captions)
+    student, teacher = (Denoiser(SMALL, len(vocabulary), num_frames) for _ in range(2))
+    with torch.no_grad():
+        for layer in (student.sims_linear, student.sims_decoder[0], student.sims_decoder[2]):
+            layer.weight.mul_(20)
+        student.output_down_proj[2].weight.mul_(100)
+    diffusion = TextDiffusion(student, teacher, GaussianDiffusion.sqrt(steps), embed_dim, length)
+    return TextDiffs(*small_clip(embed_dim), diffusion, vocabulary, **options).eval()

@@ -1,0 +1,272 @@
+"""The programs as people start them, on a small made-up MSR-VTT folder."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from datasets.annotations import load_captions
+from tests.made_up import call_program, make_diffusion_lm, make_msrvtt, run_program
+
+KEYS = {"metric", "protocol", "dsl", "R1", "R5", "R10", "R50", "R100", "MedR", "MeanR", "queries", "gallery"}
+
+
+class Place:
+    """The made-up data, and the commands of seed-readme.md on it."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        make_msrvtt(root)
+        make_diffusion_lm(root / "teacher", load_captions("MSRVTT", root / "data" / "MSRVTT"))
+        # the MSR-VTT-9k commands; only paths, sizes and the device are those of the test
+        self.common = [
+            "--arch=clip_stochastic", "--exp_name=MSR-VTT-9k", f"--videos_dir={root / 'videos'}", "--batch_size=4",
+            "--noclip_lr=1e-7", "--transformer_dropout=0.3", "--dataset_name=MSRVTT", "--msrvtt_train_file=9k",
+            "--gpu=cpu", "--diffusion_steps=10", f"--data_dir={root / 'data'}", f"--output_dir={root / 'outputs'}",
+            "--num_workers=0",
+        ]  # fmt: skip
+        self.small = ["--clip_arch=tiny", "--num_frames=3", "--diffusion_text_len=20"]
+        self.teacher = f"--diffusion_lm={root / 'teacher'}"
+
+    def train_arguments(self, name: str, *more: str) -> list[str]:
+        return [*self.common, *self.small, self.teacher, "--num_epochs=2", f"--datetime={name}", *more]
+
+    def test_arguments(self, name: str, *more: str) -> list[str]:
+        return [*self.common, f"--datetime={name}", *more]
+
+    def folder(self, name: str) -> Path:
+        return self.root / "outputs" / "MSR-VTT-9k" / name
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return Place(tmp_path_factory.mktemp("end_to_end"))
+
+
+@pytest.fixture(scope="module")
+def trained(place):
+    """A finished training run, started from the shell."""
+    done = run_program("train.py", *place.train_arguments("run", "--log_step=1", "--evals_per_epoch=2"))
+    assert done.returncode == 0, done.stderr
+    return place.folder("run")
+
+
+def results(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+@pytest.mark.slow
+def test_training_leaves_what_people_expect(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert {"model_best.pth", "checkpoint-epoch1.pth", "checkpoint-epoch2.pth", "config.json"} <= names
+    assert {"log.txt", "metrics.jsonl", "results.json", "tensorboard"} <= names
+    assert any((trained / "tensorboard").iterdir())
+    records = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert sum("train/loss" in record for record in records) == 12  # 24 pairs, batch 4, 2 epochs, every step
+    assert sum("eval/seconds" in record for record in records) == 4  # twice an epoch
+    checkpoint = torch.load(trained / "model_best.pth", weights_only=True)
+    assert {"epoch", "state_dict", "optimizer"} <= checkpoint.keys()
+    report = results(trained / "results.json")
+    assert {"dataset", "checkpoint", "arch", "recipe", "seconds", "results"} <= report.keys()
+    assert all(row.keys() == KEYS for row in report["results"])
+    found = {(row["metric"], row["protocol"], row["dsl"]) for row in report["results"]}
+    assert len(found) == len(report["results"]) == 8
+
+
+@pytest.mark.slow
+def test_evaluation_from_the_shell(place, trained):
+    done = run_program("test.py", *place.test_arguments("run", "--load_epoch=0", "--metric=v2t", "--DSL"))
+    assert done.returncode == 0, done.stderr
+    assert "v2t strict DSL" in done.stdout and "t2v" not in done.stdout
+    report = results(trained / "results.json")
+    assert report["checkpoint"].endswith("model_best.pth")
+    assert all(row["queries"] == row["gallery"] == 6 for row in report["results"])
+
+
+@pytest.mark.slow
+def test_evaluation_depends_on_the_checkpoint_alone(place, trained, tmp_path, monkeypatch, capsys):
+    """--load_epoch 0 and -1 are the same file; batch size, block size and workers change nothing."""
+    variants = {
+        "best": ["--load_epoch=0"],
+        "minus_one": ["--load_epoch=-1"],
+        "batch": ["--load_epoch=0", "--batch_size=1"],
+        "block": ["--load_epoch=0", "--batch_size_split=5"],
+        "memory": ["--load_epoch=0", "--save_memory_mode"],
+        "workers": ["--load_epoch=0", "--num_workers=2"],
+    }
+    found = {}
+    for name, more in variants.items():
+        output = tmp_path / f"{name}.json"
+        code, err = call_program(
+            "test.py", place.test_arguments("run", *more, f"--output_json={output}"), monkeypatch, capsys
+        )
+        assert code == 0, err
+        found[name] = results(output)["results"]
+    assert all(rows == found["best"] for rows in found.values())
+
+
+@pytest.mark.slow
+def test_load_epoch_reads_that_epoch(place, trained, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "results.json"
+    arguments = place.test_arguments("run", "--load_epoch=1", f"--output_json={output}")
+    assert call_program("test.py", arguments, monkeypatch, capsys)[0] == 0
+    assert results(output)["checkpoint"].endswith("checkpoint-epoch1.pth")
+
+
+@pytest.mark.slow
+def test_published_folder_name(place, trained, tmp_path, monkeypatch, capsys):
+    """A published run lies in <datetime>_<noclip_lr>."""
+    shutil.copytree(trained, place.folder("published_1e-7"))
+    output = tmp_path / "results.json"
+    arguments = place.test_arguments("published", "--load_epoch=0", f"--output_json={output}")
+    assert call_program("test.py", arguments, monkeypatch, capsys)[0] == 0
+    assert "published_1e-7" in results(output)["checkpoint"]
+
+
+@pytest.mark.slow
+def test_same_seed_same_run(place, trained, monkeypatch, capsys):
+    """The same command gives the same losses, the same table and the same weights."""
+    arguments = place.train_arguments("again", "--log_step=1", "--evals_per_epoch=2")
+    done = run_program("train.py", *arguments)
+    assert done.returncode == 0, done.stderr
+
+    def figures(folder: Path) -> list[dict]:
+        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [{name: value for name, value in r.items() if name != "eval/seconds"} for r in records]
+
+    again = place.folder("again")
+    assert figures(again) == figures(trained)
+    assert results(again / "results.json")["results"] == results(trained / "results.json")["results"]
+    first, second = (torch.load(f / "checkpoint-epoch2.pth", weights_only=True)["state_dict"] for f in (trained, again))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [["--arch=clip_transformer"], ["--recipe=published"], ["--sampler=ddim"]])
+def test_other_models_train_and_load(place, tmp_path, monkeypatch, capsys, more):
+    name = more[0].strip("-").replace("=", "_")
+    code, err = call_program(
+        "train.py", place.train_arguments(name, *more, "--num_epochs=1", "--skip_eval"), monkeypatch, capsys
+    )
+    assert code == 0, err
+    output = tmp_path / "results.json"
+    plain = [a for a in place.test_arguments(name, "--load_epoch=0", f"--output_json={output}") if "--arch" not in a]
+    code, err = call_program("test.py", plain, monkeypatch, capsys)
+    assert code == 0, err
+    if more[0].startswith("--arch"):
+        assert results(output)["arch"] == "clip_transformer"
+    if more[0].startswith("--recipe"):
+        assert results(output)["recipe"] == "published"
+
+
+def test_untrained_model_is_evaluated_without_load_epoch(place, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "results.json"
+    arguments = [*place.common, *place.small, place.teacher, f"--output_json={output}"]
+    assert call_program("test.py", arguments, monkeypatch, capsys)[0] == 0
+    assert results(output)["checkpoint"] is None
+
+
+# bad input: one line, exit code 2, nothing written
+
+BAD_TRAINING = {
+    "unknown data set": (["--dataset_name=MSRVT"], "MSRVT"),
+    "no videos": (["--videos_dir=/nonexistent/videos"], "/nonexistent/videos"),
+    "no annotations": (["--data_dir=/nonexistent/data"], "/nonexistent/data"),
+    "batch size": (["--batch_size=0"], "batch_size"),
+    "no frames": (["--num_frames=0"], "num_frames"),
+    "large batch": (["--batch_size=64"], "24 training pairs"),
+    "unknown flag": (["--num_epoch=3"], "--num_epoch"),
+    "no such teacher": (["--diffusion_lm=/nonexistent/teacher"], "/nonexistent/teacher"),
+    "embedding width": (["--embed_dim=512"], "128"),
+    "heads": (["--num_mha_heads=3"], "num_mha_heads"),
+}
+
+
+def one_line(err: str) -> str:
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1, err
+    return lines[0]
+
+
+@pytest.mark.parametrize("case", BAD_TRAINING)
+def test_bad_training_input(place, monkeypatch, capsys, case):
+    more, named = BAD_TRAINING[case]
+    name = f"bad-{case.replace(' ', '-')}"
+    code, err = call_program("train.py", place.train_arguments(name, *more), monkeypatch, capsys)
+    assert code == 2
+    assert named in one_line(err)
+    assert not place.folder(name).exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_gpu_without_cuda(place, monkeypatch, capsys):
+    code, err = call_program("train.py", place.train_arguments("gpu", "--gpu=0"), monkeypatch, capsys)
+    assert code == 2 and "--gpu=cpu" in one_line(err)
+
+
+def test_missing_teacher_names_the_command(place, monkeypatch, capsys, tmp_path):
+    from model import factory
+
+    monkeypatch.setattr(factory, "DIFFUSION_MODELS", tmp_path)
+    arguments = [a for a in place.train_arguments("no-teacher") if a != place.teacher]
+    code, err = call_program("train.py", arguments, monkeypatch, capsys)
+    assert code == 2 and "python Diffusion-LM/train.py --dataset_name=MSRVTT" in one_line(err)
+
+
+def test_broken_video(place, tmp_path, monkeypatch, capsys):
+    videos = tmp_path / "videos"
+    shutil.copytree(place.root / "videos", videos)
+    (videos / "video3.mp4").write_bytes((videos / "video3.mp4").read_bytes()[:500])
+    arguments = place.train_arguments("broken", f"--videos_dir={videos}")
+    code, err = call_program("train.py", arguments, monkeypatch, capsys)
+    assert code == 2 and "video3.mp4" in one_line(err)
+    assert not place.folder("broken").exists()
+
+
+def test_missing_video(place, tmp_path, monkeypatch, capsys):
+    videos = tmp_path / "videos"
+    shutil.copytree(place.root / "videos", videos)
+    (videos / "video3.mp4").unlink()
+    arguments = place.train_arguments("missing", f"--videos_dir={videos}")
+    code, err = call_program("train.py", arguments, monkeypatch, capsys)
+    assert code == 2 and "1 of 12" in err and "video3" in one_line(err)
+
+
+@pytest.mark.slow
+def test_existing_run_is_not_overwritten(place, trained, monkeypatch, capsys):
+    before = {path: path.stat().st_mtime_ns for path in trained.iterdir()}
+    code, err = call_program("train.py", place.train_arguments("run"), monkeypatch, capsys)
+    assert code == 2 and "holds a run already" in one_line(err)
+    assert before == {path: path.stat().st_mtime_ns for path in trained.iterdir()}
+
+
+@pytest.mark.slow
+def test_bad_checkpoints(place, trained, tmp_path, monkeypatch, capsys):
+    best = trained / "model_best.pth"
+    cut, text, other = (place.folder(name) for name in ("cut", "text", "other"))
+    for folder in (cut, text, other):
+        folder.mkdir()
+    (cut / best.name).write_bytes(best.read_bytes()[: best.stat().st_size // 2])
+    (text / best.name).write_text("not a checkpoint")
+    checkpoint = torch.load(best, weights_only=True)
+    checkpoint["config"]["num_frames"] = 5
+    torch.save(checkpoint, other / best.name)
+    output = tmp_path / "results.json"
+    cases = [
+        (place.test_arguments("nowhere", "--load_epoch=0"), "nowhere"),
+        (place.test_arguments("run", "--load_epoch=9"), "checkpoint-epoch9.pth"),
+        (place.test_arguments("cut", "--load_epoch=0"), "cut short"),
+        (place.test_arguments("text", "--load_epoch=0"), "model_best.pth"),
+        (place.test_arguments("other", "--load_epoch=0"), "another model"),
+        (place.test_arguments("run", "--load_epoch=0", "--arch=clip_transformer"), "clip_transformer"),
+        (place.test_arguments("run", "--load_epoch=0", "--num_frames=8"), "--num_frames=3"),
+        (place.test_arguments("run", "--load_epoch=0", "--clip_arch=ViT-B/32"), "--clip_arch=tiny"),
+        ([*place.common, "--load_epoch=0"], "--datetime"),
+    ]
+    for arguments, named in cases:
+        code, err = call_program("test.py", [*arguments, f"--output_json={output}"], monkeypatch, capsys)
+        assert code == 2, arguments
+        assert named in one_line(err)
+        assert not output.exists()
