@@ -1,4 +1,4 @@
-"""Print captions that a Diffusion-LM generates: `python Diffusion-LM/sample.py Diffusion-LM/diffusion_models/MSRVTT`."""
+"""Print captions that a Diffusion-LM generates: `python Diffusion-LM/sample.py [FOLDER]`."""
 
 import sys
 from argparse import Namespace
@@ -26,9 +26,7 @@ def main() -> None:
         diffusion = diffusion.respaced(args.sampling_steps)
     length = args.text_len or model.training_args.get("text_len", PUBLISHED_TEXT_LEN)
     denoiser = model.build().to(device)
-    for caption in sample_captions(
-        denoiser, diffusion, model.vocabulary, args.num, length, args.seed, args.sampler
-    ):
+    for caption in sample_captions(denoiser, diffusion, model.vocabulary, args.num, length, args.seed, args.sampler):
         sys.stdout.write(caption + "\n")
 
 

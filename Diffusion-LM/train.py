@@ -82,9 +82,7 @@ def main() -> None:
         logger.info("%d words; %.1f %% of the held-out words are not among them", len(vocabulary), 100 * unknown)
         logger.info("denoiser %s on %s, %s", args.denoiser, device, settings.dtype)
         started = time.monotonic()
-        averaged, held_out = train(
-            denoiser.to(device), diffusion.to(device), word_ids, held_out_ids, settings, record
-        )
+        averaged, held_out = train(denoiser.to(device), diffusion.to(device), word_ids, held_out_ids, settings, record)
         seconds = time.monotonic() - started
 
         # 5. files
@@ -134,7 +132,10 @@ def parse_args() -> Namespace:
     parser.add_argument("--seed", type=number(int, 0), default=24, help="of everything random (%(default)s)")
     parser.add_argument("--gpu", help="index of the GPU, or cpu (the first GPU if there is one)")
     parser.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where it is fast (%(default)s)"
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="auto: bf16 where it is fast (%(default)s)",
     )
     parser.add_argument("--log_step", type=number(int, 1), default=50, help="steps between log lines (%(default)s)")
     parser.add_argument("--eval_every", type=number(int, 1), default=1000, help="steps (%(default)s)")

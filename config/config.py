@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -237,6 +238,8 @@ class Config:
             value, meta = getattr(self, f.name), f.metadata
             if value is None:
                 continue
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"--{f.name}={value} is not a finite number")
             if meta["minimum"] is not None and value < meta["minimum"]:
                 raise InputError(f"--{f.name}={value} is too small: at least {meta['minimum']}")
             if meta["maximum"] is not None and value > meta["maximum"]:
@@ -296,8 +299,11 @@ class Config:
     def load(cls, path: Path) -> "Config":
         """Read config.json."""
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, json.JSONDecodeError, TypeError) as error:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            if not isinstance(values, dict):
+                raise ValueError("it holds no settings by name")
+            return cls.from_dict(values)
+        except (OSError, ValueError) as error:  # ValueError: neither UTF-8 nor JSON, or settings that are not known
             raise InputError(f"{path} is not a configuration: {error}") from error
 
 

@@ -14,7 +14,8 @@ from diffusion_lm.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-VIDEO_EXTENSIONS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".3gp", ".wmv", ".flv", ".ts")
+# of two files with the stem of a video, one with such an extension is taken: the other may be its subtitles
+VIDEO_EXTENSIONS = {"3gp", "avi", "flv", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "ts", "webm", "wmv"}
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,13 @@ def load_captions(dataset: str, data_dir: Path, train_file: str = "9k") -> list[
 
 def _find_videos(dataset: str, split: str, videos_dir: Path, entries: Entries) -> Iterator[Clip]:
     """Clips of the entries; videos are found by stem, whatever the extension, in one walk of the folder."""
-    by_stem = {}
+    wanted = {video_id for video_id, *_ in entries}
+    by_stem: dict[str, Path] = {}
     for path in sorted(videos_dir.rglob("*")):
-        if path.suffix.lower() in VIDEO_EXTENSIONS:
-            by_stem.setdefault(path.stem, path)
+        stem, _, extension = path.name.rpartition(".")  # DiDeMo has names that end in the dot
+        known = extension.lower() in VIDEO_EXTENSIONS
+        if stem in wanted and (known or stem not in by_stem) and path.is_file():
+            by_stem[stem] = path
     missing = [video_id for video_id, *_ in entries if video_id not in by_stem]
     if missing:
         raise InputError(
@@ -193,7 +197,7 @@ def _didemo(data_dir: Path, split: str, train_file: str) -> Entries:
     """DiDeMo: all sentences of a video as one paragraph, for its part from `starts` to `ends` seconds."""
     path = data_dir / f"didemo_{split}_label.csv"
     for row in _read_csv(path, ("video_path", "starts", "ends", "text")):
-        video_id = Path(row["video_path"]).stem
+        video_id = Path(row["video_path"]).name.rpartition(".")[0]  # a few names end in the dot
         start, end = (re.search(r"\d+(\.\d+)?", row[name]) for name in ("starts", "ends"))  # "tensor([[31]])"
         if not (start and end and float(end[0]) > float(start[0])):
             raise InputError(f"annotation file {path}: {video_id} has no time from {row['starts']} to {row['ends']}")

@@ -114,7 +114,7 @@ WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     "background": {
         "black": ("a black background", "a plain background", "a dark background"),
         "grey": ("a grey background", "a plain background"),
-        "pale": ("a light background", "a plain background", "a bright background"),
+        "pale": ("a light background", "a bright background"),
         "gradient": ("a fading background", "a gradient"),
         "stripes": ("stripes", "a striped background", "a background with stripes"),
         "checkerboard": ("a checkerboard", "a chess board", "a checkered background"),
@@ -349,7 +349,7 @@ class _Phrase(NamedTuple):
 
 def _noun_phrase(rng: Generator, shown: MovingObject) -> _Phrase:
     words, facts = [], {}
-    for attribute, told in (("size", 0.4), ("colour", 0.97), ("shape", 0.85)):
+    for attribute, told in (("size", 0.5), ("colour", 0.97), ("shape", 0.85)):
         value = getattr(shown, attribute)
         if rng.random() < told and value in WORDS[attribute]:
             words.append(_pick(rng, WORDS[attribute][value]))
@@ -390,7 +390,7 @@ def _predicate(rng: Generator, shown: MovingObject) -> _Phrase:
 
 
 def _draft(scene: Scene, rng: Generator) -> Caption:
-    told = min(len(scene.objects), _pick(rng, (1, 1, 2, 2, 2, 2, 2, 2, 2, 3)))
+    told = min(len(scene.objects), _pick(rng, (1, 2, 2, 2, 2, 2, 2, 2, 2, 3)))
     chosen = [scene.objects[i] for i in rng.permutation(len(scene.objects))[:told]]
     times = {shown.change_at for shown in chosen if shown.change}  # those of two objects that enter are the same
     in_order = told == 2 and len(times) == 2 and rng.random() < 0.7
@@ -403,7 +403,7 @@ def _draft(scene: Scene, rng: Generator) -> Caption:
         clauses = [_Phrase(f"{a.text} {b.text}", a.facts | b.facts) for a, b in zip(nouns, verbs, strict=True)]
         joined = ("first {} and then {}", "{} before {}") if in_order else ("{} while {}", "{} and {}", "{} as {}")
         text = _pick(rng, joined).format(*(clause.text for clause in clauses)) if told == 2 else clauses[0].text
-    background = _pick(rng, WORDS["background"][scene.background]) if rng.random() < 0.8 else None
+    background = _pick(rng, WORDS["background"][scene.background]) if rng.random() < 0.85 else None
     if background:
         text = f"{text} {_pick(rng, ('on', 'over'))} {background}"
     if rng.random() < 0.12:
@@ -465,7 +465,7 @@ def _write_video(job: tuple[Path, int, str, int]) -> None:
 
 
 def generate(
-    root: Path, seed: int = 24, train_videos: int = 1200, test_videos: int = 100, workers: int | None = None
+    root: Path, seed: int = 24, train_videos: int = 1600, test_videos: int = 100, workers: int | None = None
 ) -> None:
     """Write the data set to `root`, all of it or nothing; if another process is first, its copy stays.
 

@@ -38,7 +38,7 @@ def read_frames(
     :return: RGB uint8 (F, H, W, 3).
     :raises InputError: the file does not open or holds no frame in the clip; names it.
     """
-    capture = cv2.VideoCapture(str(path))
+    capture = _open(path)
     try:
         if not capture.isOpened():
             raise InputError(f"video {path} does not open: not a video, or cut short")
@@ -57,10 +57,15 @@ def read_frames(
             if not n:
                 break
             capture.release()
-            capture = cv2.VideoCapture(str(path))
+            capture = _open(path)
     finally:
         capture.release()
     raise InputError(f"video {path} does not decode: no frame can be read")
+
+
+def _open(path: Path) -> cv2.VideoCapture:
+    """By FFmpeg only: what OpenCV tries after it takes some names for patterns and writes to standard error."""
+    return cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
 
 
 def _clip_bounds(n: int, fps: float, start: float | None, end: float | None) -> tuple[int, int]:

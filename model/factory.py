@@ -85,6 +85,8 @@ def _build_ours(config: Config, checkpoint: dict[str, Any], path: Path) -> XPool
                 f"leave the flag out or name another checkpoint"
             )
         setattr(config, name, trained[name])
+    if "sampling_steps" not in config.explicit:
+        config.sampling_steps = config.diffusion_steps
     clip, tokenizer = build_clip(checkpoint["clip_config"], tokenizer_source(config.clip_arch, config.clip_path))
     check_embed_dim(config, clip)
     if "denoiser" not in checkpoint:

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# Threads that wait must not spin: where the cores are shared, a small tensor operation would take many times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by torch, here and in programs that are started
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

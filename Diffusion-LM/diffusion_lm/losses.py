@@ -33,9 +33,9 @@ def end_to_end_loss(
 ) -> EndToEndLoss:
     """L_simple^e2e of Li et al. 2022, equation 2, with the network predicting x_0.
 
-    x_0 = E[ids] + sigma_0 * noise. The network regresses to x_0, at t = 0 to the word embedding E[ids] itself. The prior
-    term is |sqrt(abar_T) x_0|^2; with the rounding term, -log p(ids | x_0), it keeps the words apart: without it the
-    regression alone would shrink all of them to one point. Gradients reach the word table through all three.
+    x_0 = E[ids] + sigma_0 * noise. The network regresses to x_0, at t = 0 to the word embedding E[ids] itself. The
+    rounding term -log p(ids | x_0) keeps the words apart, which the regression alone would shrink to one point. The
+    prior term is |sqrt(abar_T) x_0|^2. Gradients reach the word table through all three.
 
     :param word_ids: (N, L).
     :param t: integer steps (N,) in [0, T).

@@ -1,0 +1,300 @@
+"""Annotations as they are distributed, and what is said when they are not as they should be."""
+
+import csv
+import json
+import shutil
+
+import pytest
+
+from datasets.annotations import load_captions, load_split
+from diffusion_lm.errors import InputError
+from tests.made_up import make_msrvtt
+
+# a made-up MSR-VTT folder: 12 training videos of two captions (the first 8 in the 7k split), 6 test videos
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("msrvtt")
+    make_msrvtt(folder)
+    return folder
+
+
+@pytest.fixture
+def msrvtt(original, tmp_path):
+    """A copy that a test may damage: (annotations, videos)."""
+    shutil.copytree(original, tmp_path / "copy")
+    return tmp_path / "copy" / "data" / "MSRVTT", tmp_path / "copy" / "videos"
+
+
+def failure(dataset, split, data_dir, videos_dir, **options):
+    """The one line that load_split says."""
+    with pytest.raises(InputError) as caught:
+        load_split(dataset, split, data_dir, videos_dir, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("train_file", "videos"), [("9k", 12), ("7k", 8)])
+def test_msrvtt_training_split(msrvtt, train_file, videos):
+    data_dir, videos_dir = msrvtt
+    split = load_split("MSRVTT", "train", data_dir, videos_dir, train_file)
+    sentences = json.loads((data_dir / "MSRVTT_data.json").read_text())["sentences"]
+    assert [clip.video_id for clip in split.clips] == [f"video{i}" for i in range(videos)]
+    for clip in split.clips:
+        assert clip.path == videos_dir / f"{clip.video_id}.mp4"
+        assert list(clip.captions) == [s["caption"] for s in sentences if s["video_id"] == clip.video_id]
+        assert (clip.start, clip.end) == (None, None)
+    assert len(split.captions) == 2 * videos
+    assert split.clip_of_caption == [i for i in range(videos) for _ in range(2)]
+    assert split.flip
+
+
+def test_msrvtt_test_split(msrvtt):
+    data_dir, videos_dir = msrvtt
+    split = load_split("MSRVTT", "test", data_dir, videos_dir)
+    with open(data_dir / "MSRVTT_JSFUSION_test.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(clip.video_id, clip.captions) for clip in split.clips] == [(r["video_id"], (r["sentence"],)) for r in rows]
+    assert split.clip_of_caption == list(range(6))
+
+
+def test_training_captions_need_no_videos(msrvtt):
+    data_dir, videos_dir = msrvtt
+    expected = load_split("MSRVTT", "train", data_dir, videos_dir, "7k").captions
+    shutil.rmtree(videos_dir)
+    assert load_captions("MSRVTT", data_dir, "7k") == expected
+
+
+def test_caption_without_extra_blanks_and_csv_with_quotes(msrvtt):
+    data_dir, videos_dir = msrvtt
+    (data_dir / "MSRVTT_JSFUSION_test.csv").write_bytes(
+        b'\xef\xbb\xbfkey,vid_key,video_id,sentence\r\nret0,msr9000,video9000,"  two  men,\r\none ""dog"" "\r\n'
+    )
+    (clip,) = load_split("MSRVTT", "test", data_dir, videos_dir).clips
+    assert clip.captions == ('two men, one "dog"',)
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".webm", ".MP4", ".m2ts", "."])
+def test_videos_are_found_by_stem_at_any_depth(msrvtt, suffix):
+    data_dir, videos_dir = msrvtt
+    target = videos_dir / "deep" / "er" / f"video3{suffix}"
+    target.parent.mkdir(parents=True)
+    (videos_dir / "video3.mp4").rename(target)
+    assert load_split("MSRVTT", "train", data_dir, videos_dir).clips[3].path == target
+
+
+@pytest.mark.parametrize("other", [".ass", ".txt"])
+def test_subtitles_beside_a_video_are_not_taken_for_it(msrvtt, other):
+    data_dir, videos_dir = msrvtt
+    (videos_dir / f"video3{other}").write_text("subtitles")
+    assert load_split("MSRVTT", "train", data_dir, videos_dir).clips[3].path == videos_dir / "video3.mp4"
+
+
+# what is said
+
+
+def test_missing_videos_are_counted_and_listed(msrvtt):
+    data_dir, videos_dir = msrvtt
+    (videos_dir / "video3.mp4").unlink()
+    message = failure("MSRVTT", "train", data_dir, videos_dir)
+    assert "1 of 12 train videos" in message
+    assert "video3" in message
+    assert str(videos_dir) in message
+    for i in range(2, 12):
+        (videos_dir / f"video{i}.mp4").unlink(missing_ok=True)
+    message = failure("MSRVTT", "train", data_dir, videos_dir)
+    assert "10 of 12" in message
+    assert "video2, video3, video4, video5, video6, ..." in message
+    assert "video11" not in message
+    assert len(load_split("MSRVTT", "test", data_dir, videos_dir).clips) == 6
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("name", ["MSRVTT_data.json", "MSRVTT_train.9k.csv", "MSRVTT_JSFUSION_test.csv"])
+def test_missing_annotation_file_is_named(msrvtt, split, name):
+    data_dir, videos_dir = msrvtt
+    (data_dir / name).unlink()
+    if (split == "test") == name.endswith("test.csv"):
+        message = failure("MSRVTT", split, data_dir, videos_dir)
+        assert str(data_dir / name) in message
+        assert "No such file" in message
+    else:
+        assert load_split("MSRVTT", split, data_dir, videos_dir).clips
+
+
+def test_broken_json_is_named_with_its_line(msrvtt):
+    data_dir, videos_dir = msrvtt
+    path = data_dir / "MSRVTT_data.json"
+    lines = json.dumps(json.loads(path.read_text()), indent=1).splitlines()
+    lines[4] = lines[4].replace(":", "")  # line 5, as an editor counts
+    path.write_text("\n".join(lines))
+    message = failure("MSRVTT", "train", data_dir, videos_dir)
+    assert f"{path}, line 5" in message
+    path.write_text(path.read_text()[:50])  # a download that was cut short
+    assert str(path) in failure("MSRVTT", "train", data_dir, videos_dir)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "{}", "3", '{"sentences": 3}', '{"sentences": [3]}', '{"sentences": [{"video_id": "video0"}]}',
+     '{"sentences": [{"video_id": "video0", "caption": 5}]}'],
+)  # fmt: skip
+def test_json_of_another_shape_is_named(msrvtt, content):
+    data_dir, videos_dir = msrvtt
+    (data_dir / "MSRVTT_data.json").write_text(content)
+    message = failure("MSRVTT", "train", data_dir, videos_dir)
+    assert str(data_dir / "MSRVTT_data.json") in message
+    assert "sentences" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "column"),
+    [("MSRVTT_JSFUSION_test.csv", "test", "sentence"), ("MSRVTT_JSFUSION_test.csv", "test", "video_id"),
+     ("MSRVTT_train.9k.csv", "train", "video_id")],
+)  # fmt: skip
+def test_missing_column_is_named(msrvtt, name, split, column):
+    data_dir, videos_dir = msrvtt
+    text = (data_dir / name).read_text()
+    (data_dir / name).write_text(text.replace(column, "other", 1))
+    message = failure("MSRVTT", split, data_dir, videos_dir)
+    assert f"{data_dir / name}, line 1" in message
+    assert f"column {column} is missing" in message
+
+
+def test_row_without_a_sentence_is_named_with_its_line(msrvtt):
+    data_dir, videos_dir = msrvtt
+    path = data_dir / "MSRVTT_JSFUSION_test.csv"
+    lines = path.read_text().splitlines()
+    for bad in ("ret2,msr9002,video9002", "ret2,msr9002,video9002,", "ret2,msr9002,,a man"):
+        path.write_text("\n".join([*lines[:3], bad, *lines[4:]]) + "\n")
+        assert f"{path}, line 4" in failure("MSRVTT", "test", data_dir, videos_dir)
+
+
+def test_video_without_caption_is_named(msrvtt):
+    data_dir, videos_dir = msrvtt
+    path = data_dir / "MSRVTT_data.json"
+    content = json.loads(path.read_text())
+    content["sentences"] = [s for s in content["sentences"] if s["video_id"] != "video4"]
+    path.write_text(json.dumps(content))
+    message = failure("MSRVTT", "train", data_dir, videos_dir)
+    assert "video4" in message
+    assert str(path) in message
+
+
+def test_text_that_is_not_utf8_is_named(msrvtt):
+    data_dir, videos_dir = msrvtt
+    path = data_dir / "MSRVTT_JSFUSION_test.csv"
+    path.write_bytes(path.read_bytes() + "ret9,msr9000,video9000,un café".encode("latin-1"))
+    message = failure("MSRVTT", "test", data_dir, videos_dir)
+    assert str(path) in message
+    assert "UTF-8" in message
+
+
+@pytest.mark.parametrize("content", ["", "video_id\n", "key,vid_key,video_id,sentence\n"])
+def test_empty_annotation_file_is_named(msrvtt, content):
+    data_dir, videos_dir = msrvtt
+    for name in ("MSRVTT_train.9k.csv", "MSRVTT_JSFUSION_test.csv"):
+        (data_dir / name).write_text(content)
+    for split in ("train", "test"):
+        assert str(data_dir) in failure("MSRVTT", split, data_dir, videos_dir)
+
+
+def test_unknown_data_set_lists_the_known_ones(msrvtt):
+    message = failure("MSR-VTT", "train", *msrvtt)
+    for name in ("MSR-VTT", "MSRVTT", "MSVD", "LSMDC", "DiDeMo", "ActivityNet", "MovingShapes"):
+        assert name in message
+    with pytest.raises(InputError, match="MSR-VTT"):
+        load_captions("MSR-VTT", msrvtt[0])
+
+
+def test_videos_dir_must_be_there(msrvtt, tmp_path):
+    assert "--videos_dir" in failure("MSRVTT", "train", msrvtt[0], None)
+    nowhere = tmp_path / "nowhere"
+    message = failure("MSRVTT", "train", msrvtt[0], nowhere)
+    assert f"--videos_dir={nowhere}" in message
+    assert str(nowhere / "MSRVTT_data.json") in failure("MSRVTT", "train", nowhere, msrvtt[1])
+
+
+# the real files
+
+
+def touch_videos(folder, names, suffix=".mp4"):
+    """Files with the names of videos: reading annotations opens none."""
+    for name in names:
+        path = folder / f"{name}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return folder
+
+
+def test_real_msrvtt_test_split(annotations_dir, tmp_path):
+    with open(annotations_dir / "MSRVTT" / "MSRVTT_JSFUSION_test.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    videos = touch_videos(tmp_path, [row["video_id"] for row in rows])
+    split = load_split("MSRVTT", "test", annotations_dir / "MSRVTT", videos)
+    assert len(split.clips) == len(split.captions) == len({clip.path for clip in split.clips}) == 1000
+    assert split.clips[0].video_id == "video9770"
+    assert split.captions[0] == "a person is connecting something to system"
+    assert split.captions == [" ".join(row["sentence"].split()) for row in rows]
+
+
+def test_real_msvd_captions(annotations_dir):
+    captions = load_captions("MSVD", annotations_dir / "MSVD")
+    assert len(captions) == 48774
+    assert captions[0] == "a squirrel is eating a peanut in it s shell"
+    assert all(captions)
+
+
+@pytest.mark.parametrize(("split", "videos", "captions"), [("train", 1200, 48774), ("test", 670, 27763)])
+def test_real_msvd_splits(annotations_dir, tmp_path, split, videos, captions):
+    names = (annotations_dir / "MSVD" / f"{split}_list.txt").read_text().split()
+    loaded = load_split("MSVD", split, annotations_dir / "MSVD", touch_videos(tmp_path, names, ".avi"))
+    assert [clip.video_id for clip in loaded.clips] == names
+    assert (len(loaded.clips), len(loaded.captions)) == (videos, captions)
+    reference = json.loads((annotations_dir / "MSVD" / "captions_msvd.json").read_text())
+    assert all(len(clip.captions) == len(reference[clip.video_id]) for clip in loaded.clips)
+    assert loaded.clip_of_caption[-1] == videos - 1
+
+
+def test_real_lsmdc_test_split(annotations_dir, tmp_path):
+    lines = (annotations_dir / "LSMDC" / "LSMDC16_challenge_1000_publictect.csv").read_text().splitlines()
+    names = [line.split("\t")[0] for line in lines]
+    folders = [f"{name.rsplit('_', 1)[0]}/{name}" for name in names]
+    assert "3086_UGLY_TRUTH/3086_UGLY_TRUTH_00.23.23.000-00.23.28.886" in folders
+    split = load_split("LSMDC", "test", annotations_dir / "LSMDC", touch_videos(tmp_path, folders, ".avi"))
+    assert len(split.clips) == len(split.captions) == 1000
+    assert split.clips[0].path == (
+        tmp_path / "3086_UGLY_TRUTH" / "3086_UGLY_TRUTH_00.23.23.000-00.23.28.886.avi"
+    )  # the name has dots
+    assert split.captions[0] == "SOMEONE stands below, hands on her hips."
+    assert split.captions == [" ".join(line.split("\t")[5].split()) for line in lines]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_real_didemo_test_split(annotations_dir, tmp_path, kept):
+    """Videos under the names of the annotations, or all of them converted to mp4."""
+    with open(annotations_dir / "DiDeMo" / "didemo_test_label.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    files = [row["video_path"].rsplit("/", 1)[1] for row in rows]
+    assert sum(name.endswith(".") for name in files) == 27  # these have no extension
+    names = files if kept else [f"{name.rsplit('.', 1)[0]}.mp4" for name in files]
+    split = load_split("DiDeMo", "test", annotations_dir / "DiDeMo", touch_videos(tmp_path, names, ""))
+    assert len(split.clips) == len(split.captions) == len({clip.path for clip in split.clips}) == 1004
+    first = split.clips[0]
+    assert (first.video_id, first.start, first.end) == ("26292851@N04_4253489686_265c3c8051", 0, 31)
+    assert split.captions[0].startswith("someone kicks the bug towards some rocks. a man in a red shirt stomps")
+    assert all(0 <= clip.start < clip.end for clip in split.clips)
+
+
+def test_real_activitynet_test_split(annotations_dir, tmp_path):
+    annotations = json.loads((annotations_dir / "ActivityNet" / "val_1.json").read_text())
+    ids = json.loads((annotations_dir / "ActivityNet" / "val_ids.json").read_text())
+    expected = [video_id for video_id in ids if video_id in annotations]
+    split = load_split("ActivityNet", "test", annotations_dir / "ActivityNet", touch_videos(tmp_path, expected, ".mkv"))
+    assert [clip.video_id for clip in split.clips] == expected
+    assert len(split.clips) == len(split.captions) == 4917
+    for clip in split.clips[::100]:
+        entry = annotations[clip.video_id]
+        assert clip.captions == (" ".join(" ".join(entry["sentences"]).split()),)
+        assert (clip.start or 0, clip.end) == (0, entry["duration"])

@@ -1,0 +1,277 @@
+"""The command line: what DESIGN section 5 and the published README promise."""
+
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+
+from config import Config
+from diffusion_lm.errors import InputError
+from tests.conftest import ROOT
+
+# the commands of the README that people know, as they stand there, with their folders filled in
+TEST_COMMANDS = {
+    "MSRVTT": "python test.py --datetime=2024_06_01   --arch=clip_stochastic   --videos_dir=/videos  --batch_size=32 "
+    "--noclip_lr=1e-7 --transformer_dropout=0.3  --dataset_name=MSRVTT --msrvtt_train_file=9k   --gpu='0'  "
+    "--load_epoch=0   --exp_name=MSR-VTT-9k --diffusion_steps=10",
+    "LSMDC": "python test.py --arch=clip_stochastic    --exp_name=LSMDC --videos_dir=/videos  --batch_size=32 "
+    "--noclip_lr=1e-7 --transformer_dropout=0.3 --dataset_name=LSMDC --gpu='0' --num_epochs=5   --load_epoch=0 "
+    "--datetime=2024_06_01 --diffusion_steps=10",
+    "DiDeMo": "python test.py  --num_frame=12 --raw_video  --arch=clip_stochastic  --exp_name=DiDeMo "
+    "--videos_dir=/videos --batch_size=32 --noclip_lr=1e-7 --transformer_dropout=0.4  --dataset_name=DiDeMo  --gpu='0' "
+    "--num_epochs=5   --load_epoch=0 --datetime=2024_06_01 --diffusion_steps=10",
+    "ActivityNet": "python test.py --arch=clip_stochastic    --exp_name=ActivityNet --videos_dir=/videos  "
+    "--batch_size=32 --noclip_lr=1e-7 --transformer_dropout=0.3 --dataset_name=ActivityNet --gpu='0' --num_epochs=5   "
+    "--load_epoch=0 --datetime=2024_06_01 --diffusion_steps=10",
+}
+TRAIN_COMMANDS = {
+    "MSRVTT": "python train.py  --arch=clip_stochastic    --exp_name=MSR-VTT-9k --videos_dir=/videos  --batch_size=32 "
+    "--noclip_lr=1e-7 --transformer_dropout=0.3  --dataset_name=MSRVTT --msrvtt_train_file=9k  --gpu='0' "
+    "--num_epochs=5  --diffusion_steps=10 ",
+    "LSMDC": "python train.py --arch=clip_stochastic   --exp_name=LSMDC --videos_dir=/videos  --batch_size=32 "
+    "--noclip_lr=1e-7 --transformer_dropout=0.3 --dataset_name=LSMDC   --gpu='0'  --num_epochs=5  --diffusion_steps=10",
+    "DiDeMo": "python train.py  --num_frame=12 --raw_video  --arch=clip_stochastic   --exp_name=DiDeMo "
+    "--videos_dir=/videos --batch_size=32 --noclip_lr=1e-7 --transformer_dropout=0.4 --dataset_name=DiDeMo  --gpu='0' "
+    "--num_epochs=5  --diffusion_steps=10",
+    "ActivityNet": "python train.py --arch=clip_stochastic   --exp_name=ActivityNet --videos_dir=/videos "
+    "--batch_size=32 --noclip_lr=1e-7 --transformer_dropout=0.4 --dataset_name=ActivityNet  --gpu='0' --num_epochs=5  "
+    "--diffusion_steps=10",
+}
+
+# DESIGN section 5: every flag, a value to give it, and its default where one is written down
+ANY = object()
+FLAGS = {
+    "dataset_name": ("LSMDC", ANY),
+    "videos_dir": ("/videos", None),
+    "msrvtt_train_file": ("7k", ANY),
+    "num_frames": (6, 12),
+    "video_sample_type": ("rand", "uniform"),
+    "input_res": (112, 224),
+    "exp_name": ("name", ANY),
+    "output_dir": ("/outputs", "./outputs"),
+    "save_every": (2, 1),
+    "log_step": (3, 10),
+    "evals_per_epoch": (4, 1),
+    "load_epoch": (7, None),
+    "eval_window_size": (6, 5),
+    "metric": ("v2t", "t2v"),
+    "arch": ("clip_transformer", ANY),
+    "clip_arch": ("ViT-B/16", "ViT-B/32"),
+    "embed_dim": (128, ANY),
+    "loss": ("clip", "clip"),
+    "clip_lr": (2e-6, 1e-6),
+    "noclip_lr": (1e-7, 1e-5),
+    "batch_size": (8, 32),
+    "num_epochs": (6, 5),
+    "weight_decay": (0.1, 0.2),
+    "warmup_proportion": (0.2, 0.1),
+    "diffusion_steps": (20, 10),
+    "pooling_type": ("avg", "transformer"),
+    "k": (3, ANY),
+    "attention_temperature": (0.1, 0.01),
+    "num_mha_heads": (2, 1),
+    "transformer_dropout": (0.4, 0.3),
+    "num_workers": (1, 8),
+    "seed": (25, 24),
+    "tb_log_dir": ("/logs", None),
+    "datetime": ("2024_06_01", None),
+    "gpu": ("1", None),
+    "support_loss_weight": (0.5, ANY),
+    "batch_size_split": (4, ANY),
+    "chunk_size": (4, ANY),
+    "stochastic_prior": ("normal", ANY),
+    "stochastic_prior_std": (2.0, ANY),
+    "stochasic_trials": (10, ANY),
+    "recipe": ("published", "textdiffs"),
+}
+SWITCHES = ("no_tensorboard", "noloss_record", "save_memory_mode", "raw_video", "skip_eval", "DSL")
+
+
+def parse(line=""):
+    return Config.parse(shlex.split(line))
+
+
+@pytest.mark.parametrize("dataset", TEST_COMMANDS)
+def test_known_test_commands_parse(dataset):
+    config = parse(TEST_COMMANDS[dataset].removeprefix("python test.py"))
+    assert (config.dataset_name, config.load_epoch, config.gpu) == (dataset, 0, "0")
+    assert (config.batch_size, config.noclip_lr, config.diffusion_steps) == (32, 1e-7, 10)
+    assert config.arch == "clip_stochastic"
+    assert config.transformer_dropout == (0.4 if dataset == "DiDeMo" else 0.3)
+    name = "MSR-VTT-9k" if dataset == "MSRVTT" else dataset
+    assert str(config.run_dir) == f"outputs/{name}/2024_06_01"
+    assert str(config.videos_dir) == "/videos"
+
+
+@pytest.mark.parametrize("dataset", TRAIN_COMMANDS)
+def test_known_train_commands_parse(dataset):
+    config = parse(TRAIN_COMMANDS[dataset].removeprefix("python train.py"))
+    assert (config.dataset_name, config.num_epochs, config.load_epoch) == (dataset, 5, None)
+    assert (config.num_frames, config.msrvtt_train_file, config.metric) == (12, "9k", "t2v")
+    assert config.raw_video == (dataset == "DiDeMo")
+    assert config.transformer_dropout == (0.4 if dataset in ("DiDeMo", "ActivityNet") else 0.3)
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_every_flag_can_be_given(name):
+    value, _ = FLAGS[name]
+    for form in ([f"--{name}={value}"], [f"--{name}", str(value)]):
+        config = Config.parse(form)
+        assert getattr(config, name) == value
+        assert config.explicit == {name}
+
+
+@pytest.mark.parametrize("name", [name for name, (_, default) in FLAGS.items() if default is not ANY])
+def test_defaults(name):
+    value, default = FLAGS[name]
+    assert getattr(parse(), name) == default
+    assert value != default or name == "loss"
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_switches_are_off_until_given(name):
+    assert getattr(parse(), name) is False
+    assert getattr(parse(f"--{name}"), name) is True
+
+
+def test_aliases():
+    assert parse("--num_frame=6").num_frames == 6
+    assert parse("--stochastic_trials=7").stochasic_trials == 7
+    assert parse("--arch=clip_textdiffs").arch == "clip_stochastic"
+    assert parse("--num_frame=6").explicit == {"num_frames"}
+
+
+def test_resolution_follows_the_clip():
+    assert parse("--clip_arch=tiny").input_res == 64
+    assert parse("--clip_arch=ViT-L/14").input_res == 224
+    assert parse("--clip_arch=tiny --input_res=96").input_res == 96
+
+
+@pytest.mark.parametrize("clip_arch", ["ViT-B/32", "ViT-B/16", "ViT-L/14", "tiny"])
+def test_clip_archs(clip_arch):
+    assert parse(f"--clip_arch={clip_arch}").clip_arch == clip_arch
+
+
+@pytest.mark.parametrize("load_epoch", [-1, 0, 3])
+def test_load_epoch_takes_minus_one(load_epoch):
+    assert parse(f"--load_epoch={load_epoch}").load_epoch == load_epoch
+    assert parse(f"--load_epoch {load_epoch}").load_epoch == load_epoch
+
+
+def test_config_json_round_trip(tmp_path):
+    flags = " ".join(f"--{name}={value}" for name, (value, _) in FLAGS.items())
+    config = parse(f"{flags} {' '.join(f'--{name}' for name in SWITCHES)}")
+    config.save(tmp_path / "config.json")
+    assert Config.load(tmp_path / "config.json") == config
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written.keys() == {f.name for f in fields(Config)}
+    assert written["noclip_lr"] == 1e-7
+    assert written["DSL"] is True
+
+
+def test_config_json_of_a_default_run(tmp_path):
+    parse().save(tmp_path / "config.json")
+    assert Config.load(tmp_path / "config.json") == parse()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "3", '"text"', "null", '{"batch_sizes": 3}', b"\xff\xfe\x00"])
+def test_damaged_config_json_is_named(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=r"config\.json"):
+        Config.load(path)
+
+
+def test_missing_config_json_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"config\.json"):
+        Config.load(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--pooling_type=avg", "--k=3", "--attention_temperature=0.1", "--support_loss_weight=0.8",
+        "--stochastic_prior=normal", "--stochastic_prior_std=2", "--stochastic_trials=5", "--raw_video",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("arch", ["clip_stochastic", "clip_transformer"])
+def test_flags_of_other_methods_are_noted_in_one_line(arch, flag):
+    (line,) = parse(f"--arch={arch} {flag}").notes()
+    name = {"stochastic_trials": "stochasic_trials"}.get(flag.strip("-").split("=")[0], flag.strip("-").split("=")[0])
+    assert f"--{name} " in line
+    assert "no effect" in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("flag", ["--diffusion_steps=5", "--recipe=published", "--sampler=ddim", "--diffusion_lm=/x"])
+def test_flags_of_the_diffusion_are_noted_for_xpool_only(flag):
+    (line,) = parse(f"--arch=clip_transformer {flag}").notes()
+    assert flag.split("=")[0] in line
+    assert "clip_transformer" in line
+    assert parse(f"--arch=clip_stochastic {flag}").notes() == []
+
+
+def test_flags_that_were_not_given_are_not_noted():
+    assert parse().notes() == []
+    assert parse("--arch=clip_transformer --num_mha_heads=2 --batch_size=3").notes() == []
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("--batch_size=0", "--batch_size"),
+        ("--batch_size=-3", "--batch_size"),
+        ("--batch_size=many", "--batch_size"),
+        ("--batch_size=1.5", "--batch_size"),
+        ("--batch_size", "--batch_size"),
+        ("--num_frames=0", "--num_frames"),
+        ("--num_frame=0", "--num_frames"),
+        ("--num_epochs=0", "--num_epochs"),
+        ("--diffusion_steps=0", "--diffusion_steps"),
+        ("--input_res=0", "--input_res"),
+        ("--num_mha_heads=0", "--num_mha_heads"),
+        ("--num_workers=-1", "--num_workers"),
+        ("--log_step=0", "--log_step"),
+        ("--save_every=0", "--save_every"),
+        ("--evals_per_epoch=0", "--evals_per_epoch"),
+        ("--eval_window_size=0", "--eval_window_size"),
+        ("--batch_size_split=0", "--batch_size_split"),
+        ("--load_epoch=-2", "--load_epoch"),
+        ("--transformer_dropout=1.5", "--transformer_dropout"),
+        ("--warmup_proportion=-0.1", "--warmup_proportion"),
+        ("--clip_lr=-1", "--clip_lr"),
+        ("--clip_lr=nan", "--clip_lr"),
+        ("--noclip_lr=inf", "--noclip_lr"),
+        ("--sampling_steps=11", "--sampling_steps"),
+        ("--dataset_name=MSRVTTX", "MSRVTTX"),
+        ("--arch=clip", "--arch"),
+        ("--metric=v2v", "--metric"),
+        ("--clip_arch=ViT-H/14", "ViT-H/14"),
+        ("--msrvtt_train_file=8k", "--msrvtt_train_file"),
+        ("--no_such_flag=1", "--no_such_flag"),
+        ("--num_epoch=1", "--num_epoch"),  # no guessing of abbreviated names
+        ("stray", "stray"),
+    ],
+)
+def test_bad_values_are_input_errors_of_one_line(line, named):
+    with pytest.raises(InputError) as caught:
+        parse(line)
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_dataset_lists_the_known_ones():
+    with pytest.raises(InputError, match=r"MSRVTT.*MSVD.*LSMDC.*DiDeMo.*ActivityNet.*MovingShapes"):
+        parse("--dataset_name=nothing")
+
+
+@pytest.mark.parametrize("program", ["train.py", "test.py"])
+def test_help_names_every_flag(program):
+    done = subprocess.run([sys.executable, program, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    for name in (*FLAGS, *SWITCHES, "num_frame", "stochastic_trials"):
+        assert f"--{name}" in done.stdout
