@@ -64,8 +64,11 @@ def read_frames(
 
 
 def _open(path: Path) -> cv2.VideoCapture:
-    """By FFmpeg only: what OpenCV tries after it takes some names for patterns and writes to standard error."""
-    return cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    """By FFmpeg only: what OpenCV tries after it takes some names for patterns and writes to standard error.
+
+    One thread: the workers are the parallelism, and starting threads costs more than decoding a short clip.
+    """
+    return cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
 
 
 def _clip_bounds(n: int, fps: float, start: float | None, end: float | None) -> tuple[int, int]:

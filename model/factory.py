@@ -75,7 +75,7 @@ def restore_model(config: Config, checkpoint: dict[str, Any], path: Path) -> XPo
 
 def _build_ours(config: Config, checkpoint: dict[str, Any], path: Path) -> XPool:
     trained = checkpoint.get("config")
-    if not isinstance(trained, dict) or "clip_config" not in checkpoint:
+    if not isinstance(trained, dict) or not trained.keys() >= set(MODEL_SETTINGS) or "clip_config" not in checkpoint:
         raise InputError(f"{path} is neither a checkpoint of this project nor a published TextDiffs checkpoint")
     for name in MODEL_SETTINGS:
         given = getattr(config, name)

@@ -69,7 +69,7 @@ def run_program(program: str, *arguments: str, cwd: Path = ROOT) -> subprocess.C
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def call_program(program: str, arguments: list[str], monkeypatch, capsys) -> tuple[int, str]:
+def call_program(program: str, arguments: list[str], monkeypatch, capfd) -> tuple[int, str]:
     """Run an entry point in this process: exit code and what it wrote to standard error."""
     from trainer import run_folder
 
@@ -77,6 +77,6 @@ def call_program(program: str, arguments: list[str], monkeypatch, capsys) -> tup
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     monkeypatch.setattr(sys, "argv", [program, *arguments])
-    capsys.readouterr()
+    capfd.readouterr()
     code = run_folder.run_program(program, module.main)
-    return code, capsys.readouterr().err
+    return code, capfd.readouterr().err

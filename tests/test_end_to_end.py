@@ -2,11 +2,14 @@
 
 import json
 import shutil
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from config import Config
 from datasets.annotations import load_captions
 from tests.made_up import call_program, make_diffusion_lm, make_msrvtt, run_program
 
@@ -57,6 +60,10 @@ def results(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
+def snapshot(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.mark.slow
 def test_training_leaves_what_people_expect(trained):
     names = {path.name for path in trained.iterdir()}
@@ -76,6 +83,33 @@ def test_training_leaves_what_people_expect(trained):
 
 
 @pytest.mark.slow
+def test_the_configuration_and_the_log_tell_what_was_run(place, trained):
+    config = Config.load(trained / "config.json")
+    assert (config.batch_size, config.noclip_lr, config.clip_arch, config.num_frames) == (4, 1e-7, "tiny", 3)
+    assert (config.videos_dir, config.seed) == (str(place.root / "videos"), 24)
+    log = (trained / "log.txt").read_text()
+    for told in ("24 training pairs of 12 videos", "epoch 2, step 6 of 6", "t2v strict", "average of the last 4"):
+        assert told in log
+
+
+@pytest.mark.slow
+def test_training_selects_by_strict_recall(trained):
+    """results.json is that of the best evaluation, and the first one of equals."""
+    records = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    evaluations = [record for record in records if "eval/seconds" in record]
+    best = max(evaluations, key=lambda record: record["eval/t2v_strict/R1"])
+    (row,) = (
+        row
+        for row in results(trained / "results.json")["results"]
+        if (row["metric"], row["protocol"], row["dsl"]) == ("t2v", "strict", False)
+    )
+    assert all(row[name] == best[f"eval/t2v_strict/{name}"] for name in ("R1", "R5", "R10", "MedR", "MeanR"))
+    checkpoint = torch.load(trained / "model_best.pth", weights_only=True)
+    assert (checkpoint["epoch"], checkpoint["step"]) == (best["epoch"], best["step"])
+    assert [record["step"] for record in evaluations] == [3, 6, 9, 12]
+
+
+@pytest.mark.slow
 def test_evaluation_from_the_shell(place, trained):
     done = run_program("test.py", *place.test_arguments("run", "--load_epoch=0", "--metric=v2t", "--DSL"))
     assert done.returncode == 0, done.stderr
@@ -86,7 +120,23 @@ def test_evaluation_from_the_shell(place, trained):
 
 
 @pytest.mark.slow
-def test_evaluation_depends_on_the_checkpoint_alone(place, trained, tmp_path, monkeypatch, capsys):
+def test_several_captions_a_video(place, trained, tmp_path, monkeypatch, capfd):
+    """All captions are queries of t2v, videos are those of v2t; the published protocol is not defined."""
+    folder = tmp_path / "data" / "MSVD"
+    folder.mkdir(parents=True)
+    captions = {f"video{i}": [f"caption {k} of video {i}" for k in range(1 + i % 3)] for i in range(7)}
+    (folder / "captions_msvd.json").write_text(json.dumps(captions))
+    (folder / "test_list.txt").write_text("\n".join(captions))
+    output = tmp_path / "results.json"
+    more = ["--dataset_name=MSVD", f"--data_dir={tmp_path / 'data'}", "--load_epoch=0", f"--output_json={output}"]
+    code, err = call_program("test.py", place.test_arguments("run", *more), monkeypatch, capfd)
+    assert code == 0, err
+    sizes = {(row["metric"], row["protocol"], row["queries"], row["gallery"]) for row in results(output)["results"]}
+    assert sizes == {("t2v", "strict", 13, 7), ("v2t", "strict", 7, 7)}
+
+
+@pytest.mark.slow
+def test_evaluation_depends_on_the_checkpoint_alone(place, trained, tmp_path, monkeypatch, capfd):
     """--load_epoch 0 and -1 are the same file; batch size, block size and workers change nothing."""
     variants = {
         "best": ["--load_epoch=0"],
@@ -100,33 +150,34 @@ def test_evaluation_depends_on_the_checkpoint_alone(place, trained, tmp_path, mo
     for name, more in variants.items():
         output = tmp_path / f"{name}.json"
         code, err = call_program(
-            "test.py", place.test_arguments("run", *more, f"--output_json={output}"), monkeypatch, capsys
+            "test.py", place.test_arguments("run", *more, f"--output_json={output}"), monkeypatch, capfd
         )
         assert code == 0, err
         found[name] = results(output)["results"]
     assert all(rows == found["best"] for rows in found.values())
+    assert found["best"] == results(trained / "results.json")["results"]  # what training wrote of the same weights
 
 
 @pytest.mark.slow
-def test_load_epoch_reads_that_epoch(place, trained, tmp_path, monkeypatch, capsys):
+def test_load_epoch_reads_that_epoch(place, trained, tmp_path, monkeypatch, capfd):
     output = tmp_path / "results.json"
     arguments = place.test_arguments("run", "--load_epoch=1", f"--output_json={output}")
-    assert call_program("test.py", arguments, monkeypatch, capsys)[0] == 0
+    assert call_program("test.py", arguments, monkeypatch, capfd)[0] == 0
     assert results(output)["checkpoint"].endswith("checkpoint-epoch1.pth")
 
 
 @pytest.mark.slow
-def test_published_folder_name(place, trained, tmp_path, monkeypatch, capsys):
+def test_published_folder_name(place, trained, tmp_path, monkeypatch, capfd):
     """A published run lies in <datetime>_<noclip_lr>."""
     shutil.copytree(trained, place.folder("published_1e-7"))
     output = tmp_path / "results.json"
     arguments = place.test_arguments("published", "--load_epoch=0", f"--output_json={output}")
-    assert call_program("test.py", arguments, monkeypatch, capsys)[0] == 0
+    assert call_program("test.py", arguments, monkeypatch, capfd)[0] == 0
     assert "published_1e-7" in results(output)["checkpoint"]
 
 
 @pytest.mark.slow
-def test_same_seed_same_run(place, trained, monkeypatch, capsys):
+def test_same_seed_same_run(place, trained, monkeypatch, capfd):
     """The same command gives the same losses, the same table and the same weights."""
     arguments = place.train_arguments("again", "--log_step=1", "--evals_per_epoch=2")
     done = run_program("train.py", *arguments)
@@ -144,16 +195,20 @@ def test_same_seed_same_run(place, trained, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [["--arch=clip_transformer"], ["--recipe=published"], ["--sampler=ddim"]])
-def test_other_models_train_and_load(place, tmp_path, monkeypatch, capsys, more):
+@pytest.mark.parametrize(
+    "more",
+    [["--arch=clip_transformer"], ["--recipe=published"], ["--sampler=ddim", "--sampling_steps=4"],
+     ["--precision=bf16", "--video_sample_type=rand", "--msrvtt_train_file=7k"]],
+)  # fmt: skip
+def test_other_models_train_and_load(place, tmp_path, monkeypatch, capfd, more):
     name = more[0].strip("-").replace("=", "_")
     code, err = call_program(
-        "train.py", place.train_arguments(name, *more, "--num_epochs=1", "--skip_eval"), monkeypatch, capsys
+        "train.py", place.train_arguments(name, *more, "--num_epochs=1", "--skip_eval"), monkeypatch, capfd
     )
     assert code == 0, err
     output = tmp_path / "results.json"
     plain = [a for a in place.test_arguments(name, "--load_epoch=0", f"--output_json={output}") if "--arch" not in a]
-    code, err = call_program("test.py", plain, monkeypatch, capsys)
+    code, err = call_program("test.py", plain, monkeypatch, capfd)
     assert code == 0, err
     if more[0].startswith("--arch"):
         assert results(output)["arch"] == "clip_transformer"
@@ -161,10 +216,44 @@ def test_other_models_train_and_load(place, tmp_path, monkeypatch, capsys, more)
         assert results(output)["recipe"] == "published"
 
 
-def test_untrained_model_is_evaluated_without_load_epoch(place, tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_flags_of_the_output(place, tmp_path, monkeypatch, capfd):
+    """A run without a name is named by the clock; files that nobody wants are not written."""
+    more = ["--num_epochs=2", "--skip_eval", "--save_every=2", "--no_tensorboard", "--exp_name=by_the_clock"]
+    arguments = [a for a in place.train_arguments("-", *more) if not a.startswith("--datetime")]
+    code, err = call_program("train.py", arguments, monkeypatch, capfd)
+    assert code == 0, err
+    (folder,) = (place.root / "outputs" / "by_the_clock").iterdir()
+    assert datetime.now() - datetime.strptime(folder.name, "%Y-%m-%d_%H-%M-%S") < timedelta(minutes=10)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"checkpoint-epoch2.pth", "model_best.pth", "config.json", "log.txt", "metrics.jsonl"}
+    best, last = (torch.load(folder / name, weights_only=True) for name in ("model_best.pth", "checkpoint-epoch2.pth"))
+    assert best["epoch"] == last["epoch"] == 2
+    assert all(torch.equal(best["state_dict"][name], tensor) for name, tensor in last["state_dict"].items())
+
+
+@pytest.mark.slow
+def test_tensorboard_folder_and_direction(place, tmp_path, monkeypatch, capfd):
+    output = tmp_path / "results.json"
+    more = ["--num_epochs=1", "--metric=v2t", "--noloss_record", f"--tb_log_dir={tmp_path / 'board'}"]
+    arguments = place.train_arguments("board", *more, f"--output_json={output}")
+    code, err = call_program("train.py", arguments, monkeypatch, capfd)
+    assert code == 0, err
+    assert not (place.folder("board") / "tensorboard").exists()
+    assert not (place.folder("board") / "results.json").exists()
+    board = EventAccumulator(str(tmp_path / "board"))
+    board.Reload()
+    tags = board.Tags()["scalars"]
+    assert "eval/v2t_strict/R1" in tags
+    assert not any(tag.startswith("train/") for tag in tags)
+    found = {(row["metric"], row["protocol"], row["dsl"]): row["R1"] for row in results(output)["results"]}
+    assert board.Scalars("eval/v2t_strict/R1")[0].value == pytest.approx(found["v2t", "strict", False])
+
+
+def test_untrained_model_is_evaluated_without_load_epoch(place, tmp_path, monkeypatch, capfd):
     output = tmp_path / "results.json"
     arguments = [*place.common, *place.small, place.teacher, f"--output_json={output}"]
-    assert call_program("test.py", arguments, monkeypatch, capsys)[0] == 0
+    assert call_program("test.py", arguments, monkeypatch, capfd)[0] == 0
     assert results(output)["checkpoint"] is None
 
 
@@ -185,65 +274,115 @@ BAD_TRAINING = {
 
 
 def one_line(err: str) -> str:
-    lines = [line for line in err.splitlines() if line.strip()]
-    assert len(lines) == 1, err
-    return lines[0]
+    """What the whole of standard error says, decoders and other libraries included."""
+    assert err.count("\n") == 1 and err.endswith("\n"), err
+    return err
+
+
+BAD_EVALUATION = {
+    "unknown data set": (["--dataset_name=MSRVT"], "MSRVT"),
+    "no videos": (["--videos_dir=/nonexistent/videos"], "/nonexistent/videos"),
+    "no annotations": (["--data_dir=/nonexistent/data"], "MSRVTT_JSFUSION_test.csv"),
+    "batch size": (["--batch_size=0"], "batch_size"),
+    "no frames": (["--num_frames=0"], "num_frames"),
+    "block": (["--batch_size_split=0"], "batch_size_split"),
+    "no such epoch": (["--load_epoch=-2"], "load_epoch"),
+    "more steps than trained": (["--sampling_steps=11"], "sampling_steps"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", BAD_EVALUATION)
+def test_bad_evaluation_input(place, trained, monkeypatch, capfd, case):
+    more, named = BAD_EVALUATION[case]
+    before = snapshot(trained)
+    code, err = call_program("test.py", place.test_arguments("run", "--load_epoch=0", *more), monkeypatch, capfd)
+    assert code == 2
+    assert named in one_line(err)
+    assert snapshot(trained) == before
 
 
 @pytest.mark.parametrize("case", BAD_TRAINING)
-def test_bad_training_input(place, monkeypatch, capsys, case):
+def test_bad_training_input(place, monkeypatch, capfd, case):
     more, named = BAD_TRAINING[case]
     name = f"bad-{case.replace(' ', '-')}"
-    code, err = call_program("train.py", place.train_arguments(name, *more), monkeypatch, capsys)
+    code, err = call_program("train.py", place.train_arguments(name, *more), monkeypatch, capfd)
     assert code == 2
     assert named in one_line(err)
     assert not place.folder(name).exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-def test_gpu_without_cuda(place, monkeypatch, capsys):
-    code, err = call_program("train.py", place.train_arguments("gpu", "--gpu=0"), monkeypatch, capsys)
+def test_gpu_without_cuda(place, monkeypatch, capfd):
+    code, err = call_program("train.py", place.train_arguments("gpu", "--gpu=0"), monkeypatch, capfd)
     assert code == 2 and "--gpu=cpu" in one_line(err)
 
 
-def test_missing_teacher_names_the_command(place, monkeypatch, capsys, tmp_path):
+def test_missing_teacher_names_the_command(place, monkeypatch, capfd, tmp_path):
     from model import factory
 
     monkeypatch.setattr(factory, "DIFFUSION_MODELS", tmp_path)
     arguments = [a for a in place.train_arguments("no-teacher") if a != place.teacher]
-    code, err = call_program("train.py", arguments, monkeypatch, capsys)
+    code, err = call_program("train.py", arguments, monkeypatch, capfd)
     assert code == 2 and "python Diffusion-LM/train.py --dataset_name=MSRVTT" in one_line(err)
 
 
-def test_broken_video(place, tmp_path, monkeypatch, capsys):
+def test_broken_video(place, tmp_path, monkeypatch, capfd):
     videos = tmp_path / "videos"
     shutil.copytree(place.root / "videos", videos)
     (videos / "video3.mp4").write_bytes((videos / "video3.mp4").read_bytes()[:500])
     arguments = place.train_arguments("broken", f"--videos_dir={videos}")
-    code, err = call_program("train.py", arguments, monkeypatch, capsys)
+    code, err = call_program("train.py", arguments, monkeypatch, capfd)
     assert code == 2 and "video3.mp4" in one_line(err)
     assert not place.folder("broken").exists()
 
 
-def test_missing_video(place, tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_test_video(place, trained, tmp_path, monkeypatch, capfd, workers):
+    """The results that were there stay."""
+    videos = tmp_path / "videos"
+    shutil.copytree(place.root / "videos", videos)
+    (videos / "video9004.mp4").write_text("this is no video\n" * 50)
+    before = snapshot(trained)
+    more = ["--load_epoch=0", f"--videos_dir={videos}", f"--num_workers={workers}"]
+    code, err = call_program("test.py", place.test_arguments("run", *more), monkeypatch, capfd)
+    assert code == 2 and "video9004.mp4" in one_line(err)
+    assert snapshot(trained) == before
+
+
+@pytest.mark.slow
+def test_bad_input_from_the_shell(place, tmp_path):
+    """The same as people see it: exit code, one line, nothing written."""
+    videos = tmp_path / "videos"
+    shutil.copytree(place.root / "videos", videos)
+    (videos / "video3.mp4").write_bytes((videos / "video3.mp4").read_bytes()[:-200])
+    done = run_program("train.py", *place.train_arguments("shell", f"--videos_dir={videos}", "--num_workers=2"))
+    assert done.returncode == 2
+    assert one_line(done.stderr).startswith("train.py: error: ")
+    assert "video3.mp4" in done.stderr
+    assert not place.folder("shell").exists()
+
+
+def test_missing_video(place, tmp_path, monkeypatch, capfd):
     videos = tmp_path / "videos"
     shutil.copytree(place.root / "videos", videos)
     (videos / "video3.mp4").unlink()
     arguments = place.train_arguments("missing", f"--videos_dir={videos}")
-    code, err = call_program("train.py", arguments, monkeypatch, capsys)
+    code, err = call_program("train.py", arguments, monkeypatch, capfd)
     assert code == 2 and "1 of 12" in err and "video3" in one_line(err)
 
 
 @pytest.mark.slow
-def test_existing_run_is_not_overwritten(place, trained, monkeypatch, capsys):
-    before = {path: path.stat().st_mtime_ns for path in trained.iterdir()}
-    code, err = call_program("train.py", place.train_arguments("run"), monkeypatch, capsys)
+def test_existing_run_is_not_overwritten(place, trained, monkeypatch, capfd):
+    before = snapshot(trained)
+    code, err = call_program("train.py", place.train_arguments("run"), monkeypatch, capfd)
     assert code == 2 and "holds a run already" in one_line(err)
-    assert before == {path: path.stat().st_mtime_ns for path in trained.iterdir()}
+    assert snapshot(trained) == before
 
 
 @pytest.mark.slow
-def test_bad_checkpoints(place, trained, tmp_path, monkeypatch, capsys):
+def test_bad_checkpoints(place, trained, tmp_path, monkeypatch, capfd):
     best = trained / "model_best.pth"
     cut, text, other = (place.folder(name) for name in ("cut", "text", "other"))
     for folder in (cut, text, other):
@@ -266,7 +405,7 @@ def test_bad_checkpoints(place, trained, tmp_path, monkeypatch, capsys):
         ([*place.common, "--load_epoch=0"], "--datetime"),
     ]
     for arguments, named in cases:
-        code, err = call_program("test.py", [*arguments, f"--output_json={output}"], monkeypatch, capsys)
+        code, err = call_program("test.py", [*arguments, f"--output_json={output}"], monkeypatch, capfd)
         assert code == 2, arguments
         assert named in one_line(err)
         assert not output.exists()

@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,18 +92,23 @@ def load(folder: Path) -> PretrainedDiffusionLM:
 def save(
     folder: Path, denoiser_state: dict[str, Tensor], random_table: Tensor, vocabulary: Vocabulary, training_args: dict
 ) -> Path:
-    """Write a Diffusion-LM folder; the weights come last, so that a folder with weights is complete.
+    """Write a Diffusion-LM folder: all files aside first, then into place, so that a run that dies, or a full disk,
+    leaves the folder that was there.
 
     :param training_args: has "ema_rate", "steps" and "denoiser" (the fields of DenoiserConfig).
     :return: the weights file.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    vocabulary.save(folder / VOCABULARY_FILE)
-    (folder / ARGS_FILE).write_text(json.dumps(training_args, indent=2) + "\n", encoding="utf-8")
-    save_atomically({"weight": random_table}, folder / RANDOM_TABLE_FILE)
     weights_file = folder / f"ema_{training_args['ema_rate']}_{training_args['steps']:06d}.pt"
-    save_atomically(denoiser_state, weights_file)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as aside:
+        new = Path(aside)
+        vocabulary.save(new / VOCABULARY_FILE)
+        (new / ARGS_FILE).write_text(json.dumps(training_args, indent=2) + "\n", encoding="utf-8")
+        save_atomically({"weight": random_table}, new / RANDOM_TABLE_FILE)
+        save_atomically(denoiser_state, new / weights_file.name)
+        for name in (VOCABULARY_FILE, ARGS_FILE, RANDOM_TABLE_FILE, weights_file.name):
+            os.replace(new / name, folder / name)
     for older in folder.glob("ema_*.pt"):
         if older != weights_file:
             older.unlink()
@@ -119,7 +125,7 @@ def load_tensors(path: Path) -> dict:
     except pickle.UnpicklingError as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{path} is damaged or holds more than tensors and plain values: {reason}") from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # bytes that are no pickle make the unpickler fail in many ways
         raise InputError(
             f"{path} is damaged or cut short: {str(error).splitlines()[0] if str(error) else error!r}"
         ) from error

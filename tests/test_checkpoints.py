@@ -1,0 +1,510 @@
+"""Checkpoints: what is written can be read, what cannot be read is named; and the models that runs start from."""
+
+import itertools
+import json
+import random
+
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPModel, get_cosine_schedule_with_warmup
+
+from config import Config
+from diffusion_lm import weights
+from diffusion_lm.denoiser import DENOISERS, Denoiser
+from diffusion_lm.errors import InputError
+from diffusion_lm.gaussian_diffusion import GaussianDiffusion
+from model.factory import create_model, restore_model
+from model.published import TEXTDIFFS_RENAMES, rename_published
+from model.textdiffs import TextDiffs
+from modules.noise import sampling_noise
+from modules.text_diffusion import TextDiffusion
+from tests.made_up import make_diffusion_lm
+from tests.small_models import small_clip
+from trainer.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+
+CAPTIONS = ["a man plays a guitar", "two dogs run on the beach", "somebody cuts an onion", "a cat"]
+ARCHS = ["--arch=clip_stochastic", "--arch=clip_stochastic --recipe=published", "--arch=clip_transformer"]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    make_diffusion_lm(folder, CAPTIONS)
+    return folder
+
+
+@pytest.fixture
+def parse(teacher, tmp_path):
+    """A configuration of the tiny CLIP and the small teacher; the run is <tmp_path>/outputs/name/run."""
+
+    def parse(line="", small=True):
+        sizes = "--clip_arch=tiny --num_frames=3 --diffusion_steps=4 --diffusion_text_len=9" if small else ""
+        places = f"--output_dir={tmp_path / 'outputs'} --exp_name=name --diffusion_lm={teacher}"
+        return Config.parse(f"{sizes} {places} {line}".split())
+
+    return parse
+
+
+def assert_equal_states(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype
+        assert torch.equal(a[name], b[name]), name
+
+
+def failure(function, *arguments):
+    """The one line of an InputError."""
+    with pytest.raises(InputError) as caught:
+        function(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def saved(parse, path, line=""):
+    """A checkpoint file and the model in it."""
+    torch.manual_seed(3)
+    config = parse(line)
+    model = create_model(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(path, model, config, epoch=2, step=17, metrics={"R1": 12.5})
+    return model
+
+
+# round trip
+
+
+@pytest.mark.parametrize("line", ARCHS)
+def test_round_trip_is_bit_identical(parse, tmp_path, line):
+    """The checkpoint alone says what the model is: no flag of its shape is given when it is read."""
+    path = tmp_path / "model.pth"
+    model = saved(parse, path, f"{line} --num_mha_heads=4")
+    checkpoint = load_checkpoint(path)
+    assert (checkpoint["epoch"], checkpoint["step"], checkpoint["metrics"]) == (2, 17, {"R1": 12.5})
+    config = parse(small=False)
+    restored = restore_model(config, checkpoint, path)
+    assert type(restored) is type(model)
+    assert_equal_states(restored.state_dict(), model.state_dict())
+    assert (config.num_frames, config.num_mha_heads, config.input_res) == (3, 4, 64)
+    if isinstance(model, TextDiffs):
+        assert restored.vocabulary.token_to_id == model.vocabulary.token_to_id
+        assert restored.text_diffusion.text_length == 9
+        assert restored.sampling_diffusion.num_steps == restored.text_diffusion.diffusion.num_steps == 4
+        assert restored.shared_noise == ("published" not in line)
+
+
+def test_optimizer_and_schedule_continue_where_they_were(parse, tmp_path):
+    config = parse("--arch=clip_transformer")
+    model = create_model(config)
+
+    def make_optimizer(parameters):
+        optimizer = torch.optim.AdamW(parameters, lr=0.1)
+        return optimizer, get_cosine_schedule_with_warmup(optimizer, 2, 10)
+
+    def step(model, optimizer, scheduler):
+        optimizer.zero_grad()
+        sum(p.square().sum() for p in model.pool_frames.parameters()).backward()
+        optimizer.step()
+        scheduler.step()
+
+    optimizer, scheduler = make_optimizer(model.pool_frames.parameters())
+    for _ in range(3):
+        step(model, optimizer, scheduler)
+    path = tmp_path / "model.pth"
+    save_checkpoint(path, model, config, 1, 3, optimizer, scheduler)
+    checkpoint = load_checkpoint(path)
+    restored = restore_model(parse(small=False), checkpoint, path)
+    again = make_optimizer(restored.pool_frames.parameters())
+    again[0].load_state_dict(checkpoint["optimizer"])
+    again[1].load_state_dict(checkpoint["scheduler"])
+    step(model, optimizer, scheduler)
+    step(restored, *again)
+    assert_equal_states(restored.state_dict(), model.state_dict())
+
+
+# files that are no checkpoints
+
+
+class Dangerous:
+    """Pickled as a call that would create a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize(
+    "kind", ["cut short", "one byte less", "text", "empty", "folder", "missing", "list", "no state"]
+)
+def test_damaged_files_are_named(parse, tmp_path, kind):
+    path = tmp_path / "model.pth"
+    if kind in ("cut short", "one byte less"):
+        saved(parse, path, "--arch=clip_transformer")
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) // 2] if kind == "cut short" else data[:-1])
+    elif kind == "text":
+        path.write_text("this is no checkpoint\n" * 100)
+    elif kind == "empty":
+        path.touch()
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "list":
+        torch.save([torch.ones(3)], path)
+    elif kind == "no state":
+        torch.save({"epoch": 3, "model": {}}, path)
+    assert str(path) in failure(load_checkpoint, path)
+
+
+def test_files_with_code_are_refused_unread(tmp_path):
+    path, trace = tmp_path / "model.pth", tmp_path / "trace"
+    torch.save({"state_dict": {}, "epoch": Dangerous(trace)}, path)
+    message = failure(load_checkpoint, path)
+    assert str(path) in message
+    assert not trace.exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("seed", range(40))
+def test_any_bytes_are_an_input_error(tmp_path, seed):
+    """Unpicklers fail in many ways on bytes that are no pickle, or one with a few bytes changed."""
+    generator = random.Random(seed)
+    path = tmp_path / "model.pth"
+    torch.save({"state_dict": {"a": torch.ones(2)}, "epoch": 3}, path, _use_new_zipfile_serialization=False)
+    data = bytearray(path.read_bytes())
+    if seed % 2:
+        data = bytearray(generator.choices(b"(lp0.,]}:q\x80\x02aeiou \n", k=200))
+    else:
+        for _ in range(5):
+            data[generator.randrange(len(data))] = generator.randrange(256)
+    path.write_bytes(data)
+    try:
+        load_checkpoint(path)
+    except InputError as error:
+        assert str(path) in str(error)
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"state_dict": {}}, {"state_dict": {"weight": torch.ones(2)}, "config": {}, "clip_config": {}},
+     {"state_dict": {}, "config": {"arch": "clip_transformer"}, "clip_config": {}}],
+)  # fmt: skip
+def test_checkpoints_of_other_projects_are_named(parse, tmp_path, content):
+    path = tmp_path / "model.pth"
+    torch.save(content, path)
+    assert str(path) in failure(restore_model, parse(), load_checkpoint(path), path)
+
+
+# checkpoints of other models
+
+
+@pytest.mark.parametrize(
+    ("flag", "trained"),
+    [
+        ("--arch=clip_transformer", "--arch=clip_stochastic"),
+        ("--recipe=published", "--recipe=textdiffs"),
+        ("--num_frames=12", "--num_frames=3"),
+        ("--diffusion_steps=10", "--diffusion_steps=4"),
+        ("--diffusion_text_len=64", "--diffusion_text_len=9"),
+        ("--num_mha_heads=2", "--num_mha_heads=1"),
+        ("--clip_arch=ViT-B/32", "--clip_arch=tiny"),
+        ("--input_res=96", "--input_res=64"),
+    ],
+)
+def test_flags_that_contradict_the_checkpoint_are_named(parse, tmp_path, flag, trained):
+    path = tmp_path / "model.pth"
+    saved(parse, path)
+    message = failure(restore_model, parse(flag, small=False), load_checkpoint(path), path)
+    assert str(path) in message
+    assert flag in message
+    assert trained in message
+    restore_model(parse(trained, small=False), load_checkpoint(path), path)  # the same value may be given
+
+
+def test_arch_alias_does_not_contradict(parse, tmp_path):
+    path = tmp_path / "model.pth"
+    saved(parse, path)
+    restore_model(parse("--arch=clip_textdiffs", small=False), load_checkpoint(path), path)
+
+
+def test_width_that_contradicts_the_checkpoint_is_named(parse, tmp_path):
+    path = tmp_path / "model.pth"
+    saved(parse, path)
+    message = failure(restore_model, parse("--embed_dim=512", small=False), load_checkpoint(path), path)
+    assert "--embed_dim=512" in message
+    assert "128" in message
+
+
+@pytest.mark.parametrize("change", ["missing", "left over", "other size"])
+def test_weights_that_do_not_fit_are_listed(parse, tmp_path, change):
+    path = tmp_path / "model.pth"
+    saved(parse, path)
+    checkpoint = load_checkpoint(path)
+    state = checkpoint["state_dict"]
+    name = "pool_frames.linear_proj.bias"
+    if change == "missing":
+        del state[name]
+    elif change == "left over":
+        name = "pool_frames.no_such_layer.bias"
+        state[name] = torch.ones(2)
+    else:
+        state[name] = torch.ones(3)
+    message = failure(restore_model, parse(small=False), checkpoint, path)
+    assert str(path) in message
+    assert name in message
+
+
+# where checkpoints lie
+
+
+@pytest.mark.parametrize(
+    ("load_epoch", "name"), [(0, "model_best.pth"), (-1, "model_best.pth"), (3, "checkpoint-epoch3.pth")]
+)
+@pytest.mark.parametrize("folder", ["run", "run_1e-07", "run_1e-7"])
+def test_checkpoints_are_found(parse, tmp_path, load_epoch, name, folder):
+    """In <datetime>, or in <datetime>_<noclip_lr> as published runs are named."""
+    path = tmp_path / "outputs" / "name" / folder / name
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert find_checkpoint(parse(f"--datetime=run --load_epoch={load_epoch} --noclip_lr=1e-7")) == path
+
+
+@pytest.mark.parametrize("rate", ["1e-5", "3e-5", "0.00001", "0.001", "2.5e-6"])
+def test_published_folder_names_follow_the_rate(parse, tmp_path, rate):
+    """Their names were made by str() of the number."""
+    path = tmp_path / "outputs" / "name" / f"run_{float(rate)}" / "model_best.pth"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert find_checkpoint(parse(f"--datetime=run --load_epoch=0 --noclip_lr={rate}")) == path
+
+
+def test_the_plain_folder_comes_first(parse, tmp_path):
+    for folder in ("run_1e-05", "run"):
+        path = tmp_path / "outputs" / "name" / folder / "model_best.pth"
+        path.parent.mkdir(parents=True)
+        path.touch()
+    assert find_checkpoint(parse("--datetime=run --load_epoch=0")) == path
+
+
+def test_missing_checkpoint_is_named_with_what_there_is(parse, tmp_path):
+    folder = tmp_path / "outputs" / "name" / "run"
+    message = failure(find_checkpoint, parse("--datetime=run --load_epoch=7"))
+    assert str(folder / "checkpoint-epoch7.pth") in message
+    folder.mkdir(parents=True)
+    (folder / "checkpoint-epoch2.pth").touch()
+    message = failure(find_checkpoint, parse("--datetime=run --load_epoch=7"))
+    assert str(folder / "checkpoint-epoch7.pth") in message
+    assert "checkpoint-epoch2.pth" in message
+
+
+def test_load_epoch_needs_a_run(parse):
+    assert "--datetime" in failure(find_checkpoint, parse("--load_epoch=0"))
+
+
+# writing
+
+
+def test_a_place_that_cannot_be_written_is_named(parse, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for path in (tmp_path / "file" / "model.pth", tmp_path / "missing" / "model.pth"):
+        config = parse("--arch=clip_transformer")
+        assert str(path) in failure(save_checkpoint, path, create_model(config), config, 1, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("written", [0, 1000])
+def test_a_full_disk_leaves_the_old_checkpoint(parse, tmp_path, monkeypatch, written):
+    path = tmp_path / "model.pth"
+    saved(parse, path, "--arch=clip_transformer")
+    before = path.read_bytes()
+
+    def full(value, file):
+        file.write(b"x" * written)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    config = parse("--arch=clip_transformer")
+    message = failure(save_checkpoint, path, create_model(config), config, 9, 9)
+    assert str(path) in message
+    assert "No space left" in message
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_existing_checkpoint_is_replaced(parse, tmp_path):
+    path = tmp_path / "model.pth"
+    saved(parse, path, "--arch=clip_transformer")
+    config = parse("--arch=clip_transformer")
+    save_checkpoint(path, create_model(config), config, 9, 9)
+    assert load_checkpoint(path)["epoch"] == 9
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# what a run starts from: DESIGN section 3
+
+
+def predictions(denoiser, pretrained, conditions):
+    """Predictions of x_0 of a denoiser for two conditions, and of the pre-trained Diffusion-LM without any."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 9, 16, generator=generator)
+    times = torch.tensor([0.0, 100.0, 250.0, 500.0, 900.0])
+    with torch.no_grad():
+        return *(denoiser(x, times, c) for c in conditions), pretrained.build().eval()(x, times)
+
+
+@pytest.fixture
+def conditions():
+    generator = torch.Generator().manual_seed(1)
+    return [torch.rand(5, 9, 3, generator=generator) * 2 - 1 for _ in range(2)]
+
+
+def test_teacher_and_student_start_as_the_pretrained_diffusion(parse, teacher, conditions):
+    model = create_model(parse()).eval()
+    diffusion, pretrained = model.text_diffusion, weights.load(teacher)
+    assert_equal_states(diffusion.student.state_dict(), diffusion.teacher.state_dict())
+    for denoiser in (diffusion.student, diffusion.teacher):
+        one, two, unconditional = predictions(denoiser, pretrained, conditions)
+        torch.testing.assert_close(one, unconditional, atol=1e-5, rtol=1e-5)
+        assert torch.equal(one, two)
+    assert diffusion.student.word_embedding.weight.data_ptr() != diffusion.teacher.word_embedding.weight.data_ptr()
+
+
+def test_the_student_can_learn_from_the_condition_from_the_first_step(parse, conditions):
+    """A condition that enters with weight zero must get a gradient; the teacher gets none."""
+    diffusion = create_model(parse()).text_diffusion
+    diffusion.student(torch.randn(5, 9, 16), torch.zeros(5), conditions[0]).square().sum().backward()
+    assert diffusion.student.sims_decoder[0].weight.grad[:, 32:].abs().max() > 0
+    assert not any(parameter.requires_grad for parameter in diffusion.teacher.parameters())
+    diffusion.train()
+    assert diffusion.student.training
+    assert not diffusion.teacher.training
+
+
+def test_published_recipe_starts_at_random(parse, teacher, conditions):
+    """The student is random; the teacher is the pre-trained one behind condition layers that are random."""
+    model = create_model(parse("--recipe=published")).eval()
+    diffusion, pretrained = model.text_diffusion, weights.load(teacher)
+    assert not torch.equal(diffusion.student.word_embedding.weight, diffusion.teacher.word_embedding.weight)
+    for name, tensor in pretrained.state_dict.items():
+        assert torch.equal(diffusion.teacher.state_dict()[name], tensor)
+    one, two, unconditional = predictions(diffusion.teacher, pretrained, conditions)
+    assert (one - unconditional).abs().max() > 1e-3
+    assert not torch.equal(one, two)
+
+
+@pytest.mark.parametrize("recipe", ["textdiffs", "published"])
+def test_words_are_rounded_to_the_table_of_the_recipe(parse, teacher, recipe):
+    """The last step of sampling adds no noise: every token is a row of the table."""
+    model = create_model(parse(f"--recipe={recipe}")).eval()
+    diffusion = model.text_diffusion
+    tables = {"textdiffs": diffusion.student.word_embedding.weight, "published": weights.load(teacher).random_table}
+    noise = sampling_noise(CAPTIONS, 0, 4, 9, 16)
+    x = diffusion.sample(model.vocabulary.encode(CAPTIONS, 9), torch.ones(4, 3, 16), noise)
+    with torch.no_grad():
+        distance = {
+            name: (x.reshape(-1, 1, 16) - table).norm(dim=-1).min(1).values.max() for name, table in tables.items()
+        }
+    assert distance.pop(recipe) < 1e-4
+    assert distance.popitem()[1] > 0.1
+
+
+@pytest.mark.parametrize("recipe", ["textdiffs", "published"])
+def test_teacher_and_student_share_noise_unless_published(parse, recipe):
+    model = create_model(parse(f"--recipe={recipe}"))
+    student, teacher = model.draw_noise(step=3, batch=50)
+    assert student.t.shape == (50,)
+    assert set(student.t.tolist()) == set(range(4))
+    for mine, theirs in zip(student, teacher, strict=True):
+        assert torch.equal(mine, theirs) == (recipe == "textdiffs")
+    again, other = model.draw_noise(3, 50), model.draw_noise(4, 50)
+    assert all(torch.equal(a, b) for a, b in zip(again[0], student, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(other[0], student, strict=True))
+
+
+# published checkpoints
+
+
+def published_names(state):
+    """Our names back to the published ones, through the table, with what only published files have."""
+    prefixes = [(ours, pattern.replace("\\", "")) for pattern, ours in TEXTDIFFS_RENAMES if ours]
+    renamed = {}
+    for name, tensor in state.items():
+        if name == "text_diffusion.rounding_table":
+            continue
+        ours, theirs = next(((o, t) for o, t in prefixes if name.startswith(o)), ("", ""))
+        renamed[theirs + name.removeprefix(ours)] = tensor
+    position_ids = {
+        f"{prefix}.position_ids": torch.arange(512)[None]
+        for prefix in ("textdiffs.diffusion.run_diffusion.student_model",
+                       "textdiffs.diffusion.run_diffusion.teacher_model",
+                       "clip.text_model.embeddings", "clip.vision_model.embeddings")
+    }  # fmt: skip
+    unused = {f"textdiffs.diffusion.diff_proj.{name}": torch.ones(3) for name in ("weight", "bias")}
+    return renamed | position_ids | unused
+
+
+@pytest.mark.parametrize("recipe", ["textdiffs", "published"])
+def test_published_checkpoint_loads(parse, tmp_path, recipe):
+    model = saved(parse, tmp_path / "ours.pth", f"--recipe={recipe}")
+    path = tmp_path / "published.pth"
+    state = published_names(model.state_dict())
+    assert "textdiffs.diffusion.run_diffusion.student_model.sims_linear.weight" in state
+    assert not any(name.startswith("text_diffusion") for name in state)
+    torch.save({"epoch": 5, "state_dict": state}, path)
+    restored = restore_model(parse(f"--recipe={recipe}"), load_checkpoint(path), path)
+    assert_equal_states(restored.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize("change", ["missing", "left over", "other size"])
+def test_published_names_that_do_not_fit_are_listed(parse, tmp_path, change):
+    path = tmp_path / "published.pth"
+    state = published_names(create_model(parse()).state_dict())
+    if change == "missing":
+        del state["textdiffs.diffusion.linear_text.bias"]
+        named = "text_diffusion.linear_text.bias"
+    elif change == "left over":
+        named = state["textdiffs.diffusion.new_layer.bias"] = "text_diffusion.new_layer.bias"
+        state["textdiffs.diffusion.new_layer.bias"] = torch.ones(2)
+    else:
+        named = "text_diffusion.student.sims_linear.weight"
+        state["textdiffs.diffusion.run_diffusion.student_model.sims_linear.weight"] = torch.ones(32, 12)
+    torch.save({"epoch": 5, "state_dict": state}, path)
+    message = failure(restore_model, parse(), load_checkpoint(path), path)
+    assert str(path) in message
+    assert named in message
+
+
+def test_names_and_shapes_of_the_published_checkpoint(conformance_dir):
+    """A model of full size, without memory, has exactly the tensors that the published file lists."""
+    listed = json.loads((conformance_dir / "published_checkpoint.json").read_text())["state_dict"]
+    vocabulary_size = listed["textdiffs.diffusion.run_diffusion.student_model.lm_head.bias"][0][0]
+    with torch.device("meta"):
+        clip = CLIPModel(CLIPConfig())  # its default is ViT-B/32
+        student, teacher = (Denoiser(DENOISERS["base"], vocabulary_size, 12) for _ in range(2))
+        diffusion = TextDiffusion(student, teacher, GaussianDiffusion.sqrt(10), 512, 64)
+        model = TextDiffs(clip, small_clip()[1], diffusion, None)
+    ours = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert rename_published({name: shape for name, (shape, _) in listed.items()}) == ours
+
+
+def test_published_diffusion_lm_folder(conformance_dir):
+    """A base denoiser without condition layers has exactly the tensors of the published Diffusion-LM."""
+    published = json.loads((conformance_dir / "published_diffusion_lm.json").read_text())
+    listed = {name: value[0] for name, value in published["state_dict"].items() if name != "position_ids"}
+    with torch.device("meta"):
+        denoiser = Denoiser(DENOISERS["base"], listed["word_embedding.weight"][0])
+    assert {name: list(tensor.shape) for name, tensor in denoiser.state_dict().items()} == listed
+
+
+def test_every_rename_is_used_once(conformance_dir):
+    """No two published names become one of ours."""
+    listed = json.loads((conformance_dir / "published_checkpoint.json").read_text())["state_dict"]
+    renamed = [rename_published({name: name}) for name in listed]
+    ours = list(itertools.chain.from_iterable(renamed))
+    assert len(ours) == len(set(ours))
+    dropped = {name for name, new in zip(listed, renamed, strict=True) if not new}
+    assert dropped == {n for n in listed if n.endswith("position_ids") or ".diff_proj." in n}
