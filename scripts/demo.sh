@@ -13,6 +13,7 @@ folder=outputs/demo/$run
 # The small CLIP starts from random weights, so its learning rate is that of training, not of fine-tuning.
 model=(--dataset_name=$dataset --clip_arch=tiny --num_frames=6 --diffusion_text_len=20)
 place=(--exp_name=demo --datetime="$run")
+quick=(--sampler=ddim --sampling_steps=2) # of the evaluations before the last one, which takes all 10 steps
 
 step() { printf '\n== %s (%d s)\n' "$1" $((SECONDS - started)); }
 
@@ -20,16 +21,15 @@ step "1/4 pre-train the text diffusion on the training captions"
 if compgen -G "$teacher/ema_*.pt" >/dev/null; then
     echo "$teacher is there already"
 else
-    python Diffusion-LM/train.py --dataset_name=$dataset --denoiser=tiny --text_len=20 --steps=600 --log_step=100
+    python Diffusion-LM/train.py --dataset_name=$dataset --denoiser=tiny --text_len=20 --steps=500 --log_step=100
 fi
 
 step "2/4 evaluate before training"
-python test.py "${model[@]}" "${place[@]}" --batch_size=64 --output_json="$folder/before_training.json"
+python test.py "${model[@]}" "${place[@]}" "${quick[@]}" --batch_size=64 --output_json="$folder/before_training.json"
 
 step "3/4 train TextDiffs"
-# evaluations on the way sample in 2 steps to save time, the last one in all 10
-python train.py "${model[@]}" "${place[@]}" --batch_size=64 --clip_lr=1e-3 --noclip_lr=1e-3 --num_epochs=5 \
-    --video_sample_type=rand --num_workers=2 --sampler=ddim --sampling_steps=2 --log_step=25
+python train.py "${model[@]}" "${place[@]}" "${quick[@]}" --batch_size=64 --clip_lr=1e-3 --noclip_lr=1e-3 --num_epochs=5 \
+    --video_sample_type=rand --num_workers=2 --log_step=25
 
 step "4/4 evaluate the best checkpoint"
 python test.py "${place[@]}" --dataset_name=$dataset --load_epoch=0 --batch_size=64 --DSL

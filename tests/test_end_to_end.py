@@ -318,6 +318,16 @@ def test_gpu_without_cuda(place, monkeypatch, capfd):
     assert code == 2 and "--gpu=cpu" in one_line(err)
 
 
+@pytest.mark.parametrize("flag", ["--output_dir", "--tb_log_dir"])
+def test_folders_that_cannot_be_made(place, tmp_path, monkeypatch, capfd, flag):
+    (tmp_path / "file").write_text("in the way")
+    arguments = place.train_arguments("in-the-way", f"{flag}={tmp_path / 'file' / 'folder'}")
+    code, err = call_program("train.py", arguments, monkeypatch, capfd)
+    assert code == 2 and str(tmp_path / "file" / "folder") in one_line(err)
+    assert not place.folder("in-the-way").exists()
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
 def test_missing_teacher_names_the_command(place, monkeypatch, capfd, tmp_path):
     from model import factory
 

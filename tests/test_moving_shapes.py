@@ -116,7 +116,7 @@ def test_facts_hold_for_the_own_scene_and_single_out_most_test_videos():
     captions = [own[0] for own in captions_of(24, "test", 100)]
     true = np.array([[holds(caption, scene) for scene in scenes] for caption in captions])
     assert true.diagonal().all()
-    assert 0.03 <= np.mean(true.sum(axis=1) > 1) <= 0.15
+    assert 0 < np.mean(true.sum(axis=1) > 1) <= 0.15  # told in part, so not always enough; mostly it is
 
 
 def test_facts_cover_the_words_of_the_caption():

@@ -80,6 +80,7 @@ class MetricsWriter:
 
     :param folder: of the run.
     :param tensorboard_dir: None writes no TensorBoard files.
+    :raises InputError: the TensorBoard folder cannot be written.
     """
 
     def __init__(self, folder: Path, tensorboard_dir: Path | None) -> None:
@@ -88,7 +89,10 @@ class MetricsWriter:
         if tensorboard_dir is not None:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, not always wanted
 
-            self.tensorboard = SummaryWriter(str(tensorboard_dir))
+            try:
+                self.tensorboard = SummaryWriter(str(tensorboard_dir))
+            except OSError as error:
+                raise InputError(f"TensorBoard folder {tensorboard_dir} cannot be written: {error.strerror}") from error
 
     def write(self, step: int, epoch: int, values: dict[str, float], tensorboard: bool = True) -> None:
         """Append values, by name, at a step."""

@@ -10,6 +10,7 @@ Known differences: unit names and rare letters outside the Latin alphabet ("5ĞºĞ
 after version 11 in blocks other than the pictographs.
 """
 
+import itertools
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -440,7 +441,7 @@ def _split_infixes(chunk: str) -> list[str]:
         if infix.start() > 0:
             cuts += infix.span()
     cuts.append(len(chunk))
-    return [chunk[start:end] for start, end in zip(cuts, cuts[1:], strict=False) if start < end]
+    return [chunk[start:end] for start, end in itertools.pairwise(cuts) if start < end]
 
 
 # Exceptions that the punctuation rules cut into several words, by these words.
