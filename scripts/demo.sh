@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to a recall table: installs, makes the embedded data set, pre-trains a text diffusion on its captions,
-# trains TextDiffs on its videos and evaluates both directions. About ten minutes on two CPU cores.
+# trains TextDiffs on its videos and evaluates both directions. 10 to 15 minutes on two CPU cores.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 
