@@ -32,7 +32,15 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if fast else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def check_compiler(device: torch.device) -> None:
+    """:raises InputError: torch.compile does not work here."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(2, device=device))
+    except Exception as error:  # of one of many compilers
+        raise InputError(f"--compile: torch.compile does not work here: {str(error).splitlines()[0]}") from error
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
