@@ -13,7 +13,6 @@ import numpy as np
 RECALL_AT = (1, 5, 10, 50, 100)
 DSL_TEMPERATURE = 100.0
 BLOCK_ENTRIES = 2**20  # scores looked at at once
-SECOND_PART = 16.0  # lowers scores below all others; those weighed by a softmax lie in [-1, 1] as cosines do
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class FirstStage:
         return self.scores[:, videos] >= self.video_floor[videos]
 
 
-def ranks(scores: np.ndarray, target: np.ndarray) -> np.ndarray:
+def ranks(scores: np.ndarray, target: np.ndarray, in_front: np.ndarray | None = None) -> np.ndarray:
     """Rank of the right candidate of each query, from 1; a tie counts against the model.
 
     rank = 1 + number of other candidates with score >= that of the right one, so a model that scores everything alike
@@ -41,13 +40,18 @@ def ranks(scores: np.ndarray, target: np.ndarray) -> np.ndarray:
 
     :param scores: (queries, gallery), higher is better.
     :param target: index of the right candidate of each query (queries,).
+    :param in_front: booleans (queries, gallery): candidates that rank before all the others, whatever their scores.
     :return: integers (queries,).
     :raises ValueError: a score is NaN or infinite.
     """
     if not np.isfinite(scores).all():
         raise ValueError(f"{(~np.isfinite(scores)).sum()} of {scores.size} scores are NaN or infinite")
-    right = scores[np.arange(len(scores)), target]
-    return (scores >= right[:, None]).sum(axis=1)  # the right one itself is the 1
+    queries = np.arange(len(scores))
+    counts = scores >= scores[queries, target][:, None]  # the right one itself is the 1
+    if in_front is not None:
+        same_part = in_front == in_front[queries, target][:, None]
+        counts = np.where(same_part, counts, in_front)
+    return counts.sum(axis=1)
 
 
 def summary(found: np.ndarray, gallery: int) -> dict[str, float]:
@@ -107,10 +111,11 @@ def text_to_video(
     found = np.empty(len(owner), dtype=np.int64)
     weigh, weigh_first = (_Weights(part, dsl, axis=0) for part in (scores, first and first.scores))
     for texts in row_slices(*scores.shape):
-        block = weigh(scores[texts])
+        block, in_front = weigh(scores[texts]), None
         if first is not None:
-            block = _in_two_parts(block, weigh_first(first.scores[texts]), first.candidates_of_texts(texts))
-        found[texts] = ranks(block, owner[texts])
+            in_front = first.candidates_of_texts(texts)
+            block = np.where(in_front, block, weigh_first(first.scores[texts]))
+        found[texts] = ranks(block, owner[texts], in_front)
     return summary(found, scores.shape[1])
 
 
@@ -127,11 +132,16 @@ def video_to_text(
     found = np.empty(scores.shape[1], dtype=np.int64)
     weigh, weigh_first = (_Weights(part, dsl, axis=1) for part in (scores, first and first.scores))
     for videos in row_slices(*scores.shape[::-1]):
-        block = weigh(scores[:, videos])
+        block, in_front = weigh(scores[:, videos]), None
         if first is not None:
-            block = _in_two_parts(block, weigh_first(first.scores[:, videos]), first.candidates_of_videos(videos))
-        best = np.maximum.reduceat(block[by_owner], starts, axis=0)  # (owner of the texts, videos of the slice)
-        found[videos] = ranks(best.T, np.arange(videos.start, videos.stop))
+            is_candidate = first.candidates_of_videos(videos)
+            in_front = np.logical_or.reduceat(is_candidate[by_owner], starts, axis=0).T
+            block = np.where(is_candidate, block, -np.inf)
+            rest = np.maximum.reduceat(weigh_first(first.scores[:, videos])[by_owner], starts, axis=0).T
+        best = np.maximum.reduceat(block[by_owner], starts, axis=0).T  # (videos of the slice, owner of the texts)
+        if first is not None:
+            best = np.where(in_front, best, rest)
+        found[videos] = ranks(best, np.arange(videos.start, videos.stop), in_front)
     return summary(found, scores.shape[1])
 
 
@@ -145,11 +155,6 @@ class _Weights:
 
     def __call__(self, block: np.ndarray) -> np.ndarray:
         return block if self.log_sum is None else dual_softmax(block, self.log_sum)
-
-
-def _in_two_parts(scores: np.ndarray, first: np.ndarray, is_candidate: np.ndarray) -> np.ndarray:
-    """Scores that rank candidates by `scores`, and behind them the others by `first`; float64, so that no two merge."""
-    return np.where(is_candidate, scores.astype(np.float64), first.astype(np.float64) - SECOND_PART)
 
 
 def row_slices(rows: int, columns: int) -> Iterator[slice]:

@@ -5,11 +5,11 @@ pairs, or with `rerank_topk` only the best of each query. Memory is set by the b
 ever exists, only the N x M float32 matrices themselves, which can lie on disk.
 
 Several processes share the work by whole blocks of one fixed partition, so that a pair is computed with the same
-neighbours, and has the same bits, whatever their number.
+neighbours, and has the same bits, whatever their number (on a CPU inside `one_thread_per_item`).
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,12 +22,14 @@ from tqdm import tqdm
 
 from diffusion_lm.errors import RunError
 from modules.metrics import FirstStage, row_slices
+from modules.parallel import map_in_order
 
 logger = logging.getLogger(__name__)
 
 VIDEOS_AT_ONCE = 64  # of the first stage
 MEMORY_SHARE = 0.5  # of the free memory that a block may take
-MOST_PAIRS = {"cpu": 16, "cuda": 8192}  # in a block: a CPU is fastest while activations stay in its cache
+MOST_PAIRS = 8192  # in a block
+CACHE_BYTES = 2**26  # a CPU is fastest while what it works on stays near
 FALLBACK_FREE_BYTES = 2**31  # where a system does not tell its free memory
 
 
@@ -87,6 +89,7 @@ def similarity(
     rerank_topk: int = 0,
     share: Share | None = None,
     folder: Path | None = None,
+    workers: int = 1,
 ) -> Similarity:
     """Score every text with every video.
 
@@ -100,6 +103,7 @@ def similarity(
         K >= min(N, M): all pairs.
     :param share: of several processes, all of which call this with the same arguments.
     :param folder: keep the matrices in files there instead of in memory.
+    :param workers: threads that score blocks, on a CPU; what `one_thread_per_item` gives.
     :raises RunError: a feature or a score is NaN or infinite, or a single pair does not fit into memory.
     """
     share = share or Share()
@@ -110,21 +114,24 @@ def similarity(
     own_pooled = None if own_text is None else _own_pooled(model, texts, videos, own_text)
     undiffused, mean_pooled = new_matrix("undiffused"), new_matrix("mean_pooled")
     own = None if own_text is None or model.diffuses else new_matrix("published")
-    _first_stage(model, texts, videos, own_pooled, undiffused, mean_pooled, own, share)
+    _first_stage(model, texts, videos, own_pooled, undiffused, mean_pooled, own, share, workers)
     if not model.diffuses:
         return Similarity(undiffused, own, undiffused, mean_pooled)
-    first = None if not 0 < rerank_topk < min(shape) else _choose(undiffused, rerank_topk)
+    first = None if not 0 < rerank_topk < min(shape) else choose_candidates(undiffused, rerank_topk)
     strict = new_matrix("strict")
     published = None if own_text is None else new_matrix("published")
     block_pairs = block_pairs or automatic_block(model.pair_bytes, texts.features.device)
-    total = _diffuse(model, texts, videos, own_pooled, strict, published, first, block_pairs, share)
+    total = _diffuse(model, texts, videos, own_pooled, strict, published, first, block_pairs, share, workers)
     return Similarity(strict, published, undiffused, mean_pooled, first, total)
 
 
 def automatic_block(pair_bytes: int, device: torch.device) -> int:
-    """Pairs that a block may have: a power of two that takes at most half of the free memory of the device."""
-    fitting = max(1, int(MEMORY_SHARE * _free_bytes(device)) // max(1, pair_bytes))
-    return min(MOST_PAIRS.get(device.type, MOST_PAIRS["cuda"]), 2 ** (fitting.bit_length() - 1))
+    """Pairs that a block may have: a power of two, and at most half of the free memory of the device."""
+    memory = int(MEMORY_SHARE * _free_bytes(device))
+    if device.type == "cpu":
+        memory = min(memory, CACHE_BYTES)
+    fitting = max(1, memory // max(1, pair_bytes))
+    return min(MOST_PAIRS, 2 ** (fitting.bit_length() - 1))
 
 
 def check_finite(kind: str, features: Tensor, names: Sequence[str] | None) -> None:
@@ -152,6 +159,7 @@ def _first_stage(
     mean_pooled: np.ndarray,
     published: np.ndarray | None,
     share: Share,
+    workers: int,
 ) -> None:
     """Fill the matrices of the scores that need no diffusion, some videos at a time."""
     unit_texts = F.normalize(texts.features.float(), dim=-1)
@@ -160,20 +168,23 @@ def _first_stage(
         products.append((published, own_pooled))
     products = [(matrix, F.normalize(vectors.float(), dim=-1)) for matrix, vectors in products]
     starts = range(0, len(videos), VIDEOS_AT_ONCE)
-    for index, start in enumerate(_bar(starts, share, desc="first stage", unit="block")):
-        if not share.mine(index):
-            continue
+    mine = [start for index, start in enumerate(starts) if share.mine(index)]
+
+    def score(start: int) -> None:
         chosen = slice(start, min(start + VIDEOS_AT_ONCE, len(videos)))
         for rows, scores in model.undiffused(texts, videos, chosen):
             undiffused[rows, chosen] = scores.cpu().numpy()
             with torch.autocast(unit_texts.device.type, enabled=False):
                 for matrix, vectors in products:
                     matrix[rows, chosen] = (unit_texts[rows] @ vectors[chosen].t()).cpu().numpy()
+
+    for _ in _bar(map_in_order(score, mine, workers), share, total=len(mine), desc="first stage", unit="block"):
+        pass
     for matrix in (undiffused, *(matrix for matrix, _ in products)):
         share.merge(matrix)
 
 
-def _choose(undiffused: np.ndarray, topk: int) -> FirstStage:
+def choose_candidates(undiffused: np.ndarray, topk: int) -> FirstStage:
     """The K best candidates of each query in each direction, all ties with the last of them included.
 
     So the choice does not depend on the order of texts and videos.
@@ -196,19 +207,21 @@ def _diffuse(
     first: FirstStage | None,
     block_pairs: int,
     share: Share,
+    workers: int,
 ) -> int:
     """Fill the matrices of the chosen pairs; returns how many pairs these are."""
     total = strict.size if first is None else sum(len(pairs) for pairs in _chosen_pairs(first))
     logger.debug("diffusing %d of %d pairs, %d at once", total, strict.size, block_pairs)
     scorer = _BlockScorer(model, texts, videos, own_pooled, block_pairs)
-    with _bar(None, share, total=total, desc="diffusion", unit="pair") as bar:
-        for index, pairs in enumerate(_blocks_of_pairs(strict.shape, first, block_pairs)):
-            if share.mine(index):
-                for part, scores in scorer(pairs):
-                    strict.reshape(-1)[part] = _checked(scores.strict, part, texts, videos)
-                    if published is not None:
-                        published.reshape(-1)[part] = _checked(scores.published, part, texts, videos)
-            bar.update(len(pairs))
+    blocks = _blocks_of_pairs(strict.shape, first, block_pairs)
+    mine = (pairs for index, pairs in enumerate(blocks) if share.mine(index))
+    with _bar(None, share, total=-(-total // share.size), desc="diffusion", unit="pair") as bar:
+        for parts in map_in_order(scorer, mine, workers):
+            for pairs, scores in parts:
+                strict.reshape(-1)[pairs] = _checked(scores.strict, pairs, texts, videos)
+                if published is not None:
+                    published.reshape(-1)[pairs] = _checked(scores.published, pairs, texts, videos)
+                bar.update(len(pairs))
     for matrix in (strict, published):
         if matrix is not None:
             share.merge(matrix)
@@ -249,20 +262,21 @@ class _BlockScorer:
         self.model, self.texts, self.videos, self.own_pooled = model, texts, videos, own_pooled
         self.most = block_pairs
 
-    def __call__(self, pairs: np.ndarray) -> Iterator[tuple[np.ndarray, object]]:
+    def __call__(self, pairs: np.ndarray) -> list[tuple[np.ndarray, object]]:
         """Pairs as text * M + video -> parts of them and their PairScores."""
-        done = 0
+        parts, done = [], 0
         while done < len(pairs):
             part = pairs[done : done + self.most]
             scores = self._try(part)
             if scores is not None:
                 done += len(part)
-                yield part, scores
+                parts.append((part, scores))
             elif len(part) == 1:
                 raise RunError("a single (text, video) pair does not fit into memory: lower --diffusion_text_len")
             else:
                 self.most = len(part) // 2
                 logger.warning("out of memory: going on with %d pairs at once", self.most)
+        return parts
 
     def _try(self, pairs: np.ndarray) -> object | None:
         """PairScores, or None when memory does not suffice.
@@ -273,7 +287,7 @@ class _BlockScorer:
         try:
             return self.model.score_pairs(self.texts, self.videos, text_index, video_index, self.own_pooled)
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):  # GPU, CPU
+            if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):  # GPU, CPU
                 return None
             raise
 
@@ -314,7 +328,7 @@ class _Matrices:
         return matrix
 
 
-def _bar(work: Sequence | None, share: Share, **options: object) -> tqdm:
+def _bar(work: Iterable | None, share: Share, **options: object) -> tqdm:
     """A progress bar with rate and time left, of the first process, on a terminal only."""
     return tqdm(work, leave=False, disable=None if share.rank == 0 else True, **options)
 

@@ -9,10 +9,13 @@ import torch
 from diffusion_lm.errors import InputError
 
 
-def choose_device(gpu: str | None) -> torch.device:
-    """The device of --gpu: an index, `cpu`, or None for the first GPU if there is one."""
+def choose_device(gpu: str | None, local_rank: int = 0) -> torch.device:
+    """The device of --gpu: an index, `cpu`, or None for the GPU of this process if there is one.
+
+    :param local_rank: index of this process among those of the machine.
+    """
     if gpu is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if gpu == "cpu":
         return torch.device("cpu")
     if not gpu.isdecimal():

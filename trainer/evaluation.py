@@ -5,7 +5,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from datasets.loading import TestVideos, batches, test_loader
 from diffusion_lm.errors import InputError
 from model.xpool import XPool
 from modules.metrics import text_to_video, video_to_text
+from modules.parallel import map_in_order, one_thread_per_item
 from modules.similarity import Share, Similarity, automatic_block, similarity
 from trainer import distributed
 from trainer.device import autocast
@@ -84,8 +85,8 @@ class Evaluator:
     @torch.no_grad()
     def encode(self, model: XPool) -> Embeddings:
         """Features of all texts and videos of the split. The model is in evaluation mode, here and below."""
-        with autocast(self.device, self.dtype):
-            return Embeddings(self._encode_texts(model), self._encode_videos(model))
+        with autocast(self.device, self.dtype), one_thread_per_item(self.device) as workers:
+            return Embeddings(self._encode_texts(model, workers), self._encode_videos(model, workers))
 
     def evaluate(
         self, model: XPool, embeddings: Embeddings, rerank_topk: int | None = None, sims: Path | None = None
@@ -110,7 +111,7 @@ class Evaluator:
         """The score matrices, complete in every process."""
         if self.config.compile:
             model.compile_sampling()
-        with autocast(self.device, self.dtype):
+        with autocast(self.device, self.dtype), one_thread_per_item(self.device) as workers:
             captions = self.split.captions
             tokens = {name: rows.to(self.device) for name, rows in model.tokenize(captions).items()}
             del tokens["token_ids"]  # they are encoded already
@@ -120,7 +121,7 @@ class Evaluator:
             logger.info("scoring %d texts x %d videos", len(texts), len(videos))
             share = Share(distributed.rank(), distributed.size(), distributed.merge_maximum)
             block = self._block_pairs(model)
-            return similarity(model, texts, videos, self.own_text, block, rerank_topk, share, folder)
+            return similarity(model, texts, videos, self.own_text, block, rerank_topk, share, folder, workers)
 
     def _block_pairs(self, model: XPool) -> int:
         """The same in every process: the partition into blocks is one."""
@@ -143,22 +144,27 @@ class Evaluator:
         with folder as name:
             yield Path(name)
 
-    def _encode_videos(self, model: XPool) -> Tensor:
+    def _encode_videos(self, model: XPool, workers: int) -> Tensor:
         """Frame features (M, F, D) of all videos, in the order of the split."""
-        features = [torch.empty(0, self.config.num_frames, model.embed_dim, device=self.device)]
-        for frames, _ in tqdm(
-            batches(self.loader), total=len(self.loader), desc="videos", unit="batch", leave=False,
-            disable=None if distributed.is_main() else True,
-        ):  # fmt: skip
-            features.append(model.encode_videos(frames.to(self.device, non_blocking=True)))
-        return _gathered(torch.cat(features), self.videos_of)
+        shown = None if distributed.is_main() else True
+        loaded = tqdm(batches(self.loader), "videos", len(self.loader), unit="batch", leave=False, disable=shown)
+        frames = (frames for frames, _ in loaded)
+        return self._encode(model.encode_videos, frames, workers, self.videos_of, (self.config.num_frames,))
 
-    def _encode_texts(self, model: XPool) -> Tensor:
+    def _encode_texts(self, model: XPool, workers: int) -> Tensor:
         """Text features (N, D) of all captions, in the order of the split."""
         ids = model.tokenize(self.split.captions)["token_ids"][self.texts_of[distributed.rank()]]
-        features = [torch.empty(0, model.embed_dim, device=self.device)]
-        features += [model.encode_texts(part.to(self.device)) for part in ids.split(self.config.batch_size) if len(part)]
-        return _gathered(torch.cat(features), self.texts_of)
+        parts = (part for part in ids.split(self.config.batch_size) if len(part))
+        return self._encode(model.encode_texts, parts, workers, self.texts_of)
+
+    def _encode(
+        self, encoder: Callable[[Tensor], Tensor], inputs: Iterable[Tensor], workers: int, shares: list[Tensor],
+        between: tuple[int, ...] = (),
+    ) -> Tensor:  # fmt: skip
+        """Features (items, *between, D) of all items, in every process, from batches of the share of this one."""
+        features = [torch.empty(0, *between, self.config.embed_dim, device=self.device)]
+        features += map_in_order(lambda batch: encoder(batch.to(self.device, non_blocking=True)), inputs, workers)
+        return _gathered(torch.cat(features), shares)
 
 
 def _shares(count: int, batch_size: int) -> list[Tensor]:
