@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 VIDEOS_AT_ONCE = 64  # of the first stage
 MEMORY_SHARE = 0.5  # of the free memory that a block may take
 MOST_PAIRS = 8192  # in a block
+FEWEST_BLOCKS = 8
 CACHE_BYTES = 2**26  # a CPU is fastest while what it works on stays near
 FALLBACK_FREE_BYTES = 2**31  # where a system does not tell its free memory
 
@@ -120,17 +121,22 @@ def similarity(
     first = None if not 0 < rerank_topk < min(shape) else choose_candidates(undiffused, rerank_topk)
     strict = new_matrix("strict")
     published = None if own_text is None else new_matrix("published")
-    block_pairs = block_pairs or automatic_block(model.pair_bytes, texts.features.device)
+    block_pairs = block_pairs or automatic_block(model.pair_bytes, texts.features.device, shape[0] * shape[1])
     total = _diffuse(model, texts, videos, own_pooled, strict, published, first, block_pairs, share, workers)
     return Similarity(strict, published, undiffused, mean_pooled, first, total)
 
 
-def automatic_block(pair_bytes: int, device: torch.device) -> int:
-    """Pairs that a block may have: a power of two, and at most half of the free memory of the device."""
+def automatic_block(pair_bytes: int, device: torch.device, pairs: int) -> int:
+    """Pairs that a block may have: a power of two, and at most half of the free memory of the device.
+
+    :param pairs: to be scored in all; a CPU divides them into enough blocks to keep its threads busy.
+    """
     memory = int(MEMORY_SHARE * _free_bytes(device))
     if device.type == "cpu":
         memory = min(memory, CACHE_BYTES)
     fitting = max(1, memory // max(1, pair_bytes))
+    if device.type == "cpu":
+        fitting = min(fitting, max(1, pairs // FEWEST_BLOCKS))
     return min(MOST_PAIRS, 2 ** (fitting.bit_length() - 1))
 
 

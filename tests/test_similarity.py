@@ -268,10 +268,11 @@ def test_the_block_grows_with_the_free_memory(monkeypatch):
     """A power of two of at most half of it; on a CPU also of what its cache holds."""
     for free, gpu, cpu in ((2**34, 4096, 32), (2**34 - 1, 2048, 32), (2**22, 1, 1), (2**10, 1, 1), (2**50, 8192, 32)):
         monkeypatch.setattr("modules.similarity._free_bytes", lambda device, free=free: free)
-        assert automatic_block(2**21, torch.device("cuda")) == gpu
-        assert automatic_block(2**21, torch.device("cpu")) == cpu
+        assert automatic_block(2**21, torch.device("cuda"), 2**20) == gpu
+        assert automatic_block(2**21, torch.device("cpu"), 2**20) == cpu
     monkeypatch.undo()
-    assert automatic_block(1, torch.device("cpu")) == 8192
+    assert automatic_block(1, torch.device("cpu"), 2**20) == 8192
+    assert [automatic_block(1, torch.device("cpu"), pairs) for pairs in (7, 8, 100)] == [1, 1, 8]  # eight blocks
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -126,7 +126,8 @@ class Evaluator:
     def _block_pairs(self, model: XPool) -> int:
         """The same in every process: the partition into blocks is one."""
         given = self.config.batch_size_split or self.config.chunk_size
-        automatic = min(distributed.gather_objects(automatic_block(model.pair_bytes, self.device)))
+        pairs = len(self.split.captions) * len(self.split.clips)
+        automatic = min(distributed.gather_objects(automatic_block(model.pair_bytes, self.device, pairs)))
         return given or (min(SMALL_BLOCK_PAIRS, automatic) if self.config.save_memory_mode else automatic)
 
     @contextmanager
