@@ -61,7 +61,7 @@ def summary(found: np.ndarray, gallery: int) -> dict[str, float]:
     :param gallery: number of candidates of each query.
     """
     return {
-        **{f"R{k}": 100.0 * float((found <= k).mean()) for k in RECALL_AT},
+        **{f"R{k}": 100.0 * int((found <= k).sum()) / len(found) for k in RECALL_AT},
         "MedR": float(np.median(found)),
         "MeanR": float(found.mean()),
         "queries": len(found),

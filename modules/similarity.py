@@ -11,6 +11,7 @@ neighbours, and has the same bits, whatever their number (on a CPU inside `one_t
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Protocol
 
@@ -75,10 +76,6 @@ class Share:
     size: int = 1
     merge: Callable[[np.ndarray], None] = lambda matrix: None
 
-    def mine(self, index: int) -> bool:
-        """Whether block `index` is for this process."""
-        return index % self.size == self.rank
-
 
 @torch.no_grad()
 def similarity(
@@ -107,23 +104,46 @@ def similarity(
     :param workers: threads that score blocks, on a CPU; what `one_thread_per_item` gives.
     :raises RunError: a feature or a score is NaN or infinite, or a single pair does not fit into memory.
     """
-    share = share or Share()
     check_finite("text", texts.features, texts.captions)
     check_finite("frame", videos.features, videos.names)
     shape = (len(texts), len(videos))
     new_matrix = _Matrices(shape, folder)
     own_pooled = None if own_text is None else _own_pooled(model, texts, videos, own_text)
+    problem = _Problem(model, texts, videos, own_pooled, share or Share(), workers)
     undiffused, mean_pooled = new_matrix("undiffused"), new_matrix("mean_pooled")
-    own = None if own_text is None or model.diffuses else new_matrix("published")
-    _first_stage(model, texts, videos, own_pooled, undiffused, mean_pooled, own, share, workers)
+    published = None if own_text is None else new_matrix("published")
+    _first_stage(problem, undiffused, mean_pooled, None if model.diffuses else published)
     if not model.diffuses:
-        return Similarity(undiffused, own, undiffused, mean_pooled)
+        return Similarity(undiffused, published, undiffused, mean_pooled)
     first = None if not 0 < rerank_topk < min(shape) else choose_candidates(undiffused, rerank_topk)
     strict = new_matrix("strict")
-    published = None if own_text is None else new_matrix("published")
     block_pairs = block_pairs or automatic_block(model.pair_bytes, texts.features.device, shape[0] * shape[1])
-    total = _diffuse(model, texts, videos, own_pooled, strict, published, first, block_pairs, share, workers)
+    total = _diffuse(problem, strict, published, first, block_pairs)
     return Similarity(strict, published, undiffused, mean_pooled, first, total)
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What both stages work on."""
+
+    model: PairScorer
+    texts: object
+    videos: object
+    own_pooled: Tensor | None  # p(v | v's own caption), (M, D)
+    share: Share
+    workers: int
+
+    def refuse_bad(self, scores: np.ndarray, text_index: np.ndarray, video_index: np.ndarray) -> None:
+        """:raises RunError: a score is NaN or infinite; the indices are those of the scores, or broadcast to them."""
+        if np.isfinite(scores).all():
+            return
+        bad = tuple(np.argwhere(~np.isfinite(scores))[0])
+        text, video = (int(np.broadcast_to(index, scores.shape)[bad]) for index in (text_index, video_index))
+        names = self.videos.names
+        raise RunError(
+            f'the score of "{self.texts.captions[text]}" with {names[video] if names else f"video {video}"} is '
+            f"{scores[bad]}; try --precision=fp32 or another checkpoint"
+        )
 
 
 def automatic_block(pair_bytes: int, device: torch.device, pairs: int) -> int:
@@ -157,34 +177,29 @@ def check_finite(kind: str, features: Tensor, names: Sequence[str] | None) -> No
 
 
 def _first_stage(
-    model: PairScorer,
-    texts: object,
-    videos: object,
-    own_pooled: Tensor | None,
-    undiffused: np.ndarray,
-    mean_pooled: np.ndarray,
-    published: np.ndarray | None,
-    share: Share,
-    workers: int,
+    problem: _Problem, undiffused: np.ndarray, mean_pooled: np.ndarray, published: np.ndarray | None
 ) -> None:
     """Fill the matrices of the scores that need no diffusion, some videos at a time."""
+    texts, videos, share = problem.texts, problem.videos, problem.share
     unit_texts = F.normalize(texts.features.float(), dim=-1)
     products = [(mean_pooled, videos.features.mean(1))]
     if published is not None:
-        products.append((published, own_pooled))
+        products.append((published, problem.own_pooled))
     products = [(matrix, F.normalize(vectors.float(), dim=-1)) for matrix, vectors in products]
-    starts = range(0, len(videos), VIDEOS_AT_ONCE)
-    mine = [start for index, start in enumerate(starts) if share.mine(index)]
 
     def score(start: int) -> None:
         chosen = slice(start, min(start + VIDEOS_AT_ONCE, len(videos)))
-        for rows, scores in model.undiffused(texts, videos, chosen):
-            undiffused[rows, chosen] = scores.cpu().numpy()
+        for rows, scores in problem.model.undiffused(texts, videos, chosen):
+            values = scores.cpu().numpy()
+            problem.refuse_bad(values, np.arange(len(texts))[rows, None], np.arange(chosen.start, chosen.stop))
+            undiffused[rows, chosen] = values
             with torch.autocast(unit_texts.device.type, enabled=False):
                 for matrix, vectors in products:
                     matrix[rows, chosen] = (unit_texts[rows] @ vectors[chosen].t()).cpu().numpy()
 
-    for _ in _bar(map_in_order(score, mine, workers), share, total=len(mine), desc="first stage", unit="block"):
+    starts = range(0, len(videos), VIDEOS_AT_ONCE)[share.rank :: share.size]
+    done = map_in_order(score, starts, problem.workers)
+    for _ in _bar(done, share, total=len(starts), desc="first stage", unit="block"):
         pass
     for matrix in (undiffused, *(matrix for matrix, _ in products)):
         share.merge(matrix)
@@ -204,30 +219,21 @@ def choose_candidates(undiffused: np.ndarray, topk: int) -> FirstStage:
 
 
 def _diffuse(
-    model: PairScorer,
-    texts: object,
-    videos: object,
-    own_pooled: Tensor | None,
-    strict: np.ndarray,
-    published: np.ndarray | None,
-    first: FirstStage | None,
-    block_pairs: int,
-    share: Share,
-    workers: int,
+    problem: _Problem, strict: np.ndarray, published: np.ndarray | None, first: FirstStage | None, block_pairs: int
 ) -> int:
     """Fill the matrices of the chosen pairs; returns how many pairs these are."""
     total = strict.size if first is None else sum(len(pairs) for pairs in _chosen_pairs(first))
-    logger.debug("diffusing %d of %d pairs, %d at once", total, strict.size, block_pairs)
-    scorer = _BlockScorer(model, texts, videos, own_pooled, block_pairs)
-    blocks = _blocks_of_pairs(strict.shape, first, block_pairs)
-    mine = (pairs for index, pairs in enumerate(blocks) if share.mine(index))
+    share = problem.share
+    mine = islice(_blocks_of_pairs(strict.shape, first, block_pairs), share.rank, None, share.size)
+    scored = map_in_order(_BlockScorer(problem, block_pairs), mine, problem.workers)
     with _bar(None, share, total=-(-total // share.size), desc="diffusion", unit="pair") as bar:
-        for parts in map_in_order(scorer, mine, workers):
-            for pairs, scores in parts:
-                strict.reshape(-1)[pairs] = _checked(scores.strict, pairs, texts, videos)
-                if published is not None:
-                    published.reshape(-1)[pairs] = _checked(scores.published, pairs, texts, videos)
-                bar.update(len(pairs))
+        for pairs, scores in chain.from_iterable(scored):
+            for matrix, values in ((strict, scores.strict), (published, scores.published)):
+                if matrix is not None:
+                    host = values.float().cpu().numpy()
+                    problem.refuse_bad(host, *np.divmod(pairs, strict.shape[1]))
+                    matrix.reshape(-1)[pairs] = host
+            bar.update(len(pairs))
     for matrix in (strict, published):
         if matrix is not None:
             share.merge(matrix)
@@ -262,11 +268,8 @@ def _blocks_of_pairs(shape: tuple[int, int], first: FirstStage | None, block_pai
 class _BlockScorer:
     """Scores blocks of pairs; halves them from the first that does not fit into memory on."""
 
-    def __init__(
-        self, model: PairScorer, texts: object, videos: object, own_pooled: Tensor | None, block_pairs: int
-    ) -> None:
-        self.model, self.texts, self.videos, self.own_pooled = model, texts, videos, own_pooled
-        self.most = block_pairs
+    def __init__(self, problem: _Problem, block_pairs: int) -> None:
+        self.problem, self.most = problem, block_pairs
 
     def __call__(self, pairs: np.ndarray) -> list[tuple[np.ndarray, object]]:
         """Pairs as text * M + video -> parts of them and their PairScores."""
@@ -280,7 +283,7 @@ class _BlockScorer:
             elif len(part) == 1:
                 raise RunError("a single (text, video) pair does not fit into memory: lower --diffusion_text_len")
             else:
-                self.most = len(part) // 2
+                self.most = min(self.most, len(part) // 2)  # another thread may have halved it already
                 logger.warning("out of memory: going on with %d pairs at once", self.most)
         return parts
 
@@ -289,27 +292,14 @@ class _BlockScorer:
 
         In a function of its own: the error holds the tensors of the failed try until it is left.
         """
-        text_index, video_index = (torch.from_numpy(part) for part in np.divmod(pairs, len(self.videos)))
+        texts, videos = self.problem.texts, self.problem.videos
+        text_index, video_index = map(torch.from_numpy, np.divmod(pairs, len(videos)))
         try:
-            return self.model.score_pairs(self.texts, self.videos, text_index, video_index, self.own_pooled)
+            return self.problem.model.score_pairs(texts, videos, text_index, video_index, self.problem.own_pooled)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):  # GPU, CPU
                 return None
             raise
-
-
-def _checked(scores: Tensor, pairs: np.ndarray, texts: object, videos: object) -> np.ndarray:
-    """Scores on the host; :raises RunError: one is NaN or infinite."""
-    values = scores.float().cpu().numpy()
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad):
-        text, video = divmod(int(pairs[bad[0]]), len(videos))
-        name = f"video {video}" if videos.names is None else videos.names[video]
-        raise RunError(
-            f'the score of "{texts.captions[text]}" with {name} is {values[bad[0]]}; '
-            f"try --precision=fp32 or another checkpoint"
-        )
-    return values
 
 
 def _own_pooled(model: PairScorer, texts: object, videos: object, own_text: Tensor) -> Tensor:

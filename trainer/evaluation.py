@@ -72,6 +72,7 @@ class Evaluator:
             TestVideos(split, config.num_frames, config.input_res), self.videos_of[distributed.rank()].tolist()
         )
         self.loader = test_loader(videos, config.batch_size, config.num_workers, device.type == "cuda")
+        self.tokens: dict[str, Tensor] | None = None  # of all captions
 
     def __call__(self, model: XPool) -> Evaluation:
         """Encode, score, rank; the model is left in the mode in which it came."""
@@ -113,9 +114,8 @@ class Evaluator:
             model.compile_sampling()
         with autocast(self.device, self.dtype), one_thread_per_item(self.device) as workers:
             captions = self.split.captions
-            tokens = {name: rows.to(self.device) for name, rows in model.tokenize(captions).items()}
-            del tokens["token_ids"]  # they are encoded already
-            texts = model.texts(captions, embeddings.texts.to(self.device), **tokens)
+            more = {n: rows.to(self.device) for n, rows in self._tokenized(model).items() if n != "token_ids"}
+            texts = model.texts(captions, embeddings.texts.to(self.device), **more)
             names = [str(clip.path) for clip in self.split.clips]
             videos = model.videos(embeddings.frames.to(self.device), names)
             logger.info("scoring %d texts x %d videos", len(texts), len(videos))
@@ -150,20 +150,27 @@ class Evaluator:
         shown = None if distributed.is_main() else True
         loaded = tqdm(batches(self.loader), "videos", len(self.loader), unit="batch", leave=False, disable=shown)
         frames = (frames for frames, _ in loaded)
-        return self._encode(model.encode_videos, frames, workers, self.videos_of, (self.config.num_frames,))
+        shape = (self.config.num_frames, model.embed_dim)
+        return self._encode(model.encode_videos, frames, workers, self.videos_of, shape)
 
     def _encode_texts(self, model: XPool, workers: int) -> Tensor:
         """Text features (N, D) of all captions, in the order of the split."""
-        ids = model.tokenize(self.split.captions)["token_ids"][self.texts_of[distributed.rank()]]
+        ids = self._tokenized(model)["token_ids"][self.texts_of[distributed.rank()]]
         parts = (part for part in ids.split(self.config.batch_size) if len(part))
-        return self._encode(model.encode_texts, parts, workers, self.texts_of)
+        return self._encode(model.encode_texts, parts, workers, self.texts_of, (model.embed_dim,))
+
+    def _tokenized(self, model: XPool) -> dict[str, Tensor]:
+        """What the model reads of all captions, made once."""
+        if self.tokens is None:
+            self.tokens = model.tokenize(self.split.captions)
+        return self.tokens
 
     def _encode(
         self, encoder: Callable[[Tensor], Tensor], inputs: Iterable[Tensor], workers: int, shares: list[Tensor],
-        between: tuple[int, ...] = (),
+        shape: tuple[int, ...],
     ) -> Tensor:  # fmt: skip
-        """Features (items, *between, D) of all items, in every process, from batches of the share of this one."""
-        features = [torch.empty(0, *between, self.config.embed_dim, device=self.device)]
+        """Features (items, *shape) of all items, in every process, from batches of the share of this one."""
+        features = [torch.empty(0, *shape, device=self.device)]
         features += map_in_order(lambda batch: encoder(batch.to(self.device, non_blocking=True)), inputs, workers)
         return _gathered(torch.cat(features), shares)
 
