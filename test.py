@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 def main() -> None:
     # 1. settings
     config = Config.parse(prog="test.py")
-    from datasets.annotations import load_split  # after parsing, so that --help and bad flags answer at once
+    from datasets.annotations import load_annotations, load_split  # after parsing, so that --help and bad flags answer at once
     from model.factory import create_model, restore_model
     from trainer import distributed
     from trainer.checkpoints import find_checkpoint, load_checkpoint
@@ -30,7 +30,7 @@ def main() -> None:
     for note in config.notes():
         logger.info(note)
     here = distributed.find_processes()
-    device = choose_device(config.gpu, here.local_rank)
+    device = choose_device(config.gpu, here)
     dtype = choose_precision(config.precision, device)
     with distributed.process_group(here, device):
         set_up(device, config.seed)
@@ -39,7 +39,8 @@ def main() -> None:
 
         # 2. model
         if config.load_epoch is None:
-            path, model = None, create_model(config)
+            with distributed.main_first():
+                path, model = None, create_model(config)
             logger.info("no --load_epoch: this is the model before training")
         else:
             path = find_checkpoint(config)
@@ -50,10 +51,12 @@ def main() -> None:
             parse_sweep(config.sweep, config.diffusion_steps)  # bad input must not wait for the evaluation
 
         # 3. data
-        split = load_split(
-            config.dataset_name, "test", config.dataset_dir, config.videos_dir, config.msrvtt_train_file,
-            find_videos=config.load_embeddings is None,
-        )  # fmt: skip
+        place = (config.dataset_dir, config.msrvtt_train_file)
+        with distributed.main_first():
+            if config.load_embeddings:
+                split = load_annotations(config.dataset_name, "test", *place)
+            else:
+                split = load_split(config.dataset_name, "test", place[0], config.videos_dir, place[1])
         evaluator = Evaluator(split, config, device, dtype)
 
         # 4. features

@@ -54,13 +54,7 @@ Entries = Iterable[tuple[str, tuple[str, ...], float | None, float | None]]
 
 
 def load_split(
-    dataset: str,
-    split: str,
-    data_dir: Path,
-    videos_dir: Path | None,
-    train_file: str = "9k",
-    seed: int = 24,
-    find_videos: bool = True,
+    dataset: str, split: str, data_dir: Path, videos_dir: Path | None, train_file: str = "9k", seed: int = 24
 ) -> Split:
     """Read the annotations of a split and find its videos.
 
@@ -70,7 +64,6 @@ def load_split(
     :param videos_dir: folder of the videos; MovingShapes brings its own.
     :param train_file: training split of MSR-VTT, "7k" or "9k".
     :param seed: of the MovingShapes data.
-    :param find_videos: False takes the annotations alone: the path of a clip is then only its id.
     :raises InputError: a file or folder is missing or not what it should be; one line that names it.
     """
     if dataset not in DATASETS:
@@ -79,18 +72,23 @@ def load_split(
     if dataset == "MovingShapes":
         moving_shapes.ensure(data_dir)
         videos_dir = data_dir / "videos" if videos_dir is None else videos_dir
-    elif find_videos and videos_dir is None:
+    elif videos_dir is None:
         raise InputError(f"--videos_dir is missing: the folder of the videos of {dataset}")
-    if find_videos and not Path(videos_dir).is_dir():
+    if not Path(videos_dir).is_dir():
         raise InputError(f"--videos_dir={videos_dir} is not a folder")
     entries = list(DATASETS[dataset](data_dir, split, train_file))
     if not entries:
         raise InputError(f"{data_dir} holds no {split} pairs of {dataset}")
-    if find_videos:
-        clips = tuple(_find_videos(dataset, split, Path(videos_dir), entries))
-    else:
-        clips = tuple(Clip(video_id, Path(video_id), *rest) for video_id, *rest in entries)
+    clips = tuple(_find_videos(dataset, split, Path(videos_dir), entries))
     return Split(dataset, split, clips, flip=dataset != "MovingShapes")  # its captions say left and right
+
+
+def load_annotations(dataset: str, split: str, data_dir: Path, train_file: str = "9k") -> Split:
+    """A split without its videos: the path of a clip is only its id."""
+    if dataset == "MovingShapes":
+        moving_shapes.ensure(Path(data_dir))
+    entries = DATASETS[dataset](Path(data_dir), split, train_file)
+    return Split(dataset, split, tuple(Clip(name, Path(name), *rest) for name, *rest in entries if rest[0]))
 
 
 def load_captions(dataset: str, data_dir: Path, train_file: str = "9k") -> list[str]:

@@ -9,13 +9,10 @@ import torch
 from diffusion_lm.errors import InputError
 
 
-def choose_device(gpu: str | None, local_rank: int = 0) -> torch.device:
-    """The device of --gpu: an index, `cpu`, or None for the GPU of this process if there is one.
-
-    :param local_rank: index of this process among those of the machine.
-    """
+def choose_device(gpu: str | None) -> torch.device:
+    """The device of --gpu: an index, `cpu`, or None for the first GPU if there is one."""
     if gpu is None:
-        return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if gpu == "cpu":
         return torch.device("cpu")
     if not gpu.isdecimal():
@@ -35,15 +32,7 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if fast else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-
-def check_compiler(device: torch.device) -> None:
-    """:raises InputError: torch.compile does not work here."""
-    try:
-        torch.compile(lambda x: x.sin() + 1)(torch.ones(2, device=device))
-    except Exception as error:  # of one of many compilers
-        raise InputError(f"--compile: torch.compile does not work here: {str(error).splitlines()[0]}") from error
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
