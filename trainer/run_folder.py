@@ -13,6 +13,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from config import Config
 from diffusion_lm.errors import InputError, RunError
+from trainer.launch import speaks
 
 logger = logging.getLogger(__name__)
 
@@ -24,13 +25,15 @@ RESULTS_FILE = "results.json"
 
 def log_to_console() -> None:
     """Log lines on standard output, as they are; progress bars go to standard error."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    level = logging.INFO if speaks() else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout, force=True)
     for noisy in ("httpx", "huggingface_hub", "transformers"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
 def run_program(program: str, main: Callable[[], None]) -> int:
-    """Run an entry point: bad input becomes one line on standard error and exit code 2, a failed run exit code 1.
+    """Run an entry point: bad input becomes one line on standard error and exit code 2, a failed run exit code 1, one
+    that a signal stopped 128 + the signal.
 
     :return: exit code.
     """
@@ -39,8 +42,9 @@ def run_program(program: str, main: Callable[[], None]) -> int:
         with logging_redirect_tqdm():
             main()
     except (InputError, RunError) as error:
-        sys.stderr.write(f"{program}: error: {error}\n")
-        return 2 if isinstance(error, InputError) else 1
+        if speaks():
+            sys.stderr.write(f"{program}: error: {error}\n")
+        return error.exit_code
     return 0
 
 
