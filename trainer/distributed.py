@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
+from torch.autograd.function import FunctionCtx
 from torch.nn.parallel import DistributedDataParallel
 
 from diffusion_lm.errors import InputError, RunError
@@ -182,6 +182,16 @@ def any_process(flag: bool) -> bool:
     return bool(flags)
 
 
+@contextmanager
+def main_first() -> Iterator[None]:
+    """The main process does it, then the others: for files that the first one makes and the others find."""
+    if not is_main():
+        barrier()
+    yield
+    if is_main():
+        barrier()
+
+
 def broadcast_object(value: Any) -> Any:
     """What the main process has, in every process."""
     if not dist.is_initialized():
@@ -226,7 +236,25 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
     """
     if not dist.is_initialized():
         return rows
-    return torch.cat(all_gather(rows.contiguous()))
+    return _GatherRows.apply(rows)
+
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of all processes. (torch.distributed.nn's all_gather gives wrong gradients under gloo where the gradient is
+    not contiguous.)"""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, rows: Tensor) -> Tensor:
+        gathered = rows.new_empty(dist.get_world_size() * len(rows), *rows.shape[1:])
+        dist.all_gather_into_tensor(gathered, rows.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        own = gradient.new_empty(len(gradient) // dist.get_world_size(), *gradient.shape[1:])
+        dist.reduce_scatter_tensor(own, gradient)
+        return own
 
 
 def synchronised(module: nn.Module, device: torch.device) -> nn.Module:
