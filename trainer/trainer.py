@@ -283,7 +283,9 @@ class Trainer:
 
     def _evaluate(self) -> None:
         self._read_recent()
+        before = random_state(self.device)  # how many numbers loaders draw depends on their workers
         evaluation = self.evaluator(self.model)
+        set_random_state(before, self.device)
         metric = self.config.metric
         row = distributed.broadcast_object(evaluation.row(metric) if distributed.is_main() else None)
         self.window.append(row)
@@ -337,10 +339,10 @@ class Trainer:
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         if checkpoint["batch_size"] != self.batch_size:
-            now = f"--batch_size={self.config.batch_size} x --grad_accum={self.config.grad_accum}"
+            now = f"{distributed.size()} processes x --batch_size={self.config.batch_size}"
             raise InputError(
-                f"--resume: a batch of the run has {checkpoint['batch_size']} pairs, but {distributed.size()} processes x "
-                f"{now} are {self.batch_size}"
+                f"--resume: a batch of the run has {checkpoint['batch_size']} pairs, but {now} "
+                f"x --grad_accum={self.config.grad_accum} are {self.batch_size}"
             )
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scheduler.load_state_dict(checkpoint["scheduler"])
