@@ -2,15 +2,20 @@
 
 import ctypes
 import resource
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from datasets.loading import EpochSampler
+from diffusion_lm.denoiser import Denoiser
+from diffusion_lm.gaussian_diffusion import GaussianDiffusion
+from diffusion_lm.training import Share, TrainingSettings
+from diffusion_lm.training import train as pretrain_denoiser
 from modules.losses import teacher_student
 from tests.processes import in_processes
-from tests.small_models import small_textdiffs, small_xpool
+from tests.small_models import SMALL, small_textdiffs, small_xpool
 from trainer import distributed
 from trainer.trainer import parameter_groups
 from trainer.training_step import TrainingStep
@@ -166,6 +171,36 @@ def test_memory_is_flat_in_chunks():
     two, sixteen, whole = (in_processes(1, peak_mb, *sizes)[0] for sizes in ((2, 4), (16, 4), (1, 32)))
     assert sixteen < 1.6 * two  # the uint8 frames are 9 MB more
     assert whole > 2.5 * sixteen
+
+
+def pretrain():
+    """Weights of a Diffusion-LM and its averages after 3 steps, and what was recorded, in one process of a group."""
+    torch.manual_seed(1)
+    denoiser = Denoiser(replace(SMALL, dropout=0.0), 30)
+    share = Share(
+        distributed.rank(), distributed.size(), lambda loss: distributed.synchronised(loss, CPU), distributed.mean
+    )
+    word_ids = torch.randint(30, (50, 7), generator=torch.Generator().manual_seed(2))
+    records = []
+    settings = TrainingSettings(steps=3, batch_size=8, lr=1e-3, log_step=1, eval_every=10)
+    average, _ = pretrain_denoiser(
+        denoiser, GaussianDiffusion.sqrt(5), word_ids, word_ids[:8], settings, records.append, share
+    )
+    return (
+        as_lists(denoiser.state_dict()),
+        as_lists(average.state_dict()),
+        [r["train"] for r in records if "train" in r],
+    )
+
+
+def test_processes_change_nothing_in_pre_training():
+    weights, averages, records = pretrain()
+    for found in in_processes(2, pretrain):
+        for tensors, expected in ((found[0], weights), (found[1], averages)):
+            for name, tensor in tensors.items():
+                assert abs(tensor - expected[name]).max() < 1e-5, name
+        for record, expected in zip(found[2], records, strict=True):
+            assert record == pytest.approx(expected, abs=1e-5)
 
 
 # the samples and the noise of a batch

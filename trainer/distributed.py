@@ -30,6 +30,7 @@ from trainer.launch import Processes, find_processes, speak_up
 __all__ = ["Processes", "find_processes"]
 
 START_SECONDS = 300  # that a process waits for the others at the start
+EXCHANGE_SECONDS = 3600  # that an exchange waits for a process that lives; one may be busy alone, writing or evaluating
 WATCH_SECONDS = 0.5  # between two looks at whether another process has failed
 LEAVE_SECONDS = 10  # that a process has to end by itself once one has failed
 FAILED = "failed"  # the key under which the first process that fails leaves its rank and exit code
@@ -87,7 +88,8 @@ def _join(here: Processes, device: torch.device) -> "_Watch":
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
         store, _, _ = next(dist.rendezvous("env://", here.rank, here.size, timeout=waiting))
-        dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.size)
+        exchange = timedelta(seconds=EXCHANGE_SECONDS)
+        dist.init_process_group(backend, timeout=exchange, store=store, rank=here.rank, world_size=here.size)
         watch = _Watch(store, here)
         barrier()  # until all of them watch
     except (RuntimeError, ValueError) as error:
@@ -199,6 +201,15 @@ def broadcast_object(value: Any) -> Any:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean over all processes of a CPU tensor."""
+    if not dist.is_initialized():
+        return values
+    values = values.clone()
+    dist.all_reduce(values)
+    return values / dist.get_world_size()
 
 
 def gather_objects(value: Any) -> list[Any]:
