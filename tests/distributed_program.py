@@ -46,6 +46,11 @@ def exchange(here: distributed.Processes) -> None:
     (gathered * weights).sum().backward()
     factor = here.size * (here.size + 1) / 2  # what all processes want, summed
     assert own.grad[:, 0].tolist() == [factor * (2 * here.rank), factor * (2 * here.rank + 1)]
+    # the gradient is transposed, not contiguous
+    square = torch.full((1, here.size), 2.0, requires_grad=True)
+    wanted = torch.arange(1.0 + here.size**2)[1:].reshape(here.size, here.size)
+    torch.einsum("ij,ji->", distributed.gather_with_gradient(square), wanted).backward()
+    assert torch.equal(square.grad[0], here.size * wanted[:, here.rank])
     seen = distributed.gather_objects((here.local_rank, here.local_size, os.getpid()))
     if here.is_main:
         sys.stdout.write(f"{[entry[:2] for entry in seen]} {len({entry[2] for entry in seen})} processes\n")

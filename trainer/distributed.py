@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
+from torch.autograd.function import FunctionCtx
 from torch.nn.parallel import DistributedDataParallel
 
 from diffusion_lm.errors import InputError, RunError
@@ -31,6 +31,7 @@ from trainer.launch import Processes, find_processes, speak_up
 __all__ = ["Processes", "find_processes"]
 
 START_SECONDS = 300  # that a process waits for the others at the start
+EXCHANGE_SECONDS = 3600  # that an exchange waits for a process that lives; one may be busy alone, writing or evaluating
 WATCH_SECONDS = 0.5  # between two looks at whether another process has failed
 LEAVE_SECONDS = 10  # that a process has to end by itself once one has failed
 MERGED_AT_ONCE = 2**22  # entries of `merge_maximum`
@@ -89,7 +90,8 @@ def _join(here: Processes, device: torch.device) -> "_Watch":
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
         store, _, _ = next(dist.rendezvous("env://", here.rank, here.size, timeout=waiting))
-        dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.size)
+        exchange = timedelta(seconds=EXCHANGE_SECONDS)
+        dist.init_process_group(backend, timeout=exchange, store=store, rank=here.rank, world_size=here.size)
         watch = _Watch(store, here)
         barrier()  # until all of them watch
     except (RuntimeError, ValueError) as error:
@@ -184,6 +186,16 @@ def any_process(flag: bool) -> bool:
     return bool(flags)
 
 
+@contextmanager
+def main_first() -> Iterator[None]:
+    """The main process does it, then the others: for files that the first one makes and the others find."""
+    if not is_main():
+        barrier()
+    yield
+    if is_main():
+        barrier()
+
+
 def broadcast_object(value: Any) -> Any:
     """What the main process has, in every process."""
     if not dist.is_initialized():
@@ -191,6 +203,15 @@ def broadcast_object(value: Any) -> Any:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean over all processes of a CPU tensor."""
+    if not dist.is_initialized():
+        return values
+    values = values.clone()
+    dist.all_reduce(values)
+    return values / dist.get_world_size()
 
 
 def gather_objects(value: Any) -> list[Any]:
@@ -238,7 +259,25 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
     """
     if not dist.is_initialized():
         return rows
-    return torch.cat(all_gather(rows.contiguous()))
+    return _GatherRows.apply(rows)
+
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of all processes. (torch.distributed.nn's all_gather gives wrong gradients under gloo where the gradient is
+    not contiguous.)"""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, rows: Tensor) -> Tensor:
+        gathered = rows.new_empty(dist.get_world_size() * len(rows), *rows.shape[1:])
+        dist.all_gather_into_tensor(gathered, rows.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        own = gradient.new_empty(len(gradient) // dist.get_world_size(), *gradient.shape[1:])
+        dist.reduce_scatter_tensor(own, gradient)
+        return own
 
 
 def synchronised(module: nn.Module, device: torch.device) -> nn.Module:
