@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 VIDEOS_AT_ONCE = 64  # of the first stage
 MEMORY_SHARE = 0.5  # of the free memory that a block may take
 MOST_PAIRS = 8192  # in a block
-FEWEST_BLOCKS = 8
+FEWEST_BLOCKS = 4
 CACHE_BYTES = 2**26  # a CPU is fastest while what it works on stays near
 FALLBACK_FREE_BYTES = 2**31  # where a system does not tell its free memory
 

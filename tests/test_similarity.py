@@ -272,7 +272,7 @@ def test_the_block_grows_with_the_free_memory(monkeypatch):
         assert automatic_block(2**21, torch.device("cpu"), 2**20) == cpu
     monkeypatch.undo()
     assert automatic_block(1, torch.device("cpu"), 2**20) == 8192
-    assert [automatic_block(1, torch.device("cpu"), pairs) for pairs in (7, 8, 100)] == [1, 1, 8]  # eight blocks
+    assert [automatic_block(1, torch.device("cpu"), pairs) for pairs in (7, 8, 100)] == [1, 2, 16]  # four blocks
 
 
 # ---------------------------------------------------------------------------------------------------------------------
