@@ -63,8 +63,8 @@ class XPool(ClipRetrieval):
     """CLIP with text-conditioned frame pooling.
 
     The interface of every model: `tokenize`, `encode_texts`, `encode_videos` (inputs to features), `texts`, `videos`
-    (features to what is scored), `undiffused`, `pool`, `score_pairs`; in training
-    `draw_noise`, `encode_pairs` and `similarities`.
+    (features to what is scored), `undiffused`, `pool`, `score_pairs`; in training `draw_noise`, `encode_pairs` and
+    `similarities`.
 
     :param clip: CLIP, `tokenizer` its tokenizer.
     :param num_mha_heads: heads of the pooling attention.

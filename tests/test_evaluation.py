@@ -65,7 +65,9 @@ def equal(first, second):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("launcher", "size", "more"), [("torchrun", 2, ["--rerank_topk=2"]), ("mpirun", 3, [])])
+@pytest.mark.parametrize(
+    ("launcher", "size", "more"), [("torchrun", 2, ["--rerank_topk=2", "--save_memory_mode"]), ("mpirun", 3, [])]
+)
 def test_processes_give_the_same_bits(place, evaluate, launcher, size, more):
     """Videos, captions and pairs are shared; four of the processes' parts are empty or small."""
     alone, results = evaluate("alone", *more)

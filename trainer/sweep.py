@@ -120,6 +120,7 @@ def _plot(path: Path, rows: list[Row]) -> None:
                      label=direction)  # fmt: skip
     for row in rows:
         name = f"{row['sampler']} {row['steps']}" + (f" K={row['rerank_topk']}" if row["rerank_topk"] else "")
-        axes.annotate(name, (row["seconds"], row["t2v_R1"]), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        axes.annotate(name, (row["seconds"], row["t2v_R1"]), xytext=(2, 4), textcoords="offset points",
+                      fontsize=8, rotation=20)  # fmt: skip
     axes.legend()
     figure.savefig(path, dpi=120)
