@@ -147,7 +147,10 @@ def _decode_planned(
     capture: cv2.VideoCapture, packets: Packets, wanted: np.ndarray, fps: float
 ) -> list[np.ndarray] | None:
     """The wanted frames in RGB, each reached in the cheaper way; None when a frame is not where its packet says."""
-    frames, position = [], 0  # position: the frame that is decoded next
+    # Where packets tell only when they are decoded (AVI), B-frames let every frame come later than its packet says.
+    if not capture.grab() or packets.index_at(capture.get(cv2.CAP_PROP_POS_MSEC)) != 0:
+        return None
+    frames, position = [], 1  # position: the frame that is decoded next
     for index in wanted.tolist():
         key = packets.key_before(max(0, index - SEEK_MARGIN))
         if index - key + SEEK_COST < index - position:
