@@ -32,11 +32,13 @@ def flag(
     minimum: float | None = None,
     maximum: float | None = None,
     no_effect: str = "",
+    needs: str = "",
 ) -> Any:
     """A field of Config that is a flag.
 
     :param archs: the archs for which the flag does something; None means all of them.
     :param no_effect: why the flag never does anything here, for flags kept so that known commands run.
+    :param needs: the flag without which it does nothing.
     """
     metadata = {
         "help": help,
@@ -47,6 +49,7 @@ def flag(
         "minimum": minimum,
         "maximum": maximum,
         "no_effect": no_effect,
+        "needs": needs,
     }
     return field(default=default, metadata=metadata)
 
@@ -75,6 +78,16 @@ class Config:
         "processes that decode videos, at most one per CPU core; 0 decodes in the main process",
         group="data",
         minimum=0,
+    )
+    frame_cache: str | None = flag(
+        None, "folder that keeps decoded frames, so that only the first epoch decodes; may be shared", group="data"
+    )
+    frame_cache_gb: float | None = flag(
+        None, "size at which the frame cache takes no more (default: no limit)", group="data", minimum=0,
+        needs="frame_cache",
+    )  # fmt: skip
+    frame_cache_side: int = flag(
+        256, "shorter side of larger frames in the frame cache", group="data", minimum=1, needs="frame_cache"
     )
     raw_video: bool = flag(False, "frames come from video files", group="data", no_effect="they always do here")
 
@@ -246,6 +259,10 @@ class Config:
                 raise InputError(f"--{f.name}={value} is too large: at most {meta['maximum']}")
         if self.input_res is None:
             self.input_res = CLIP_INPUT_RES[self.clip_arch]
+        if self.frame_cache is not None and self.frame_cache_side < self.input_res:
+            raise InputError(
+                f"--frame_cache_side={self.frame_cache_side} is less than the {self.input_res} pixels of the input"
+            )
         if self.sampling_steps is None:
             self.sampling_steps = self.diffusion_steps
         if self.sampling_steps > self.diffusion_steps:
@@ -262,6 +279,8 @@ class Config:
             archs = f.metadata["archs"]
             if f.metadata["no_effect"]:
                 lines.append(f"--{f.name} has no effect: {f.metadata['no_effect']}")
+            elif f.metadata["needs"] and not getattr(self, f.metadata["needs"]):
+                lines.append(f"--{f.name} has no effect without --{f.metadata['needs']}")
             elif archs is not None and self.arch not in archs:
                 used_by = f"it belongs to {', '.join(archs)}" if archs else "it belongs to another method"
                 lines.append(f"--{f.name} has no effect with --arch={self.arch}: {used_by}")

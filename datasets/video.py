@@ -17,6 +17,11 @@ SEEK_MARGIN = 16
 SEEK_COST = 6
 
 
+def part_bounds(n: int, num_frames: int) -> np.ndarray:
+    """Where the min(F, n) equal parts of [0, n) begin, and n."""
+    return np.linspace(0, n, min(num_frames, n) + 1).astype(int)
+
+
 def frame_indices(n: int, num_frames: int, rng: np.random.Generator | None = None) -> np.ndarray:
     """Frames to take of n: [0, n) is cut into min(F, n) equal parts, one frame each; a short video repeats its last.
 
@@ -25,7 +30,7 @@ def frame_indices(n: int, num_frames: int, rng: np.random.Generator | None = Non
     :param rng: takes a random frame of each part; None takes the middle one, (first + last) // 2.
     :return: non-decreasing integers (F,).
     """
-    bounds = np.linspace(0, n, min(num_frames, n) + 1).astype(int)
+    bounds = part_bounds(n, num_frames)
     first, last = bounds[:-1], bounds[1:] - 1
     indices = (first + last) // 2 if rng is None else rng.integers(first, last + 1)
     return np.concatenate([indices, np.full(num_frames - len(indices), indices[-1])])

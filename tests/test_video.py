@@ -288,7 +288,7 @@ def test_moving_shapes_is_never_mirrored(tmp_path, monkeypatch):
         pairs = TrainPairs(Split("any", "train", clips, flip=flip), 2, 32, "uniform", 0)
         mirrored = sum(
             bool(frames[..., 0].float().mean() > frames[..., -1].float().mean())
-            for frames, _ in (pairs[epoch, 0] for epoch in range(30))
+            for frames, *_ in (pairs[epoch, 0] for epoch in range(30))
         )
         assert 5 < mirrored < 25 if flip else mirrored == 0
 
@@ -355,7 +355,7 @@ def test_an_epoch_has_every_pair_once(split):
 def test_pairs_show_the_video_of_their_caption(split):
     pairs = TrainPairs(split, 20, 32, "uniform", 0)
     for index, caption in enumerate(split.captions):
-        frames, returned = pairs[1, index]
+        frames, returned, _ = pairs[1, index]
         assert returned == index
         video = round((frames.float().mean().item() - 30) / 45)
         assert caption.startswith(f"caption {video} ")

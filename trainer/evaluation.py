@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from config import Config
 from datasets.annotations import Split
+from datasets.frame_cache import CacheSettings
 from datasets.loading import TestVideos, batches, test_loader
 from diffusion_lm.errors import InputError
 from model.xpool import Texts, Videos, XPool
@@ -53,7 +54,7 @@ class Evaluator:
 
     def __init__(self, split: Split, config: Config, device: torch.device, dtype: torch.dtype) -> None:
         self.split, self.config, self.device, self.dtype = split, config, device, dtype
-        videos = TestVideos(split, config.num_frames, config.input_res)
+        videos = TestVideos(split, config.num_frames, config.input_res, CacheSettings.of(config))
         self.loader = test_loader(videos, config.batch_size, config.num_workers, device.type == "cuda")
         owner = split.clip_of_caption
         single = len(owner) == len(split.clips) and len(set(owner)) == len(owner)
