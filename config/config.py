@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from diffusion_lm.errors import InputError
 
-DATASETS = ("MSRVTT", "MSVD", "LSMDC", "DiDeMo", "ActivityNet", "MovingShapes")
+DATASETS = ("MSRVTT", "MSVD", "LSMDC", "DiDeMo", "ActivityNet", "MovingShapes", "custom")
 ARCHS = ("clip_stochastic", "clip_transformer")
 ARCH_ALIASES = {"clip_textdiffs": "clip_stochastic"}
 CLIP_INPUT_RES = {"ViT-B/32": 224, "ViT-B/16": 224, "ViT-L/14": 224, "tiny": 64}
@@ -62,6 +62,14 @@ class Config:
     dataset_name: str = flag("MSRVTT", "data set", group="data", choices=DATASETS)
     videos_dir: str | None = flag(None, "folder of the video files (MovingShapes brings its own)", group="data")
     data_dir: str = flag("./data", "folder that holds <Dataset>/ with the annotation files", group="data")
+    annotations: str | None = flag(
+        None,
+        "file of --dataset_name=custom: .csv or .jsonl with video, caption and, if wanted, start, end, split",
+        group="data",
+    )
+    allow_missing: bool = flag(
+        False, "go on without the videos that have no file; tables then say n of N", group="data"
+    )
     msrvtt_train_file: str = flag("9k", "training split of MSR-VTT", group="data", choices=("7k", "9k"))
     num_frames: int = flag(12, "frames taken of each video", group="data", aliases=("num_frame",), minimum=1)
     video_sample_type: str = flag(
@@ -259,6 +267,8 @@ class Config:
                 raise InputError(f"--{f.name}={value} is too large: at most {meta['maximum']}")
         if self.input_res is None:
             self.input_res = CLIP_INPUT_RES[self.clip_arch]
+        if self.dataset_name == "custom" and self.annotations is None:
+            raise InputError("--annotations is missing: the annotation file of --dataset_name=custom")
         if self.frame_cache is not None and self.frame_cache_side < self.input_res:
             raise InputError(
                 f"--frame_cache_side={self.frame_cache_side} is less than the {self.input_res} pixels of the input"
@@ -279,6 +289,8 @@ class Config:
             archs = f.metadata["archs"]
             if f.metadata["no_effect"]:
                 lines.append(f"--{f.name} has no effect: {f.metadata['no_effect']}")
+            elif f.name == "annotations" and self.dataset_name != "custom":
+                lines.append("--annotations has no effect without --dataset_name=custom")
             elif f.metadata["needs"] and not getattr(self, f.metadata["needs"]):
                 lines.append(f"--{f.name} has no effect without --{f.metadata['needs']}")
             elif archs is not None and self.arch not in archs:
@@ -295,7 +307,9 @@ class Config:
 
     @property
     def dataset_dir(self) -> Path:
-        """Folder of the annotations of the data set."""
+        """Folder of the annotations of the data set; their file for custom."""
+        if self.dataset_name == "custom" and self.annotations is not None:
+            return Path(self.annotations)
         return Path(self.data_dir) / self.dataset_name
 
     def to_dict(self) -> dict[str, Any]:
