@@ -75,6 +75,19 @@ def load_split(
     :param allow_missing: leave out videos that have no file, and say so; else they are an error.
     :raises InputError: a file or folder is missing or not what it should be; one line that names it.
     """
+    read = read_split(dataset, split, data_dir, videos_dir, train_file)
+    if read.missing:
+        videos = len({clip.video_id for clip in read.clips}) + len(read.missing)
+        what = f"{len(read.missing)} of {videos} {split} videos of {dataset} are not in {videos_dir}"
+        if not (allow_missing and read.clips):
+            remedy = " (--allow_missing goes on without them)" if read.clips else ""
+            raise InputError(f"{what}: {_first(read.missing)}{remedy}")
+        _report(f"--allow_missing: {what}", read.missing)
+    return read
+
+
+def read_split(dataset: str, split: str, data_dir: Path, videos_dir: Path | None, train_file: str = "9k") -> Split:
+    """As `load_split`, but videos without a file are only listed in `missing`, even if these are all."""
     if dataset not in DATASETS:
         raise InputError(f"unknown data set {dataset}: known are {', '.join(DATASETS)}")
     data_dir = Path(data_dir)
@@ -95,12 +108,6 @@ def load_split(
     found = _find_videos(dataset, Path(videos_dir), {video_id for video_id, *_ in entries})
     clips = tuple(Clip(name, found[name], *rest) for name, *rest in entries if name in found)
     missing = tuple(dict.fromkeys(name for name, *_ in entries if name not in found))
-    if missing:
-        videos = len({name for name, *_ in entries})
-        what = f"{len(missing)} of {videos} {split} videos of {dataset} are not in {videos_dir}"
-        if not (allow_missing and clips):
-            raise InputError(f"{what}: {_first(missing)}" + " (--allow_missing goes on without them)" * bool(clips))
-        _report(f"--allow_missing: {what}", missing)
     flip = dataset != "MovingShapes"  # its captions say left and right
     return Split(dataset, split, clips, flip, missing, unannotated)
 

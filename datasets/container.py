@@ -44,14 +44,7 @@ def index_packets(path: Path) -> Packets | None:
 @functools.lru_cache(maxsize=REMEMBERED_FILES)
 def _index_packets(path: str, size: int, mtime_ns: int) -> Packets | None:
     """`size` and `mtime_ns` are there to be keys: a file that changed is read again."""
-    capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1, cv2.CAP_PROP_N_THREADS, 1])
-    times, keys = [], []
-    try:
-        while capture.grab():
-            times.append(capture.get(cv2.CAP_PROP_POS_MSEC))
-            keys.append(capture.get(cv2.CAP_PROP_LRF_HAS_KEY_FRAME) > 0)
-    finally:
-        capture.release()
+    times, keys = packet_times(Path(path))
     if not times:
         return None
     order = np.argsort(times, kind="stable")
@@ -59,3 +52,16 @@ def _index_packets(path: str, size: int, mtime_ns: int) -> Packets | None:
     if not is_key[0] or abs(shown[0]) > 1e-3 or (len(shown) > 1 and np.diff(shown).min() < 0.01):
         return None
     return Packets(shown, np.flatnonzero(is_key))
+
+
+def packet_times(path: Path) -> tuple[list[float], list[bool]]:
+    """Time in milliseconds of every packet, as they lie in the file, and whether it holds a key frame."""
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1, cv2.CAP_PROP_N_THREADS, 1])
+    times, keys = [], []
+    try:
+        while capture.grab():
+            times.append(capture.get(cv2.CAP_PROP_POS_MSEC))
+            keys.append(capture.get(cv2.CAP_PROP_LRF_HAS_KEY_FRAME) > 0)
+    finally:
+        capture.release()
+    return times, keys

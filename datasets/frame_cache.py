@@ -108,6 +108,15 @@ class FrameCache:
             entry.close()
         return entry is not None
 
+    def store(self, clip: Clip) -> None:
+        """Decode a clip into the cache, unless it is there or the cache is full.
+
+        :raises InputError: it cannot be decoded.
+        """
+        digest = self._digest(clip)
+        if not (self.full or self.holds(clip)):
+            self._write(self._path(digest), self._decode(clip, digest, None))
+
     def scan(self) -> None:
         """Measure the folder, and remove what processes that died left unfinished."""
         self.size = self.added = 0
