@@ -75,7 +75,7 @@ class TrainPairs(Dataset):
     def _frames(self, index: int, rng: np.random.Generator) -> Tensor:
         clip = self.clips[self.clip_of_caption[index]]
         frames = self.read(clip, rng if self.sample_type == "rand" else None)
-        return apply_seeded(self.transform, _channels_first(frames), int(rng.integers(2**62)))
+        return apply_seeded(self.transform, _channels_first(frames), int(rng.integers(2**62))).contiguous()
 
 
 class TestVideos(Dataset):
@@ -97,7 +97,8 @@ class TestVideos(Dataset):
 
     def __getitem__(self, index: int) -> Sample | InputError:
         try:
-            return Sample(self.transform(_channels_first(self.read(self.clips[index], None))), index)
+            frames = self.transform(_channels_first(self.read(self.clips[index], None)))
+            return Sample(frames.contiguous(), index)
         except InputError as error:
             return error
 
@@ -206,5 +207,5 @@ def _init_worker(worker_id: int) -> None:
 
 
 def _channels_first(frames: np.ndarray) -> Tensor:
-    """uint8 (F, H, W, 3) -> (F, 3, H, W)."""
-    return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
+    """uint8 (F, H, W, 3) -> (F, 3, H, W), the same memory: torch resizes it in that order in half the time."""
+    return torch.from_numpy(frames).permute(0, 3, 1, 2)
