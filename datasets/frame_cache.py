@@ -86,24 +86,23 @@ class FrameCache:
         :return: RGB uint8 (F, H, W, 3).
         :raises InputError: the clip is not in the cache and cannot be decoded.
         """
-        digest = self._digest(clip)
-        path = self._path(digest)
+        path = self._path(clip)
         if (entry := Entry.open(path)) is not None:
             with entry:
                 frames = entry.read(self._rows(entry.count, entry.indices, copy.deepcopy(rng)))
                 if frames is not None:
                     self._rows(entry.count, entry.indices, rng)
                     return frames
-        frames = self._decode(clip, digest, rng if self.full else None)
+        frames = self._decode(clip, rng if self.full else None)
         if not self.full:
             self._write(path, frames)
-        stored = self._stored(frames.count, digest)
+        stored = self._stored(clip, frames.count)
         wanted = stored[self._rows(frames.count, stored, rng)]
         return frames.pixels[np.searchsorted(frames.indices, wanted)]
 
     def holds(self, clip: Clip) -> bool:
         """Whether the frames of a clip are there."""
-        entry = Entry.open(self._path(self._digest(clip)))
+        entry = Entry.open(self._path(clip))
         if entry is not None:
             entry.close()
         return entry is not None
@@ -113,9 +112,8 @@ class FrameCache:
 
         :raises InputError: it cannot be decoded.
         """
-        digest = self._digest(clip)
         if not (self.full or self.holds(clip)):
-            self._write(self._path(digest), self._decode(clip, digest, None))
+            self._write(self._path(clip), self._decode(clip, None))
 
     def scan(self) -> None:
         """Measure the folder, and remove what processes that died left unfinished."""
@@ -131,7 +129,7 @@ class FrameCache:
                 except FileNotFoundError:  # moved or removed by another process meanwhile
                     continue
 
-    def _digest(self, clip: Clip) -> bytes:
+    def _path(self, clip: Clip) -> Path:
         try:
             stat = os.stat(clip.path)
         except OSError as error:
@@ -140,27 +138,25 @@ class FrameCache:
             VERSION, os.path.abspath(clip.path), stat.st_size, stat.st_mtime_ns, clip.start, clip.end,
             self.num_frames, self.sample_type, CANDIDATES * (self.sample_type == "rand"), self.settings.short_side,
         )  # fmt: skip
-        return hashlib.sha256(repr(made_of).encode("utf-8", "surrogateescape")).digest()
-
-    def _path(self, digest: bytes) -> Path:
-        name = digest.hex()[:40]
+        name = _hash(made_of).hex()[:40]
         return self.settings.folder / name[:2] / name[2:]
 
-    def _decode(self, clip: Clip, digest: bytes, only: np.random.Generator | None) -> ClipFrames:
+    def _decode(self, clip: Clip, only: np.random.Generator | None) -> ClipFrames:
         """The frames that a cache keeps of a clip, or of those only the ones that this generator would draw."""
 
         def choose(n: int) -> np.ndarray:
-            stored = self._stored(n, digest)
+            stored = self._stored(clip, n)
             return stored if only is None else stored[self._rows(n, stored, copy.deepcopy(only))]
 
         frames = decode_clip(clip.path, choose, clip.start, clip.end)
         return ClipFrames(frames.count, frames.indices, scale_down(frames.pixels, self.settings.short_side))
 
-    def _stored(self, n: int, digest: bytes) -> np.ndarray:
-        """Numbers of the frames that are kept of a clip of n frames, increasing; the same in every process."""
+    def _stored(self, clip: Clip, n: int) -> np.ndarray:
+        """Numbers of the frames that are kept of a clip of n frames, increasing; the same on every machine."""
         if self.sample_type == "uniform":
             return np.unique(frame_indices(n, self.num_frames))
-        return candidates(n, self.num_frames, np.random.default_rng(list(digest[:16])))
+        seed = _hash((clip.video_id, clip.start, clip.end, self.num_frames))
+        return candidates(n, self.num_frames, np.random.default_rng(list(seed[:16])))
 
     def _rows(self, n: int, stored: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
         """Which of the stored frames are taken, (F,)."""
@@ -289,6 +285,10 @@ def scale_down(pixels: np.ndarray, short_side: int) -> np.ndarray:
         return pixels
     size = (max(short_side, round(width * scale)), max(short_side, round(height * scale)))
     return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in pixels])
+
+
+def _hash(value: tuple) -> bytes:
+    return hashlib.sha256(repr(value).encode("utf-8", "surrogateescape")).digest()
 
 
 def _pages(length: int) -> int:

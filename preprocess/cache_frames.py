@@ -29,21 +29,24 @@ def main() -> None:
         places = (config.dataset_dir, config.videos_dir, config.msrvtt_train_file, config.allow_missing)
         clips = load_split(config.dataset_name, name, *places).clips
         sample_type = config.video_sample_type if name == "train" else "uniform"
-        cache = FrameCache(settings, config.num_frames, sample_type)
-        for _, reason in each(functools.partial(store, cache), clips, name):
+        for _, reason in each(functools.partial(store, settings, config.num_frames, sample_type), clips, name):
             if reason:
                 logger.warning("%s", reason)
                 failed += 1
-        there = sum(map(cache.holds, clips))
+        there = sum(map(FrameCache(settings, config.num_frames, sample_type).holds, clips))
         logger.info("%s: %d of %d clips are in %s", name, there, len(clips), settings.folder)
     if failed:
         raise RunError(f"{failed} videos do not decode")
 
 
-def store(cache: FrameCache, clip: Clip) -> str:
+# one for each process, because it counts what it adds
+process_cache = functools.cache(FrameCache)
+
+
+def store(settings: CacheSettings, num_frames: int, sample_type: str, clip: Clip) -> str:
     """Put the frames of a clip into the cache. Returns what was wrong, if anything was."""
     try:
-        cache.store(clip)
+        process_cache(settings, num_frames, sample_type).store(clip)
     except InputError as error:
         return str(error)
     return ""

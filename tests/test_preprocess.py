@@ -1,5 +1,6 @@
 """The programs that are run before training, as people run them, and what training says about missing videos."""
 
+import os
 import shutil
 
 import cv2
@@ -15,17 +16,10 @@ from tests.test_decoding import H264, VARIABLE, ffmpeg, make
 from tests.test_video import write_numbered
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("msrvtt")
-    make_msrvtt(folder)
-    return folder
-
-
 @pytest.fixture
-def msrvtt(original, tmp_path):
-    shutil.copytree(original, tmp_path / "copy")
-    return tmp_path / "copy"
+def msrvtt(tmp_path):
+    make_msrvtt(tmp_path / "msrvtt")
+    return tmp_path / "msrvtt"
 
 
 def places(folder):
@@ -92,6 +86,12 @@ def test_cache_frames_fills_what_training_reads(msrvtt, tmp_path):
     files = {path: path.stat().st_mtime_ns for path in cache.glob("*/*")}
     assert run_program("preprocess/cache_frames.py", *flags).returncode == 1  # video3 is as broken as before
     assert {path: path.stat().st_mtime_ns for path in cache.glob("*/*")} == files
+    small = tmp_path / "small"
+    limited = [*places(msrvtt), f"--frame_cache={small}", "--num_frames=4", "--frame_cache_gb=0.0004"]
+    done = run_program("preprocess/cache_frames.py", *limited)
+    entry = 4096 + 4 * 96 * 96 * 3
+    assert 2 * entry <= sum(path.stat().st_size for path in small.glob("*/*")) <= 400_000 + os.cpu_count() * entry
+    assert "takes no more frames: --frame_cache_gb=0.0004 is reached" in done.stdout + done.stderr
     assert "--frame_cache is missing" in run_program("preprocess/cache_frames.py", *places(msrvtt)).stderr
 
 
