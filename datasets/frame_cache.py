@@ -88,11 +88,13 @@ class FrameCache:
         """
         path = self._path(clip)
         if (entry := Entry.open(path)) is not None:
+            before = rng and rng.bit_generator.state
             with entry:
-                frames = entry.read(self._rows(entry.count, entry.indices, copy.deepcopy(rng)))
-                if frames is not None:
-                    self._rows(entry.count, entry.indices, rng)
-                    return frames
+                frames = entry.read(self._rows(entry.count, entry.indices, rng))
+            if frames is not None:
+                return frames
+            if rng is not None:
+                rng.bit_generator.state = before
         frames = self._decode(clip, rng if self.full else None)
         if not self.full:
             self._write(path, frames)

@@ -293,3 +293,20 @@ def test_nothing_but_broken_videos_is_an_error(tmp_path):
     split = Split("any", "train", (Clip("a", tmp_path / "a.mp4", ("a", "b")),))
     with pytest.raises(InputError, match=r"a\.mp4"):
         epoch_of(split, 0)
+
+
+def test_an_entry_that_is_cut_short_while_it_is_read(clip, settings, monkeypatch):
+    """Another process may do so; the frames and what is drawn afterwards stay the same."""
+    cache = FrameCache(settings, 6, "rand")
+    generators = [np.random.default_rng(5) for _ in range(2)]
+    expected = cache.read(clip, generators[0])
+    really_open = frame_cache.Entry.open
+
+    def cut_after_opening(path):
+        entry = really_open(path)
+        os.truncate(path, 5000)
+        return entry
+
+    monkeypatch.setattr(frame_cache.Entry, "open", cut_after_opening)
+    assert np.array_equal(cache.read(clip, generators[1]), expected)
+    assert generators[0].integers(2**62) == generators[1].integers(2**62)
