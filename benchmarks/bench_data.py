@@ -3,7 +3,7 @@
 Three kinds of file are made with FFmpeg: a 3 fps copy of 15 s, 20 s of 320x240 at 25 fps, and 2 minutes of 640x360
 with a key frame every 250 frames. The baseline seeks to each of 12 frames and transforms them as floats in the worker.
 Every video is new to the loader (`cold`), or its frames are in the frame cache (`warm`). Both run by turns in one
-process with the settings of a loader's worker, so that what else the machine does meets both.
+process, where decoders may use all cores, so that what else the machine does meets both.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from datasets.annotations import Clip, Split
 from datasets.frame_cache import CacheSettings
-from datasets.loading import TestVideos, _init_worker, batches, test_loader
+from datasets.loading import TestVideos, batches, test_loader
 from datasets.video import frame_indices, read_frames
 from model.clip import PIXEL_MEAN, PIXEL_STD
 from trainer.run_folder import run_program
@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--quick", action="store_true", help="2 videos of each kind instead of 7")
     args = parser.parse_args()
-    _init_worker(0)
+    torch.set_num_threads(1)  # as in a worker
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(Path(folder), 2 if args.quick else 7)
     seconds, ratios = figures["seconds"], figures["ratios"]

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -201,8 +200,7 @@ def batches(loader: DataLoader, failed: FailedVideos | None = None) -> Iterator[
 
 
 def _init_worker(worker_id: int) -> None:
-    """One thread per worker: the workers are the parallelism."""
-    cv2.setNumThreads(1)
+    """One thread per worker: the workers are the parallelism. OpenCV has one wherever datasets.video is imported."""
     torch.set_num_threads(1)
 
 

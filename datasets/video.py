@@ -1,6 +1,8 @@
 """Frames of a video file: which ones, and their pixels."""
 
 import copy
+import multiprocessing
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,9 @@ import numpy as np
 
 from datasets.container import Packets, index_packets
 from diffusion_lm.errors import InputError
+
+# Threads of OpenCV's own would hang a worker that is forked after they started; frames are too small for them anyway.
+cv2.setNumThreads(1)
 
 # OpenCV seeks to a frame by decoding on from the last key frame that lies at least so many frames before it.
 SEEK_MARGIN = 16
@@ -85,8 +90,8 @@ def decode_clip(
         clip = _Clip(n, fps, choose, start, end)
         if n >= (SEEK_MARGIN + SEEK_COST) * len(clip.chosen):
             packets = index_packets(path)
-            if cv2.getNumThreads() > 1:  # not in a worker
-                capture = _reopen(capture, path, cv2.getNumThreads())
+            if multiprocessing.parent_process() is None:  # not in a worker
+                capture = _reopen(capture, path, os.cpu_count() or 1)
             if packets and len(packets.times) == n:
                 frames = _decode_planned(capture, packets, clip.wanted, fps)
                 if frames:

@@ -385,3 +385,20 @@ def test_a_broken_video_is_named_whoever_decodes_it(split, tmp_path, workers):
 def test_fewer_pairs_than_a_batch_is_an_error(split):
     with pytest.raises(InputError, match="--batch_size=10 is more than the 9 training pairs"):
         epoch_of(split, 0, batch_size=10)
+
+
+def test_workers_start_after_opencv_was_used(split):
+    """Workers that are forked from a process in which OpenCV has threads of its own hang."""
+    path = split.clips[0].path
+    program = (
+        "import sys; from pathlib import Path; import cv2, numpy as np\n"
+        "from datasets.annotations import Clip, Split\n"
+        "from datasets.loading import TestVideos, batches, test_loader\n"
+        "cv2.resize(np.zeros((2000, 2000, 3), np.uint8), (500, 500), interpolation=cv2.INTER_AREA)\n"
+        "cv2.cvtColor(np.zeros((2000, 2000, 3), np.uint8), cv2.COLOR_BGR2RGB)\n"
+        "split = Split('any', 'test', (Clip('0', Path(sys.argv[1]), ('x',)),) * 8)\n"
+        "print(sum(len(frames) for frames, _ in batches(test_loader(TestVideos(split, 4, 32), 2, 2, False))))\n"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "8\n", done.stderr
