@@ -14,6 +14,8 @@ from transformers import get_cosine_schedule_with_warmup
 
 from config import Config
 from datasets.annotations import Split
+from datasets.failures import FailedVideos
+from datasets.frame_cache import CacheSettings
 from datasets.loading import TrainPairs, batches, train_loader
 from diffusion_lm.errors import RunError
 from model.xpool import XPool
@@ -70,7 +72,8 @@ class Trainer:
     ) -> None:
         self.model, self.config, self.evaluator = model, config, evaluator
         self.device, self.dtype, self.folder, self.writer = device, dtype, folder, writer
-        pairs = TrainPairs(split, config.num_frames, config.input_res, config.video_sample_type, config.seed)
+        cache = CacheSettings.of(config)
+        pairs = TrainPairs(split, config.num_frames, config.input_res, config.video_sample_type, config.seed, cache)
         self.loader = train_loader(
             pairs, config.batch_size, config.num_workers, config.seed, pin_memory=device.type == "cuda"
         )
@@ -103,7 +106,10 @@ class Trainer:
         self.loader.sampler.set_epoch(epoch)
         self.model.train()
         started, running, since = time.perf_counter(), {}, 0
-        bar = tqdm(batches(self.loader), total=steps, desc=f"epoch {epoch}", unit="step", leave=False, disable=None)
+        failed = FailedVideos(steps * self.config.batch_size)
+        bar = tqdm(
+            batches(self.loader, failed), total=steps, desc=f"epoch {epoch}", unit="step", leave=False, disable=None
+        )
         for done, (frames, index) in enumerate(bar, start=1):
             losses = self._train_step(frames, index)
             for name, value in losses.items():  # summed on the device: reading them would wait for it
@@ -116,6 +122,8 @@ class Trainer:
                 self._evaluate(epoch)
         seconds = time.perf_counter() - started
         logger.info("epoch %d took %.1f s", epoch, seconds)
+        if failed.replaced:
+            logger.warning("epoch %d: %s", epoch, failed.summary())
 
     def _train_step(self, frames: Tensor, index: Tensor) -> dict[str, Tensor]:
         """One optimizer step on B pairs. Frames uint8 (B, F, 3, R, R), caption indices (B,), both on the CPU."""
