@@ -54,12 +54,12 @@ def main() -> None:
             parse_sweep(config.sweep, config.diffusion_steps)  # bad input must not wait for the evaluation
 
         # 3. data
-        place = (config.dataset_dir, config.msrvtt_train_file)
+        places = (config.dataset_dir, config.videos_dir, config.msrvtt_train_file, config.allow_missing)
         with distributed.main_first():
             if config.load_embeddings:
-                split = load_annotations(config.dataset_name, "test", *place)
+                split = load_annotations(config.dataset_name, "test", config.dataset_dir, config.msrvtt_train_file)
             else:
-                split = load_split(config.dataset_name, "test", place[0], config.videos_dir, place[1])
+                split = load_split(config.dataset_name, "test", *places)
         evaluator = Evaluator(split, config, device, dtype)
 
         # 4. features

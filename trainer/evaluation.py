@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from config import Config
 from datasets.annotations import Split
+from datasets.frame_cache import CacheSettings
 from datasets.loading import TestVideos, batches, test_loader
 from diffusion_lm.errors import InputError
 from model.xpool import XPool
@@ -46,6 +47,8 @@ class Evaluation:
     seconds: float
     similarity_seconds: float = 0.0  # the part of it that scored pairs
     pairs_diffused: int = 0
+    videos: int = 0  # that were evaluated
+    annotated: int = 0  # that the test split has; more where --allow_missing left some out
 
     def row(self, metric: str, protocol: str = "strict", dsl: bool = False) -> dict[str, Any]:
         """The row of a metric (t2v, v2t), protocol and dsl."""
@@ -69,7 +72,8 @@ class Evaluator:
         self.own_text = torch.tensor(owner).argsort() if single else None
         self.texts_of, self.videos_of = (_shares(len(all_), config.batch_size) for all_ in (owner, split.clips))
         videos = Subset(
-            TestVideos(split, config.num_frames, config.input_res), self.videos_of[distributed.rank()].tolist()
+            TestVideos(split, config.num_frames, config.input_res, CacheSettings.of(config)),
+            self.videos_of[distributed.rank()].tolist(),
         )
         self.loader = test_loader(videos, config.batch_size, config.num_workers, device.type == "cuda")
         self.tokens: dict[str, Tensor] | None = None  # of all captions
@@ -105,7 +109,11 @@ class Evaluator:
             if sims is not None and distributed.is_main():
                 save_similarity(sims, scores, self.split.clip_of_caption)
             results, references = evaluate_similarity(scores, self.split.clip_of_caption)
-        return Evaluation(results, references, time.perf_counter() - started, seconds, scores.pairs_diffused)
+        videos = len(self.split.clips)
+        return Evaluation(
+            results, references, time.perf_counter() - started, seconds, scores.pairs_diffused,
+            videos=videos, annotated=videos + len(self.split.missing),
+        )  # fmt: skip
 
     @torch.no_grad()
     def similarity(self, model: XPool, embeddings: Embeddings, rerank_topk: int, folder: Path | None) -> Similarity:
@@ -250,6 +258,9 @@ def format_table(evaluation: Evaluation, metric: str, dsl: bool) -> str:
         for row in evaluation.references
         if row["metric"] == metric and row["dsl"] in wanted
     ]
+    if evaluation.videos < evaluation.annotated:
+        reduced = f"{evaluation.videos} of {evaluation.annotated} test videos: not comparable with the whole test set"
+        return f"{table(lines)}\n{reduced}"
     return table(lines)
 
 
@@ -280,6 +291,7 @@ def write_results(path: Path, evaluation: Evaluation, config: Config, checkpoint
         "pairs_diffused": evaluation.pairs_diffused,
         "seconds": round(evaluation.seconds, 3),
         "seconds_similarity": round(evaluation.similarity_seconds, 3),
+        "test_videos": {"evaluated": evaluation.videos, "annotated": evaluation.annotated},
         "results": evaluation.results,
         "references": evaluation.references,
     }
