@@ -375,6 +375,14 @@ def test_a_sample_depends_on_its_place_not_on_the_number(denoiser, diffusion):
     assert sample_captions(denoiser, diffusion, vocabulary, 3, 8, seed=6) != many[:3]
 
 
+def test_unknown_words_are_not_generated(denoiser, diffusion):
+    """Even where a network predicts nothing else: the nearest known word stands there."""
+    vocabulary = Vocabulary.from_captions(["a b c d e f g"])
+    unknown = denoiser.word_embedding.weight[vocabulary.token_to_id["UNK"]]
+    denoiser.forward = lambda x, times: unknown.expand_as(x)
+    assert "UNK" not in " ".join(sample_captions(denoiser, diffusion, vocabulary, 5, 8, seed=5))
+
+
 # -- programs --------------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from diffusion_lm.denoiser import Denoiser, nearest_word
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
-from diffusion_lm.vocabulary import Vocabulary
+from diffusion_lm.vocabulary import UNK, Vocabulary
 
 Sampler = Literal["ddpm", "ddim"]
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
@@ -20,22 +20,26 @@ SAMPLING_BATCH = 256  # captions
 def sample_words(denoiser: Denoiser, diffusion: GaussianDiffusion, noise: Tensor, sampler: Sampler = "ddpm") -> Tensor:
     """Word ids from noise: predict x_0, snap every token to the nearest row of the word table, step; for all steps.
 
+    UNK stands for words that are not known, so it is never generated.
+
     :param diffusion: S steps.
     :param noise: x_T, then the noise of each step from the noisiest to t = 0, standard normal (N, S + 1, L, C).
     :return: integer ids (N, L).
     """
     denoiser.eval()
-    table = denoiser.word_embedding.weight
+    known = torch.arange(denoiser.vocabulary_size, device=noise.device)
+    known = known[known != UNK]
+    table = denoiser.word_embedding.weight[known]
     x_t = noise[:, 0]
     for index, step in enumerate(reversed(range(diffusion.num_steps)), start=1):
         t = torch.full((len(x_t),), step, device=x_t.device)
-        word_ids = nearest_word(denoiser(x_t, diffusion.model_times[t]), table)
-        x_start = F.embedding(word_ids, table)
+        nearest = nearest_word(denoiser(x_t, diffusion.model_times[t]), table)
+        x_start = F.embedding(nearest, table)
         if sampler == "ddpm":
             x_t = diffusion.ddpm_step(x_start, x_t, t, noise[:, index])
         else:
             x_t = diffusion.ddim_step(x_start, x_t, t)
-    return word_ids
+    return known[nearest]
 
 
 def sample_captions(

@@ -22,7 +22,7 @@ MAX_GRADIENT_NORM = 1.0
 WARMUP_SHARE = 0.02  # of the steps, in which the learning rate rises
 EVALUATION_BATCH = 256  # captions
 WORD_RADIUS = 7.0
-WORD_TABLE_LR_SHARE = 1 / 3  # of the learning rate: the regression pulls the words together faster than they part again
+WORD_TABLE_LR_SHARE = 0.1  # of the learning rate: the regression pulls the words together faster than they part again
 
 
 @dataclass(frozen=True)
