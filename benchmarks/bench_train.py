@@ -119,7 +119,7 @@ def stepper(
     frames, captions = make_batch(model, size)
     step = TrainingStep(model, 1, device, way.dtype)
     if shared:
-        step = distributed.synchronised(step, device)
+        step = distributed.synchronised(step)
     optimizer = AdamW(
         parameter_groups(model, Rates),
         betas=ADAM_BETAS,

@@ -94,7 +94,7 @@ class Trainer:
         model.freeze(config.freeze_layer_num)
         self.share_of_flops = self._share_of_flops() if distributed.is_main() else 0.0
         model.prepare(config.gradient_checkpointing, config.compile)
-        self.training_step = distributed.synchronised(TrainingStep(model, config.grad_accum, device, dtype), device)
+        self.training_step = distributed.synchronised(TrainingStep(model, config.grad_accum, device, dtype))
         self.optimizer = AdamW(parameter_groups(model, config), betas=ADAM_BETAS, eps=ADAM_EPS, fused=True)
         total = self.steps_of_epoch * config.num_epochs
         warmup = math.ceil(total * config.warmup_proportion)
