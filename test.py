@@ -38,7 +38,8 @@ def main() -> None:
         logger.info("checkpoint %s", path)
 
     # 3. data
-    split = load_split(config.dataset_name, "test", config.dataset_dir, config.videos_dir, config.msrvtt_train_file)
+    places = (config.dataset_dir, config.videos_dir, config.msrvtt_train_file, config.allow_missing)
+    split = load_split(config.dataset_name, "test", *places)
 
     # 4. evaluation
     evaluation = Evaluator(split, config, device, dtype)(model.to(device))

@@ -9,7 +9,7 @@ from diffusion_lm.command_line import Parser, number
 from diffusion_lm.denoiser import MAX_POSITIONS
 from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
-from diffusion_lm.sampling import SAMPLERS, sample_captions
+from diffusion_lm.sampling import SAMPLERS, TEMPERATURE, sample_captions
 from trainer.device import choose_device
 from trainer.run_folder import run_program
 
@@ -26,7 +26,9 @@ def main() -> None:
         diffusion = diffusion.respaced(args.sampling_steps)
     length = args.text_len or model.training_args.get("text_len", PUBLISHED_TEXT_LEN)
     denoiser = model.build().to(device)
-    for caption in sample_captions(denoiser, diffusion, model.vocabulary, args.num, length, args.seed, args.sampler):
+    for caption in sample_captions(
+        denoiser, diffusion, model.vocabulary, args.num, length, args.seed, args.sampler, args.temperature
+    ):
         sys.stdout.write(caption + "\n")
 
 
@@ -37,6 +39,12 @@ def parse_args() -> Namespace:
     parser.add_argument("--num", type=number(int, 1), default=10, help="captions (%(default)s)")
     parser.add_argument("--seed", type=number(int, 0), default=24, help="of the noise (%(default)s)")
     parser.add_argument("--sampler", choices=SAMPLERS, default="ddpm", help="reverse process (%(default)s)")
+    parser.add_argument(
+        "--temperature",
+        type=number(float),
+        default=TEMPERATURE,
+        help="factor of the noise of ddpm: lower is more fluent and less varied, 1 is the model itself (%(default)s)",
+    )
     parser.add_argument("--sampling_steps", type=number(int, 1), help="at most the T of the model (T)")
     parser.add_argument(
         "--text_len", type=number(int, 3, MAX_POSITIONS), help="tokens of a caption (as in training, published 64)"

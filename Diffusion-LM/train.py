@@ -122,6 +122,7 @@ def parse_args() -> Namespace:
     source.add_argument("--dataset_name", help="train on the captions of its training split")
     source.add_argument("--captions", type=Path, metavar="FILE", help="train on a text file, a caption a line")
     parser.add_argument("--data_dir", type=Path, default="./data", help="folder that holds <Dataset>/ (%(default)s)")
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="annotation file of --dataset_name=custom")
     parser.add_argument(
         "--msrvtt_train_file", choices=("7k", "9k"), default="9k", help="training split of MSR-VTT (%(default)s)"
     )
@@ -171,7 +172,10 @@ def parse_args() -> Namespace:
 def read_captions(args: Namespace) -> list[str]:
     """The captions to learn from, one blank between words."""
     if args.dataset_name:
-        return load_captions(args.dataset_name, args.data_dir / args.dataset_name, args.msrvtt_train_file)
+        place = args.annotations if args.dataset_name == "custom" else args.data_dir / args.dataset_name
+        if place is None:
+            raise InputError("--annotations is missing: the annotation file of --dataset_name=custom")
+        return load_captions(args.dataset_name, place, args.msrvtt_train_file)
     try:
         lines = args.captions.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:

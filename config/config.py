@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from diffusion_lm.errors import InputError
 
-DATASETS = ("MSRVTT", "MSVD", "LSMDC", "DiDeMo", "ActivityNet", "MovingShapes")
+DATASETS = ("MSRVTT", "MSVD", "LSMDC", "DiDeMo", "ActivityNet", "MovingShapes", "custom")
 ARCHS = ("clip_stochastic", "clip_transformer")
 ARCH_ALIASES = {"clip_textdiffs": "clip_stochastic"}
 CLIP_INPUT_RES = {"ViT-B/32": 224, "ViT-B/16": 224, "ViT-L/14": 224, "tiny": 64}
@@ -33,12 +33,14 @@ def flag(
     maximum: float | None = None,
     no_effect: str = "",
     alone: str | None = None,
+    needs: str = "",
 ) -> Any:
     """A field of Config that is a flag.
 
     :param archs: the archs for which the flag does something; None means all of them.
     :param no_effect: why the flag never does anything here, for flags kept so that known commands run.
     :param alone: the value of the flag when it is given without one.
+    :param needs: the flag without which it does nothing.
     """
     metadata = {
         "help": help,
@@ -50,6 +52,7 @@ def flag(
         "maximum": maximum,
         "no_effect": no_effect,
         "alone": alone,
+        "needs": needs,
     }
     return field(default=default, metadata=metadata)
 
@@ -62,6 +65,14 @@ class Config:
     dataset_name: str = flag("MSRVTT", "data set", group="data", choices=DATASETS)
     videos_dir: str | None = flag(None, "folder of the video files (MovingShapes brings its own)", group="data")
     data_dir: str = flag("./data", "folder that holds <Dataset>/ with the annotation files", group="data")
+    annotations: str | None = flag(
+        None,
+        "file of --dataset_name=custom: .csv or .jsonl with video, caption and, if wanted, start, end, split",
+        group="data",
+    )
+    allow_missing: bool = flag(
+        False, "go on without the videos that have no file; tables then say n of N", group="data"
+    )
     msrvtt_train_file: str = flag("9k", "training split of MSR-VTT", group="data", choices=("7k", "9k"))
     num_frames: int = flag(12, "frames taken of each video", group="data", aliases=("num_frame",), minimum=1)
     video_sample_type: str = flag(
@@ -78,6 +89,16 @@ class Config:
         "processes that decode videos, at most one per CPU core; 0 decodes in the main process",
         group="data",
         minimum=0,
+    )
+    frame_cache: str | None = flag(
+        None, "folder that keeps decoded frames, so that only the first epoch decodes; may be shared", group="data"
+    )
+    frame_cache_gb: float | None = flag(
+        None, "size at which the frame cache takes no more (default: no limit)", group="data", minimum=0,
+        needs="frame_cache",
+    )  # fmt: skip
+    frame_cache_side: int = flag(
+        256, "shorter side of larger frames in the frame cache", group="data", minimum=1, needs="frame_cache"
     )
     raw_video: bool = flag(False, "frames come from video files", group="data", no_effect="they always do here")
 
@@ -276,6 +297,12 @@ class Config:
                 raise InputError(f"--{f.name}={value} is too large: at most {meta['maximum']}")
         if self.input_res is None:
             self.input_res = CLIP_INPUT_RES[self.clip_arch]
+        if self.dataset_name == "custom" and self.annotations is None:
+            raise InputError("--annotations is missing: the annotation file of --dataset_name=custom")
+        if self.frame_cache is not None and self.frame_cache_side < self.input_res:
+            raise InputError(
+                f"--frame_cache_side={self.frame_cache_side} is less than the {self.input_res} pixels of the input"
+            )
         if self.sampling_steps is None:
             self.sampling_steps = self.diffusion_steps
         if self.sampling_steps > self.diffusion_steps:
@@ -292,6 +319,10 @@ class Config:
             archs = f.metadata["archs"]
             if f.metadata["no_effect"]:
                 lines.append(f"--{f.name} has no effect: {f.metadata['no_effect']}")
+            elif f.name == "annotations" and self.dataset_name != "custom":
+                lines.append("--annotations has no effect without --dataset_name=custom")
+            elif f.metadata["needs"] and not getattr(self, f.metadata["needs"]):
+                lines.append(f"--{f.name} has no effect without --{f.metadata['needs']}")
             elif archs is not None and self.arch not in archs:
                 used_by = f"it belongs to {', '.join(archs)}" if archs else "it belongs to another method"
                 lines.append(f"--{f.name} has no effect with --arch={self.arch}: {used_by}")
@@ -306,7 +337,9 @@ class Config:
 
     @property
     def dataset_dir(self) -> Path:
-        """Folder of the annotations of the data set."""
+        """Folder of the annotations of the data set; their file for custom."""
+        if self.dataset_name == "custom" and self.annotations is not None:
+            return Path(self.annotations)
         return Path(self.data_dir) / self.dataset_name
 
     def to_dict(self) -> dict[str, Any]:

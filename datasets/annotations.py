@@ -4,10 +4,11 @@ import csv
 import io
 import json
 import logging
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from datasets import moving_shapes
 from diffusion_lm.errors import InputError
@@ -37,6 +38,8 @@ class Split:
     name: str  # "train" or "test"
     clips: tuple[Clip, ...]
     flip: bool = True  # whether a mirrored video still fits its captions
+    missing: tuple[str, ...] = ()  # videos with annotations but no file
+    unannotated: tuple[str, ...] = ()  # videos that the data set lists without annotating them
 
     @property
     def captions(self) -> list[str]:
@@ -49,23 +52,42 @@ class Split:
         return [index for index, clip in enumerate(self.clips) for _ in clip.captions]
 
 
-# reads the captions and places of a split: (data folder, split name, version of the training split) -> entries
-Entries = Iterable[tuple[str, tuple[str, ...], float | None, float | None]]
+# video, captions (none: listed but not annotated), start, end
+Entry = tuple[str, tuple[str, ...], float | None, float | None]
+Entries = Iterable[Entry]
 
 
 def load_split(
-    dataset: str, split: str, data_dir: Path, videos_dir: Path | None, train_file: str = "9k", seed: int = 24
+    dataset: str,
+    split: str,
+    data_dir: Path,
+    videos_dir: Path | None,
+    train_file: str = "9k",
+    allow_missing: bool = False,
 ) -> Split:
     """Read the annotations of a split and find its videos.
 
     :param dataset: a key of DATASETS.
     :param split: "train" or "test".
-    :param data_dir: folder with the annotation files of this data set.
+    :param data_dir: folder with the annotation files of this data set; the file itself for "custom".
     :param videos_dir: folder of the videos; MovingShapes brings its own.
     :param train_file: training split of MSR-VTT, "7k" or "9k".
-    :param seed: of the MovingShapes data.
+    :param allow_missing: leave out videos that have no file, and say so; else they are an error.
     :raises InputError: a file or folder is missing or not what it should be; one line that names it.
     """
+    read = read_split(dataset, split, data_dir, videos_dir, train_file)
+    if read.missing:
+        videos = len({clip.video_id for clip in read.clips}) + len(read.missing)
+        what = f"{len(read.missing)} of {videos} {split} videos of {dataset} are not in {videos_dir}"
+        if not (allow_missing and read.clips):
+            remedy = " (--allow_missing goes on without them)" if read.clips else ""
+            raise InputError(f"{what}: {_first(read.missing)}{remedy}")
+        _report(f"--allow_missing: {what}", read.missing)
+    return read
+
+
+def read_split(dataset: str, split: str, data_dir: Path, videos_dir: Path | None, train_file: str = "9k") -> Split:
+    """As `load_split`, but videos without a file are only listed in `missing`, even if these are all."""
     if dataset not in DATASETS:
         raise InputError(f"unknown data set {dataset}: known are {', '.join(DATASETS)}")
     data_dir = Path(data_dir)
@@ -76,11 +98,26 @@ def load_split(
         raise InputError(f"--videos_dir is missing: the folder of the videos of {dataset}")
     if not Path(videos_dir).is_dir():
         raise InputError(f"--videos_dir={videos_dir} is not a folder")
-    entries = list(DATASETS[dataset](data_dir, split, train_file))
+    listed = list(DATASETS[dataset](data_dir, split, train_file))
+    entries = [entry for entry in listed if entry[1]]
     if not entries:
         raise InputError(f"{data_dir} holds no {split} pairs of {dataset}")
-    clips = tuple(_find_videos(dataset, split, Path(videos_dir), entries))
-    return Split(dataset, split, clips, flip=dataset != "MovingShapes")  # its captions say left and right
+    unannotated = tuple(video_id for video_id, captions, *_ in listed if not captions)
+    if unannotated:
+        _report(f"{len(unannotated)} of {len(listed)} {split} videos of {dataset} have no annotation", unannotated)
+    found = _find_videos(dataset, Path(videos_dir), {video_id for video_id, *_ in entries})
+    clips = tuple(Clip(name, found[name], *rest) for name, *rest in entries if name in found)
+    missing = tuple(dict.fromkeys(name for name, *_ in entries if name not in found))
+    flip = dataset != "MovingShapes"  # its captions say left and right
+    return Split(dataset, split, clips, flip, missing, unannotated)
+
+
+def _report(what: str, names: tuple[str, ...]) -> None:
+    logger.warning("%s: %s", what, _first(names))
+
+
+def _first(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
 
 
 def load_captions(dataset: str, data_dir: Path, train_file: str = "9k") -> list[str]:
@@ -92,92 +129,166 @@ def load_captions(dataset: str, data_dir: Path, train_file: str = "9k") -> list[
     return [c for _, captions, *_ in DATASETS[dataset](Path(data_dir), "train", train_file) for c in captions]
 
 
-def _find_videos(dataset: str, split: str, videos_dir: Path, entries: Entries) -> Iterator[Clip]:
-    """Clips of the entries; videos are found by stem, whatever the extension, in one walk of the folder."""
-    wanted = {video_id for video_id, *_ in entries}
-    by_stem: dict[str, Path] = {}
+def _find_videos(dataset: str, videos_dir: Path, wanted: set[str]) -> dict[str, Path]:
+    """The files of videos, found by name in one walk of the folder: by stem, whatever the extension.
+
+    A custom annotation may also give a path below the folder, with or without the extension.
+    """
+    found: dict[str, Path] = {}
+    doubtful: dict[str, None] = {}
     for path in sorted(videos_dir.rglob("*")):
         stem, _, extension = path.name.rpartition(".")  # DiDeMo has names that end in the dot
+        names = {stem}
+        if dataset == "custom":
+            inside = path.relative_to(videos_dir).as_posix()
+            names |= {path.name, inside, inside.removesuffix(f".{extension}")}
         known = extension.lower() in VIDEO_EXTENSIONS
-        if stem in wanted and (known or stem not in by_stem) and path.is_file():
-            by_stem[stem] = path
-    missing = [video_id for video_id, *_ in entries if video_id not in by_stem]
-    if missing:
-        raise InputError(
-            f"{len(missing)} of {len(entries)} {split} videos of {dataset} are not in {videos_dir}: "
-            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
+        for name in names & wanted:
+            if (known or name not in found) and path.is_file():
+                if known and name in found and found[name].suffix[1:].lower() in VIDEO_EXTENSIONS:
+                    doubtful[name] = None
+                found[name] = path
+    if doubtful:
+        _report(
+            f"{len(doubtful)} videos of {dataset} are in {videos_dir} more than once, the last is taken", (*doubtful,)
         )
-    for video_id, captions, start, end in entries:
-        yield Clip(video_id, by_stem[video_id], captions, start, end)
+    return found
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"annotation file {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"annotation file {path} is not UTF-8 text (byte {error.start})") from error
+class _File:
+    """An annotation file: its text, and errors that name it and a line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.text = path.read_text(encoding="utf-8-sig")
+        except OSError as error:
+            raise InputError(f"annotation file {path} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            line = error.object.count(b"\n", 0, error.start) + 1
+            raise self.error(line, f"not UTF-8 text (byte {error.start})") from error
+        except ValueError as error:  # a name with a null character
+            raise InputError(f"annotation file {str(path)!r} cannot be read: {error}") from error
+
+    def error(self, line: int, what: str) -> InputError:
+        """What is wrong in a line."""
+        return InputError(f"annotation file {self.path}, line {line}: {what}")
+
+    def error_at(self, word: object, what: str) -> InputError:
+        """What is wrong where a JSON file speaks of a word; a parsed file has no lines any more."""
+        place = max(0, self.text.find(json.dumps(word)))
+        return self.error(self.text.count("\n", 0, place) + 1, what)
+
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """The lines and their numbers."""
+        for number, line in enumerate(self.text.split("\n"), start=1):
+            yield number, line.removesuffix("\r")
+
+    def json(self) -> object:
+        """The value of a JSON file."""
+        return self.json_of(self.text, 1)
+
+    def json_of(self, text: str, line: int) -> object:
+        """The value of a JSON text that begins at a line."""
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise self.error(line + error.lineno - 1, f"not JSON ({error.msg})") from error
+        except (RecursionError, ValueError) as error:  # nested too deeply, or a number of too many digits
+            raise self.error(line, f"not JSON that can be read ({error})") from error
+
+    def rows(self, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+        """The rows of a CSV file and their lines; these columns are in every row."""
+        reader = csv.DictReader(io.StringIO(self.text, newline=""))
+        try:
+            absent = [name for name in columns if name not in (reader.fieldnames or ())]
+            if absent:
+                raise self.error(1, f"column {', '.join(absent)} is missing")
+            for row in reader:
+                empty = [name for name in columns if not (row[name] or "").strip()]
+                if empty:
+                    raise self.error(reader.line_num, f"no {', '.join(empty)}")
+                yield reader.line_num, row
+        except csv.Error as error:
+            raise self.error(max(1, reader.line_num), str(error)) from error
 
 
-def _read_json(path: Path) -> object:
-    try:
-        return json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"annotation file {path}, line {error.lineno}: not JSON ({error.msg})") from error
+def _caption(text: object) -> str:
+    """One blank between words, none around. ValueError when nothing is left, or it is no text that can be written."""
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"not a caption: {text!r:.80}")
+    text.encode()  # UnicodeEncodeError, a ValueError, for half a surrogate pair
+    return " ".join(text.split())
 
 
-def _read_csv(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""))
-    absent = [name for name in columns if name not in (reader.fieldnames or ())]
-    if absent:
-        raise InputError(f"annotation file {path}, line 1: column {', '.join(absent)} is missing")
-    try:
-        for row in reader:
-            empty = [name for name in columns if not row[name]]
-            if empty:
-                raise InputError(f"annotation file {path}, line {reader.line_num}: no {', '.join(empty)}")
-            yield row
-    except csv.Error as error:
-        raise InputError(f"annotation file {path}, line {reader.line_num}: {error}") from error
-
-
-def _clean(caption: str) -> str:
-    """One blank between words, none around."""
-    return " ".join(caption.split())
+def _seconds(text: object) -> float:
+    """A time. ValueError when it is none."""
+    seconds = math.nan if isinstance(text, bool) or not isinstance(text, str | int | float) else float(text)
+    if not 0 <= seconds < 1e9:
+        raise ValueError(f"not a time in seconds: {text!r:.80}")
+    return seconds
 
 
 def _msrvtt(data_dir: Path, split: str, train_file: str) -> Entries:
     """MSR-VTT: training on 9k or 7k videos with 20 captions each, test on the 1k-A split of JSFUSION."""
     if split == "test":
-        for row in _read_csv(data_dir / "MSRVTT_JSFUSION_test.csv", ("video_id", "sentence")):
-            yield row["video_id"], (_clean(row["sentence"]),), None, None
+        file = _File(data_dir / "MSRVTT_JSFUSION_test.csv")
+        for line, row in file.rows(("video_id", "sentence")):
+            yield row["video_id"], (_checked(file, line, row["sentence"]),), None, None
         return
-    path = data_dir / "MSRVTT_data.json"
+    file = _File(data_dir / "MSRVTT_data.json")
+    content = file.json()
     captions: dict[str, list[str]] = {}
-    try:
-        for sentence in _read_json(path)["sentences"]:
-            captions.setdefault(sentence["video_id"], []).append(_clean(sentence["caption"]))
-    except (TypeError, KeyError, AttributeError) as error:
-        raise InputError(f'annotation file {path} has no "sentences" with "video_id" and "caption"') from error
-    for row in _read_csv(data_dir / f"MSRVTT_train.{train_file}.csv", ("video_id",)):
+    if not isinstance(content, dict) or not isinstance(content.get("sentences"), list):
+        raise file.error(1, 'it has no list "sentences" with "video_id" and "caption"')
+    for index, sentence in enumerate(content["sentences"]):
+        try:
+            captions.setdefault(_name(sentence["video_id"]), []).append(_caption(sentence["caption"]))
+        except (TypeError, KeyError, ValueError) as error:
+            word = sentence.get("video_id") if isinstance(sentence, dict) else sentence
+            raise file.error_at(word, f'"sentences", entry {index + 1}: no "video_id" and "caption"') from error
+    training = _File(data_dir / f"MSRVTT_train.{train_file}.csv")
+    for line, row in training.rows(("video_id",)):
         video_id = row["video_id"]
         if video_id not in captions:
-            raise InputError(f"annotation file {path} has no caption for {video_id} of MSRVTT_train.{train_file}.csv")
+            raise training.error(line, f"{file.path} has no caption for {video_id}")
         yield video_id, tuple(captions[video_id]), None, None
 
 
 def _msvd(data_dir: Path, split: str, train_file: str) -> Entries:
     """MSVD: 1,200 training and 670 test videos with about 40 captions each."""
-    path = data_dir / "captions_msvd.json"
-    captions = _read_json(path)
-    names = _read_text(data_dir / f"{split}_list.txt").split()
+    file, names = _File(data_dir / "captions_msvd.json"), _File(data_dir / f"{split}_list.txt")
+    captions = file.json()
     if not isinstance(captions, dict):
-        raise InputError(f"annotation file {path} is not a mapping of video to captions")
-    for video_id in names:
-        if not captions.get(video_id):
-            raise InputError(f"annotation file {path} has no caption for {video_id} of {split}_list.txt")
-        yield video_id, tuple(map(_clean, captions[video_id])), None, None
+        raise file.error(1, "not a mapping of video to captions")
+    for line, text in names.lines():
+        for video_id in text.split():
+            if not captions.get(video_id):
+                raise names.error(line, f"{file.path} has no caption for {video_id}")
+            try:
+                yield video_id, tuple(map(_caption, _list(captions[video_id]))), None, None
+            except ValueError as error:
+                raise file.error_at(video_id, f"{video_id}: {error}") from error
+
+
+def _list(value: object) -> list:
+    if not isinstance(value, list):
+        raise ValueError(f"not a list: {value!r:.80}")
+    return value
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"not a video: {value!r:.80}")
+    value.encode()
+    return value
+
+
+def _checked(file: _File, line: int, caption: str) -> str:
+    try:
+        return _caption(caption)
+    except ValueError as error:
+        raise file.error(line, str(error)) from error
 
 
 LSMDC_FILES = {"train": "LSMDC16_annos_training.csv", "test": "LSMDC16_challenge_1000_publictect.csv"}
@@ -185,48 +296,104 @@ LSMDC_FILES = {"train": "LSMDC16_annos_training.csv", "test": "LSMDC16_challenge
 
 def _lsmdc(data_dir: Path, split: str, train_file: str) -> Entries:
     """LSMDC: one caption a clip, in files of six tab-separated columns: clip, four times, sentence."""
-    path = data_dir / LSMDC_FILES[split]
-    for number, line in enumerate(_read_text(path).splitlines(), start=1):
-        columns = line.split("\t")
-        if len(columns) != 6 or not columns[0] or not columns[5].strip():
-            raise InputError(f"annotation file {path}, line {number}: not six tab-separated columns with a sentence")
-        yield columns[0], (_clean(columns[5]),), None, None
+    file = _File(data_dir / LSMDC_FILES[split])
+    for line, text in file.lines():
+        if not text and line > 1:  # what follows the last line
+            continue
+        columns = text.split("\t")
+        if len(columns) != 6 or not columns[0].strip() or not columns[5].strip():
+            raise file.error(line, "not six tab-separated columns with a sentence")
+        yield columns[0], (_checked(file, line, columns[5]),), None, None
 
 
 def _didemo(data_dir: Path, split: str, train_file: str) -> Entries:
     """DiDeMo: all sentences of a video as one paragraph, for its part from `starts` to `ends` seconds."""
-    path = data_dir / f"didemo_{split}_label.csv"
-    for row in _read_csv(path, ("video_path", "starts", "ends", "text")):
+    file = _File(data_dir / f"didemo_{split}_label.csv")
+    for line, row in file.rows(("video_path", "starts", "ends", "text")):
         video_id = Path(row["video_path"]).name.rpartition(".")[0]  # a few names end in the dot
-        start, end = (re.search(r"\d+(\.\d+)?", row[name]) for name in ("starts", "ends"))  # "tensor([[31]])"
-        if not (start and end and float(end[0]) > float(start[0])):
-            raise InputError(f"annotation file {path}: {video_id} has no time from {row['starts']} to {row['ends']}")
-        yield video_id, (_clean(row["text"]),), float(start[0]), float(end[0])
+        try:
+            start, end = (_seconds(re.search(r"[0-9]+(\.[0-9]+)?|$", row[name])[0]) for name in ("starts", "ends"))
+            if not (video_id and end > start):  # "tensor([[31]])"
+                raise ValueError(f"no time from {row['starts']} to {row['ends']}")
+        except ValueError as error:
+            raise file.error(line, f"{row['video_path']}: {error}") from error
+        yield video_id, (_checked(file, line, row["text"]),), start, end
 
 
 def _activitynet(data_dir: Path, split: str, train_file: str) -> Entries:
     """ActivityNet Captions: all sentences of a video as one paragraph, for its annotated duration; tests on val_1."""
     annotations, ids = ("train.json", "train_ids.json") if split == "train" else ("val_1.json", "val_ids.json")
-    path = data_dir / annotations
-    captions, wanted = _read_json(path), _read_json(data_dir / ids)
-    if not isinstance(captions, dict) or not isinstance(wanted, list):
-        raise InputError(f"annotation files {path} and {ids} are not a mapping of videos and a list of them")
-    absent = [video_id for video_id in wanted if video_id not in captions]
-    if absent:
-        logger.warning("%d of %d %s videos of ActivityNet have no annotation", len(absent), len(wanted), split)
+    file, list_file = _File(data_dir / annotations), _File(data_dir / ids)
+    captions, wanted = file.json(), list_file.json()
+    if not isinstance(captions, dict):
+        raise file.error(1, "not a mapping of videos")
+    if not isinstance(wanted, list):
+        raise list_file.error(1, "not a list of videos")
     for video_id in wanted:
-        if video_id in captions:
-            try:
-                entry = captions[video_id]
-                yield video_id, (_clean(" ".join(entry["sentences"])),), 0.0, float(entry["duration"])
-            except (KeyError, TypeError, ValueError) as error:
-                raise InputError(f"annotation file {path}: {video_id} has no sentences and duration") from error
+        try:
+            if _name(video_id) not in captions:
+                yield video_id, (), None, None
+                continue
+        except ValueError as error:
+            raise list_file.error_at(video_id, str(error)) from error
+        try:
+            entry = captions[video_id]
+            paragraph = " ".join(map(_caption, _list(entry["sentences"])))
+            yield video_id, (_caption(paragraph),), 0.0, _seconds(entry["duration"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise file.error_at(video_id, f"{video_id} has no sentences and duration ({error})") from error
 
 
 def _moving_shapes(data_dir: Path, split: str, train_file: str) -> Entries:
     """MovingShapes, the embedded data set."""
-    for entry in _read_json(data_dir / "annotations.json")[split]:
+    for entry in _File(data_dir / "annotations.json").json()[split]:
         yield entry["video_id"], tuple(entry["captions"]), None, None
+
+
+CUSTOM_SPLITS = ("train", "val", "test")  # val is read by nothing
+
+
+def _custom(path: Path, split: str, train_file: str) -> Entries:
+    """Your own videos: rows of video, caption and, if wanted, start and end in seconds and split.
+
+    Rows of the same video and times are one clip with several captions. Where no row has a split, all are taken.
+    """
+    file = _File(path)
+    if path.suffix == ".csv":
+        rows: Iterable[tuple[int, object]] = file.rows(("video", "caption"))
+    elif path.suffix in (".jsonl", ".json", ".ndjson"):
+        rows = ((line, file.json_of(text, line)) for line, text in file.lines() if text.strip())
+    else:
+        raise InputError(f"annotation file {path} is neither .csv nor .jsonl (JSON Lines)")
+    clips: dict[tuple[str | None, str, float | None, float | None], list[str]] = {}
+    for line, row in rows:
+        try:
+            of_split, video, start, end, caption = _custom_row(row)
+        except ValueError as error:
+            raise file.error(line, str(error)) from error
+        clips.setdefault((of_split, video, start, end), []).append(caption)
+    undivided = all(of_split is None for of_split, *_ in clips)
+    if undivided and clips:
+        logger.warning("%s has no column split: all of it is used for the %s split", path, split)
+    for (of_split, video, start, end), captions in clips.items():
+        if undivided or (of_split or "train") == split:
+            yield video, tuple(captions), start, end
+
+
+def _custom_row(row: object) -> tuple[str | None, str, float | None, float | None, str]:
+    """Split, video, start, end and caption. ValueError says what is wrong with them."""
+    if not isinstance(row, dict) or not {"video", "caption"} <= set(row):
+        raise ValueError("it has no video and caption")
+    video, of_split = _name(row["video"]), row.get("split") or None
+    as_windows = PureWindowsPath(video)  # both kinds of slash
+    if ".." in as_windows.parts or as_windows.anchor or "\0" in video:
+        raise ValueError(f"video {video!r} is not a path below --videos_dir")
+    if of_split not in (None, *CUSTOM_SPLITS):
+        raise ValueError(f"split {of_split!r:.80} is none of {', '.join(CUSTOM_SPLITS)}")
+    start, end = (None if row.get(name) in (None, "") else _seconds(row[name]) for name in ("start", "end"))
+    if end is not None and end <= (start or 0):
+        raise ValueError(f"end {end:g} is not behind start {start or 0:g}")
+    return of_split, video, start, end, _caption(row["caption"])
 
 
 DATASETS: dict[str, Callable[[Path, str, str], Entries]] = {
@@ -236,4 +403,5 @@ DATASETS: dict[str, Callable[[Path, str, str], Entries]] = {
     "DiDeMo": _didemo,
     "ActivityNet": _activitynet,
     "MovingShapes": _moving_shapes,
+    "custom": _custom,
 }

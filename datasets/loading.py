@@ -1,75 +1,124 @@
 """Batches of frames: torch datasets and loaders over the clips of a split.
 
-What is random in a sample (frames, crop, flip) is a function of (seed, epoch, sample), so it does not depend on the
-number of workers.
+What is random in a sample (frames, crop, flip, what replaces a video that does not decode) is a function of (seed,
+epoch, sample), so it does not depend on the number of workers or processes, nor on where a run was resumed.
 """
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from datasets.annotations import Split
+from datasets.annotations import Clip, Split
+from datasets.failures import FailedVideos
+from datasets.frame_cache import CacheSettings, FrameCache
 from datasets.transforms import apply_seeded, test_transform, train_transform
 from datasets.video import read_frames
 from diffusion_lm.errors import InputError
+
+MAX_REPLACEMENTS = 10  # of one sample; that many draws from a set with 1 % bad videos never fail
+
+
+class Sample(NamedTuple):
+    """One training sample."""
+
+    frames: Tensor  # uint8 (F, 3, R, R)
+    index: int  # of its caption
+    failed: tuple[InputError, ...] = ()  # what was said of the videos that it replaces
 
 
 class TrainPairs(Dataset):
     """Pairs (video, caption) of a training split; a key is (epoch, index of the caption).
 
-    :return: of `[key]`: uint8 frames (F, 3, R, R) and the index of the caption; an InputError is returned, not
-        raised, so that it reaches the main process as it is.
+    A pair whose video does not decode is replaced by another one, drawn from (seed, epoch, index).
+
+    :param cache: settings of the frame cache, None for none.
+    :return: of `[key]`: a Sample; an InputError is returned, not raised, where no replacement decodes either, so that
+        it reaches the main process as it is.
     """
 
-    def __init__(self, split: Split, num_frames: int, input_res: int, sample_type: str, seed: int) -> None:
+    def __init__(
+        self,
+        split: Split,
+        num_frames: int,
+        input_res: int,
+        sample_type: str,
+        seed: int,
+        cache: CacheSettings | None = None,
+    ) -> None:
         self.clips, self.clip_of_caption = split.clips, split.clip_of_caption
-        self.num_frames, self.sample_type, self.seed = num_frames, sample_type, seed
+        self.sample_type, self.seed = sample_type, seed
+        self.read = _reader(num_frames, sample_type, cache)
         self.transform = train_transform(input_res, split.flip)
 
     def __len__(self) -> int:
         return len(self.clip_of_caption)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | InputError:
+    def __getitem__(self, key: tuple[int, int]) -> Sample | InputError:
         epoch, index = key
-        clip = self.clips[self.clip_of_caption[index]]
         rng = np.random.default_rng((self.seed, epoch, index))
-        try:
-            frames = read_frames(
-                clip.path, self.num_frames, rng if self.sample_type == "rand" else None, clip.start, clip.end
-            )
-        except InputError as error:
-            return error
-        return apply_seeded(self.transform, _channels_first(frames), int(rng.integers(2**62))), index
+        failed: list[InputError] = []
+        for attempt in range(1, MAX_REPLACEMENTS + 2):
+            try:
+                return Sample(self._frames(index, rng), index, tuple(failed))
+            except InputError as error:
+                failed.append(error)
+            rng = np.random.default_rng((self.seed, *key, attempt))
+            index = int(rng.integers(len(self)))
+        return failed[0]
+
+    def _frames(self, index: int, rng: np.random.Generator) -> Tensor:
+        clip = self.clips[self.clip_of_caption[index]]
+        frames = self.read(clip, rng if self.sample_type == "rand" else None)
+        return apply_seeded(self.transform, _channels_first(frames), int(rng.integers(2**62))).contiguous()
 
 
 class TestVideos(Dataset):
     """The videos of a test split, each once.
 
+    :param cache: settings of the frame cache, None for none.
     :return: of `[index]`: uint8 frames (F, 3, R, R) and the index of the clip, or an InputError.
     """
 
     __test__ = False  # not a pytest class
 
-    def __init__(self, split: Split, num_frames: int, input_res: int) -> None:
-        self.clips, self.num_frames = split.clips, num_frames
+    def __init__(self, split: Split, num_frames: int, input_res: int, cache: CacheSettings | None = None) -> None:
+        self.clips = split.clips
+        self.read = _reader(num_frames, "uniform", cache)
         self.transform = test_transform(input_res)
 
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | InputError:
-        clip = self.clips[index]
+    def __getitem__(self, index: int) -> Sample | InputError:
         try:
-            frames = read_frames(clip.path, self.num_frames, None, clip.start, clip.end)
+            frames = self.transform(_channels_first(self.read(self.clips[index], None)))
+            return Sample(frames.contiguous(), index)
         except InputError as error:
             return error
-        return self.transform(_channels_first(frames)), index
+
+
+class _Decoder:
+    """Reads the frames of clips from their videos."""
+
+    def __init__(self, num_frames: int) -> None:
+        self.num_frames = num_frames
+
+    def read(self, clip: Clip, rng: np.random.Generator | None) -> np.ndarray:
+        """RGB uint8 (F, H, W, 3)."""
+        return read_frames(clip.path, self.num_frames, rng, clip.start, clip.end)
+
+
+def _reader(
+    num_frames: int, sample_type: str, cache: CacheSettings | None
+) -> Callable[[Clip, np.random.Generator | None], np.ndarray]:
+    """What gives the frames (F, H, W, 3) of a clip: the frame cache, or the decoder itself."""
+    return (_Decoder(num_frames) if cache is None else FrameCache(cache, num_frames, sample_type)).read
 
 
 class EpochSampler(Sampler):
@@ -146,31 +195,45 @@ def _loader(dataset: Dataset, batch_size: int, num_workers: int, pin_memory: boo
     )
 
 
-def _collate(samples: Sequence[tuple[Tensor, int] | InputError]) -> tuple[Tensor, Tensor] | InputError:
+class Batch(NamedTuple):
+    """Samples that were put together."""
+
+    frames: Tensor  # uint8 (B, F, 3, R, R)
+    indices: Tensor  # (B,)
+    failed: list[tuple[InputError, ...]]  # of each sample that replaces another, why
+
+
+def _collate(samples: Sequence[Sample | InputError]) -> Batch | InputError:
     for sample in samples:
         if isinstance(sample, InputError):
             return sample
-    frames, indices = zip(*samples, strict=True)
-    return torch.stack(frames), torch.tensor(indices)
+    frames, indices, failed = zip(*samples, strict=True)
+    return Batch(torch.stack(frames), torch.tensor(indices), [errors for errors in failed if errors])
 
 
-def batches(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of a loader; the error of a video that does not decode is raised here."""
+def batches(loader: DataLoader, failed: FailedVideos | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches (frames, indices) of a loader.
+
+    :param failed: counts the samples that had to be replaced; None starts a new count.
+    :raises InputError: a test video does not decode, no replacement of a training video does, or too many failed.
+    """
+    failed = failed or FailedVideos(len(loader) * (loader.batch_size or 1))
     for batch in loader:
         if isinstance(batch, InputError):
             raise batch
-        yield batch
+        for errors in batch.failed:
+            failed.add(errors)
+        yield batch.frames, batch.indices
 
 
 def _init_worker(worker_id: int) -> None:
     """One thread per worker: the workers are the parallelism. Signals that stop a run go to all its processes; the main
-    one still needs its batches then, and ends the workers."""
+    one still needs its batches then, and ends the workers. OpenCV has one thread wherever datasets.video is imported."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    cv2.setNumThreads(1)
     torch.set_num_threads(1)
 
 
 def _channels_first(frames: np.ndarray) -> Tensor:
-    """uint8 (F, H, W, 3) -> (F, 3, H, W)."""
-    return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
+    """uint8 (F, H, W, 3) -> (F, 3, H, W), the same memory: torch resizes it in that order in half the time."""
+    return torch.from_numpy(frames).permute(0, 3, 1, 2)

@@ -25,7 +25,14 @@ def test_transform(input_res: int) -> v2.Transform:
 
 
 def apply_seeded(transform: v2.Transform, frames: Tensor, seed: int) -> Tensor:
-    """Apply a random transform to frames (F, 3, H, W) as `seed` decides, leaving the global generator as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    """Apply a random transform to frames (F, 3, H, W) as `seed` decides, leaving the global generator as it was.
+
+    torch.manual_seed would seed every kind of device, too; where CUDA has not started it keeps each call with its stack
+    for later, which took more time than the transform, and memory for ever.
+    """
+    state = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)
+    try:
         return transform(frames)
+    finally:
+        torch.default_generator.set_state(state)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import pytest
@@ -298,3 +299,127 @@ def test_real_activitynet_test_split(annotations_dir, tmp_path):
         entry = annotations[clip.video_id]
         assert clip.captions == (" ".join(" ".join(entry["sentences"]).split()),)
         assert (clip.start or 0, clip.end) == (0, entry["duration"])
+
+
+@pytest.mark.parametrize(("split", "ids", "annotated"), [("train", 10024, 10009), ("test", 4926, 4917)])
+def test_real_activitynet_videos_without_annotation_are_reported(
+    annotations_dir, tmp_path, caplog, split, ids, annotated
+):
+    file, listed = ("train.json", "train_ids.json") if split == "train" else ("val_1.json", "val_ids.json")
+    names = json.loads((annotations_dir / "ActivityNet" / listed).read_text())
+    known = json.loads((annotations_dir / "ActivityNet" / file).read_text())
+    loaded = load_split("ActivityNet", split, annotations_dir / "ActivityNet", touch_videos(tmp_path, names))
+    assert (len(loaded.clips), len(loaded.captions), len(names)) == (annotated, annotated, ids)
+    assert set(loaded.unannotated) == set(names) - set(known)
+    assert f"{ids - annotated} of {ids} {split} videos of ActivityNet have no annotation" in caplog.text
+
+
+def test_real_didemo_training_split(annotations_dir, tmp_path):
+    with open(annotations_dir / "DiDeMo" / "didemo_train_label.csv", newline="") as file:
+        files = [row["video_path"].rsplit("/", 1)[1] for row in csv.DictReader(file)]
+    split = load_split("DiDeMo", "train", annotations_dir / "DiDeMo", touch_videos(tmp_path, files, ""))
+    assert len(split.clips) == len(split.captions) == len(files) == 8362
+
+
+# videos that are not there
+
+
+def test_allow_missing_leaves_them_out_and_says_so(msrvtt, caplog):
+    data_dir, videos_dir = msrvtt
+    for name in ("video3", "video9001"):
+        (videos_dir / f"{name}.mp4").unlink()
+    assert "--allow_missing" in failure("MSRVTT", "train", data_dir, videos_dir)
+    for split, videos, gone in (("train", 12, "video3"), ("test", 6, "video9001")):
+        loaded = load_split("MSRVTT", split, data_dir, videos_dir, allow_missing=True)
+        assert len(loaded.clips) == videos - 1
+        assert loaded.missing == (gone,)
+        assert gone not in {clip.video_id for clip in loaded.clips}
+        assert f"1 of {videos} {split} videos of MSRVTT are not in {videos_dir}: {gone}" in caplog.text
+
+
+def test_nothing_there_is_an_error_even_so(msrvtt):
+    data_dir, videos_dir = msrvtt
+    for path in videos_dir.iterdir():
+        path.unlink()
+    assert "12 of 12" in failure("MSRVTT", "train", data_dir, videos_dir, allow_missing=True)
+
+
+def test_a_video_that_is_there_twice_is_said(msrvtt, caplog):
+    data_dir, videos_dir = msrvtt
+    (videos_dir / "copy").mkdir()
+    shutil.copy(videos_dir / "video3.mp4", videos_dir / "copy" / "video3.avi")
+    load_split("MSRVTT", "train", data_dir, videos_dir)
+    assert "1 videos of MSRVTT are in" in caplog.text
+    assert "video3" in caplog.text
+
+
+# videos of one's own
+
+
+@pytest.fixture
+def own(tmp_path):
+    touch_videos(tmp_path / "videos", ["dog", "deep/er/cat", "bird"])
+    return tmp_path / "videos"
+
+
+def write_rows(path, rows):
+    if path.suffix == ".csv":
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, ["video", "caption", "start", "end", "split"])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("name", ["own.csv", "own.jsonl"])
+def test_custom_annotations(own, tmp_path, name):
+    rows = [
+        {"video": "dog.mp4", "caption": "a  dog, running", "split": "train"},
+        {"video": "dog.mp4", "caption": "it runs", "split": "train"},
+        {"video": "deep/er/cat.mp4", "caption": "a cat", "start": 1.5, "end": 4, "split": "train"},
+        {"video": "cat", "caption": "another part", "start": 4, "split": "train"},
+        {"video": "bird", "caption": "a bird", "split": "test"},
+        {"video": "bird", "caption": "not read", "split": "val"},
+    ]
+    path = write_rows(tmp_path / name, rows)
+    train, test = (load_split("custom", split, path, own) for split in ("train", "test"))
+    assert [(c.path.relative_to(own).as_posix(), c.captions, c.start, c.end) for c in train.clips] == [
+        ("dog.mp4", ("a dog, running", "it runs"), None, None),
+        ("deep/er/cat.mp4", ("a cat",), 1.5, 4),
+        ("deep/er/cat.mp4", ("another part",), 4, None),
+    ]
+    assert test.captions == ["a bird"]
+    assert load_captions("custom", path) == train.captions
+
+
+def test_custom_annotations_without_a_split_serve_for_both_and_say_so(own, tmp_path, caplog):
+    path = write_rows(tmp_path / "own.jsonl", [{"video": "dog", "caption": "a dog"}])
+    for split in ("train", "test"):
+        assert load_split("custom", split, path, own).captions == ["a dog"]
+        assert f"no column split: all of it is used for the {split} split" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"video": "dog"}, "no caption|no video and caption"),
+        ({"video": "dog", "caption": "x", "start": "soon"}, "soon"),
+        ({"video": "dog", "caption": "x", "start": 4, "end": 3}, "end 3 is not behind start 4"),
+        ({"video": "dog", "caption": "x", "split": "dev"}, "'dev' is none of train, val, test"),
+        ({"video": "../dog.mp4", "caption": "x"}, "below --videos_dir"),
+    ],
+)
+@pytest.mark.parametrize("name", ["own.csv", "own.jsonl"])
+def test_custom_rows_that_are_wrong_are_named_with_their_line(own, tmp_path, name, row, said):
+    path = write_rows(tmp_path / name, [{"video": "bird", "caption": "a bird"}, row])
+    message = failure("custom", "train", path, own)
+    assert f"{path}, line {3 if name == 'own.csv' else 2}: " in message
+    assert re.search(said, message)
+
+
+def test_custom_annotations_of_another_kind(own, tmp_path):
+    path = tmp_path / "own.xlsx"
+    path.touch()
+    assert str(path) in failure("custom", "train", path, own)

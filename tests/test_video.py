@@ -288,7 +288,7 @@ def test_moving_shapes_is_never_mirrored(tmp_path, monkeypatch):
         pairs = TrainPairs(Split("any", "train", clips, flip=flip), 2, 32, "uniform", 0)
         mirrored = sum(
             bool(frames[..., 0].float().mean() > frames[..., -1].float().mean())
-            for frames, _ in (pairs[epoch, 0] for epoch in range(30))
+            for frames, *_ in (pairs[epoch, 0] for epoch in range(30))
         )
         assert 5 < mirrored < 25 if flip else mirrored == 0
 
@@ -355,7 +355,7 @@ def test_an_epoch_has_every_pair_once(split):
 def test_pairs_show_the_video_of_their_caption(split):
     pairs = TrainPairs(split, 20, 32, "uniform", 0)
     for index, caption in enumerate(split.captions):
-        frames, returned = pairs[1, index]
+        frames, returned, _ = pairs[1, index]
         assert returned == index
         video = round((frames.float().mean().item() - 30) / 45)
         assert caption.startswith(f"caption {video} ")
@@ -385,3 +385,20 @@ def test_a_broken_video_is_named_whoever_decodes_it(split, tmp_path, workers):
 def test_fewer_pairs_than_a_batch_is_an_error(split):
     with pytest.raises(InputError, match="--batch_size=10 is more than the 9 training pairs"):
         epoch_of(split, 0, batch_size=10)
+
+
+def test_workers_start_after_opencv_was_used(split):
+    """Workers that are forked from a process in which OpenCV has threads of its own hang."""
+    path = split.clips[0].path
+    program = (
+        "import sys; from pathlib import Path; import cv2, numpy as np\n"
+        "from datasets.annotations import Clip, Split\n"
+        "from datasets.loading import TestVideos, batches, test_loader\n"
+        "cv2.resize(np.zeros((2000, 2000, 3), np.uint8), (500, 500), interpolation=cv2.INTER_AREA)\n"
+        "cv2.cvtColor(np.zeros((2000, 2000, 3), np.uint8), cv2.COLOR_BGR2RGB)\n"
+        "split = Split('any', 'test', (Clip('0', Path(sys.argv[1]), ('x',)),) * 8)\n"
+        "print(sum(len(frames) for frames, _ in batches(test_loader(TestVideos(split, 4, 32), 2, 2, False))))\n"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "8\n", done.stderr

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from config import Config
 from datasets.annotations import Split
+from datasets.frame_cache import CacheSettings
 from datasets.loading import TestVideos, batches, test_loader
 from diffusion_lm.errors import InputError
 from model.xpool import Texts, Videos, XPool
@@ -35,6 +36,8 @@ class Evaluation:
     results: list[dict[str, Any]]  # one row for each metric, protocol and dsl
     references: list[dict[str, Any]]  # the same model scored without diffusion and with mean pooling
     seconds: float
+    videos: int = 0  # that were evaluated
+    annotated: int = 0  # that the test split has; more where --allow_missing left some out
 
     def row(self, metric: str, protocol: str = "strict", dsl: bool = False) -> dict[str, Any]:
         """The row of a metric (t2v, v2t), protocol and dsl."""
@@ -53,7 +56,7 @@ class Evaluator:
 
     def __init__(self, split: Split, config: Config, device: torch.device, dtype: torch.dtype) -> None:
         self.split, self.config, self.device, self.dtype = split, config, device, dtype
-        videos = TestVideos(split, config.num_frames, config.input_res)
+        videos = TestVideos(split, config.num_frames, config.input_res, CacheSettings.of(config))
         self.loader = test_loader(videos, config.batch_size, config.num_workers, device.type == "cuda")
         owner = split.clip_of_caption
         single = len(owner) == len(split.clips) and len(set(owner)) == len(owner)
@@ -73,7 +76,9 @@ class Evaluator:
         scores = self.similarity(model)
         model.train(training)
         results, references = evaluate_similarity(scores, self.split.clip_of_caption)
-        return Evaluation(results, references, time.perf_counter() - started)
+        evaluated = len(self.split.clips)
+        annotated = evaluated + len(self.split.missing)
+        return Evaluation(results, references, time.perf_counter() - started, evaluated, annotated)
 
     @torch.no_grad()
     def similarity(self, model: XPool) -> Similarity:
@@ -141,6 +146,9 @@ def format_table(evaluation: Evaluation, metric: str, dsl: bool) -> str:
         for row in evaluation.references
         if row["metric"] == metric and row["dsl"] in wanted
     ]
+    if evaluation.videos < evaluation.annotated:
+        reduced = f"{evaluation.videos} of {evaluation.annotated} test videos: not comparable with the whole test set"
+        return f"{table(lines)}\n{reduced}"
     return table(lines)
 
 
@@ -166,6 +174,7 @@ def write_results(path: Path, evaluation: Evaluation, config: Config, checkpoint
         "arch": config.arch,
         "recipe": config.recipe,
         "seconds": round(evaluation.seconds, 3),
+        "test_videos": {"evaluated": evaluation.videos, "annotated": evaluation.annotated},
         "results": evaluation.results,
         "references": evaluation.references,
     }

@@ -19,6 +19,8 @@ from transformers import get_cosine_schedule_with_warmup
 
 from config import Config
 from datasets.annotations import Split
+from datasets.failures import FailedVideos
+from datasets.frame_cache import CacheSettings
 from datasets.loading import TrainPairs, batches, train_loader
 from diffusion_lm.errors import InputError, RunError
 from model.xpool import XPool
@@ -87,7 +89,8 @@ class Trainer:
         rank, size = distributed.rank(), distributed.size()
         own = config.batch_size * config.grad_accum
         self.rows, self.batch_size = range(rank * own, (rank + 1) * own), own * size
-        pairs = TrainPairs(split, config.num_frames, config.input_res, config.video_sample_type, config.seed)
+        cache = CacheSettings.of(config)
+        pairs = TrainPairs(split, config.num_frames, config.input_res, config.video_sample_type, config.seed, cache)
         self.loader = train_loader(pairs, own, config.num_workers, config.seed, device.type == "cuda", rank, size)
         self.steps_of_epoch = self.loader.sampler.steps
         self.tokens = model.tokenize(split.captions)
@@ -139,7 +142,8 @@ class Trainer:
         self.told_slow = False
         started = time.perf_counter()
         self.watch.restart()
-        for frames, index in self._progress(self.watch.waiting(batches(self.loader))):
+        failed = FailedVideos(steps * len(self.rows))
+        for frames, index in self._progress(self.watch.waiting(batches(self.loader, failed))):
             self._train_step(frames, index)
             self.epoch_step += 1
             self.step += 1
@@ -150,6 +154,8 @@ class Trainer:
                     self._evaluate()
                 self._save_or_stop()
         logger.info("epoch %d took %.1f s", self.epoch, time.perf_counter() - started)
+        if failed.replaced:
+            logger.warning("epoch %d: %s", self.epoch, failed.summary())
 
     def _progress(self, steps: Iterable) -> Iterable:
         quiet = None if distributed.is_main() else True
@@ -257,7 +263,7 @@ class Trainer:
         if workers < cores:
             flag = f"raise --num_workers={workers}: this machine has {cores} cores"
         else:
-            flag = "all cores decode already: keep decoded frames with --frame_cache"
+            flag = "all cores decode already: keep decoded frames with --frame_cache=FOLDER"
         return f"loading is the bottleneck, {100 * waited:.0f} % of the time is spent waiting for data; {flag}"
 
     def _share_of_flops(self) -> float:

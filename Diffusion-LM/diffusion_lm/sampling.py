@@ -5,7 +5,6 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from diffusion_lm.denoiser import Denoiser, nearest_word
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
@@ -14,32 +13,39 @@ from diffusion_lm.vocabulary import UNK, Vocabulary
 Sampler = Literal["ddpm", "ddim"]
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
 SAMPLING_BATCH = 256  # captions
+TEMPERATURE = 0.6  # of captions for people: fewer different ones than at 1, and more of them fluent
 
 
 @torch.no_grad()
-def sample_words(denoiser: Denoiser, diffusion: GaussianDiffusion, noise: Tensor, sampler: Sampler = "ddpm") -> Tensor:
-    """Word ids from noise: predict x_0, snap every token to the nearest row of the word table, step; for all steps.
+def sample_words(
+    denoiser: Denoiser,
+    diffusion: GaussianDiffusion,
+    noise: Tensor,
+    sampler: Sampler = "ddpm",
+    temperature: float = 1.0,
+) -> Tensor:
+    """Word ids from noise: predict x_0 and step, for all steps; then take the nearest row of the word table.
 
-    UNK stands for words that are not known, so it is never generated.
+    Words are chosen once, at the end: where each token of an early, vague prediction were snapped to the word that is
+    most likely for itself alone, captions would break off. UNK stands for words that are not known: it is never chosen.
 
     :param diffusion: S steps.
     :param noise: x_T, then the noise of each step from the noisiest to t = 0, standard normal (N, S + 1, L, C).
+    :param temperature: factor of the noise of the steps (DDIM has none); 1 samples from the model.
     :return: integer ids (N, L).
     """
     denoiser.eval()
-    known = torch.arange(denoiser.vocabulary_size, device=noise.device)
-    known = known[known != UNK]
-    table = denoiser.word_embedding.weight[known]
     x_t = noise[:, 0]
     for index, step in enumerate(reversed(range(diffusion.num_steps)), start=1):
         t = torch.full((len(x_t),), step, device=x_t.device)
-        nearest = nearest_word(denoiser(x_t, diffusion.model_times[t]), table)
-        x_start = F.embedding(nearest, table)
+        x_start = denoiser(x_t, diffusion.model_times[t])
         if sampler == "ddpm":
-            x_t = diffusion.ddpm_step(x_start, x_t, t, noise[:, index])
+            x_t = diffusion.ddpm_step(x_start, x_t, t, temperature * noise[:, index])
         else:
             x_t = diffusion.ddim_step(x_start, x_t, t)
-    return known[nearest]
+    known = torch.arange(denoiser.vocabulary_size, device=noise.device)
+    known = known[known != UNK]
+    return known[nearest_word(x_start, denoiser.word_embedding.weight[known])]
 
 
 def sample_captions(
@@ -50,10 +56,12 @@ def sample_captions(
     length: int,
     seed: int,
     sampler: Sampler = "ddpm",
+    temperature: float = TEMPERATURE,
 ) -> list[str]:
     """Generated captions. A caption depends on the seed and its place alone, not on `count`.
 
     :param length: L, tokens of a caption.
+    :param temperature: as in `sample_words`.
     """
     device = diffusion.betas.device
     shape = (diffusion.num_steps + 1, length, denoiser.config.channels)
@@ -61,6 +69,6 @@ def sample_captions(
     for first in range(0, count, SAMPLING_BATCH):
         places = range(first, min(first + SAMPLING_BATCH, count))
         noise = np.stack([np.random.default_rng((seed, p)).standard_normal(shape, dtype=np.float32) for p in places])
-        ids = sample_words(denoiser, diffusion, torch.from_numpy(noise).to(device), sampler)
+        ids = sample_words(denoiser, diffusion, torch.from_numpy(noise).to(device), sampler, temperature)
         captions += map(vocabulary.decode, ids.tolist())
     return captions

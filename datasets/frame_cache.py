@@ -1,0 +1,297 @@
+"""Decoded frames on disk, so that an epoch decodes nothing.
+
+One file holds the frames that a clip may be asked for, uint8, scaled down to a short side. Its name is a hash of what
+it was made of (video file with size and time, clip, sampling), so a video that changed is decoded again. It is written
+beside its place and moved there, so many processes and machines may fill a cache at once; a file of the wrong size is
+taken for absent.
+
+With random sampling a part of a clip (DESIGN.md, section 2) with at most CANDIDATES frames is kept whole, and training
+sees the very frames that it would see without a cache. Of a longer part CANDIDATES frames are kept, drawn once for each
+clip, and one of them is drawn each time: every single draw is still a random frame of its part, but the draws of
+different epochs fall on these few. Short clips and 3 fps copies of a minute lose nothing, and disk space is bounded.
+"""
+
+import copy
+import hashlib
+import logging
+import os
+import socket
+import time
+import uuid
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from config import Config
+from datasets.annotations import Clip
+from datasets.video import ClipFrames, decode_clip, frame_indices, part_bounds
+from diffusion_lm.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+CANDIDATES = 6
+MAGIC = b"TDframes"
+PAGE = 4096  # frames begin at a multiple of it
+ABANDONED = 3600  # seconds after which an unfinished file is taken for that of a process which died
+SHARE_BETWEEN_SCANS = 64  # the folder is measured again whenever this process has added 1/64 of the limit
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """--frame_cache, --frame_cache_gb (None: no limit) and --frame_cache_side."""
+
+    folder: Path
+    limit_gb: float | None = None
+    short_side: int = 256
+
+    @classmethod
+    def of(cls, config: Config) -> "CacheSettings | None":
+        """The settings of a run; None without a cache."""
+        if config.frame_cache is None:
+            return None
+        return cls(Path(config.frame_cache), config.frame_cache_gb, config.frame_cache_side)
+
+
+class FrameCache:
+    """Frames of clips, from the disk where they are there and from the video where not.
+
+    :param settings: where and how.
+    :param num_frames: F.
+    :param sample_type: "uniform" or "rand".
+    :raises InputError: the folder cannot be made or written.
+    """
+
+    def __init__(self, settings: CacheSettings, num_frames: int, sample_type: str) -> None:
+        self.settings, self.num_frames, self.sample_type = settings, num_frames, sample_type
+        self.full = False  # nothing more is added
+        self.size = self.added = 0
+        self.limit = float("inf") if settings.limit_gb is None else settings.limit_gb * 1e9
+        try:
+            settings.folder.mkdir(parents=True, exist_ok=True)
+            self.scan()
+            probe = settings.folder / self._unfinished("probe")
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise InputError(f"--frame_cache={settings.folder} cannot be written: {error.strerror}") from error
+
+    def read(self, clip: Clip, rng: np.random.Generator | None) -> np.ndarray:
+        """Frames of a clip, as `datasets.video.read_frames` gives them but scaled down to the short side.
+
+        :param rng: for "rand"; None for "uniform".
+        :return: RGB uint8 (F, H, W, 3).
+        :raises InputError: the clip is not in the cache and cannot be decoded.
+        """
+        path = self._path(clip)
+        if (entry := Entry.open(path)) is not None:
+            before = rng and rng.bit_generator.state
+            with entry:
+                frames = entry.read(self._rows(entry.count, entry.indices, rng))
+            if frames is not None:
+                return frames
+            if rng is not None:
+                rng.bit_generator.state = before
+        frames = self._decode(clip, rng if self.full else None)
+        if not self.full:
+            self._write(path, frames)
+        stored = self._stored(clip, frames.count)
+        wanted = stored[self._rows(frames.count, stored, rng)]
+        return frames.pixels[np.searchsorted(frames.indices, wanted)]
+
+    def holds(self, clip: Clip) -> bool:
+        """Whether the frames of a clip are there."""
+        entry = Entry.open(self._path(clip))
+        if entry is not None:
+            entry.close()
+        return entry is not None
+
+    def store(self, clip: Clip) -> None:
+        """Decode a clip into the cache, unless it is there or the cache is full.
+
+        :raises InputError: it cannot be decoded.
+        """
+        if not (self.full or self.holds(clip)):
+            self._write(self._path(clip), self._decode(clip, None))
+
+    def scan(self) -> None:
+        """Measure the folder, and remove what processes that died left unfinished."""
+        self.size = self.added = 0
+        for folder in [self.settings.folder, *self.settings.folder.glob("??")]:
+            for file in folder.glob("*"):
+                try:
+                    stat = file.stat()
+                    if file.name.startswith(".") and time.time() - stat.st_mtime > ABANDONED:
+                        file.unlink()
+                    elif file.is_file():
+                        self.size += stat.st_size
+                except FileNotFoundError:  # moved or removed by another process meanwhile
+                    continue
+
+    def _path(self, clip: Clip) -> Path:
+        try:
+            stat = os.stat(clip.path)
+        except OSError as error:
+            raise InputError(f"video {clip.path} cannot be read: {error.strerror}") from error
+        made_of = (
+            VERSION, os.path.abspath(clip.path), stat.st_size, stat.st_mtime_ns, clip.start, clip.end,
+            self.num_frames, self.sample_type, CANDIDATES * (self.sample_type == "rand"), self.settings.short_side,
+        )  # fmt: skip
+        name = _hash(made_of).hex()[:40]
+        return self.settings.folder / name[:2] / name[2:]
+
+    def _decode(self, clip: Clip, only: np.random.Generator | None) -> ClipFrames:
+        """The frames that a cache keeps of a clip, or of those only the ones that this generator would draw."""
+
+        def choose(n: int) -> np.ndarray:
+            stored = self._stored(clip, n)
+            return stored if only is None else stored[self._rows(n, stored, copy.deepcopy(only))]
+
+        frames = decode_clip(clip.path, choose, clip.start, clip.end)
+        return ClipFrames(frames.count, frames.indices, scale_down(frames.pixels, self.settings.short_side))
+
+    def _stored(self, clip: Clip, n: int) -> np.ndarray:
+        """Numbers of the frames that are kept of a clip of n frames, increasing; the same on every machine."""
+        if self.sample_type == "uniform":
+            return np.unique(frame_indices(n, self.num_frames))
+        seed = _hash((clip.video_id, clip.start, clip.end, self.num_frames))
+        return candidates(n, self.num_frames, np.random.default_rng(list(seed[:16])))
+
+    def _rows(self, n: int, stored: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+        """Which of the stored frames are taken, (F,)."""
+        if rng is None:
+            return np.searchsorted(stored, frame_indices(n, self.num_frames))
+        starts = np.searchsorted(stored, part_bounds(n, self.num_frames))
+        rows = rng.integers(starts[:-1], starts[1:])  # where all frames are stored, the draw of frame_indices
+        return np.concatenate([rows, np.full(self.num_frames - len(rows), rows[-1])])
+
+    def _write(self, path: Path, frames: ClipFrames) -> None:
+        """Add an entry, unless the cache is full; a disk that is full is reported once and ends the adding."""
+        data = [encode_head(frames), np.ascontiguousarray(frames.pixels).data]
+        bytes_added = sum(memoryview(part).nbytes for part in data)
+        if not self._fits(bytes_added):
+            return
+        unfinished = path.parent / self._unfinished(path.name)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            with open(unfinished, "wb") as file:
+                for part in data:
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())  # else a crash of the machine may leave a file of the right size without data
+            os.replace(unfinished, path)
+            self.size += bytes_added
+            self.added += bytes_added
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            self._stop(error.strerror)
+
+    def _fits(self, bytes_added: int) -> bool:
+        if self.added * SHARE_BETWEEN_SCANS > self.limit:
+            self.scan()  # others may have added, too
+        if self.size + bytes_added > self.limit:
+            self._stop(f"--frame_cache_gb={self.settings.limit_gb:g} is reached")
+        return not self.full
+
+    def _stop(self, reason: str) -> None:
+        self.full = True
+        logger.warning("frame cache %s takes no more frames: %s", self.settings.folder, reason)
+
+    def _unfinished(self, name: str) -> str:
+        return f".{name}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+class Entry:
+    """An open file of the cache. Only the frames that are asked for are read.
+
+    Plain reads at offsets, not a memory map: a file that shrinks under a map ends the process.
+    """
+
+    def __init__(self, descriptor: int, count: int, indices: np.ndarray, shape: tuple[int, int], offset: int) -> None:
+        self.descriptor, self.count, self.indices, self.shape, self.offset = descriptor, count, indices, shape, offset
+
+    @classmethod
+    def open(cls, path: Path) -> "Entry | None":
+        """None when the file is absent, cut short or something else."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except OSError:
+            return None
+        try:
+            head = decode_head(os.pread(descriptor, PAGE, 0), descriptor)
+            if head is not None:
+                return cls(descriptor, *head)
+        except OSError as error:
+            logger.warning("frame cache: %s cannot be read: %s", path, error.strerror)
+        os.close(descriptor)
+        return None
+
+    def read(self, rows: np.ndarray) -> np.ndarray | None:
+        """Frames (len(rows), H, W, 3) by their rows in the file; None when it was cut short meanwhile."""
+        frames = np.empty((len(rows), *self.shape, 3), dtype=np.uint8)
+        for frame, row in zip(frames, rows.tolist(), strict=True):
+            if os.preadv(self.descriptor, [frame.data], self.offset + row * frame.nbytes) != frame.nbytes:
+                return None
+        return frames
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self.descriptor)
+
+    def __enter__(self) -> "Entry":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def encode_head(frames: ClipFrames) -> bytes:
+    """What stands before the pixels: magic, n, frames, height, width, and the frames' numbers; filled to a page."""
+    stored, height, width, _ = frames.pixels.shape
+    numbers = np.array([frames.count, stored, height, width, *frames.indices], dtype="<i8").tobytes()
+    return (MAGIC + numbers).ljust(_pages(len(MAGIC) + len(numbers)), b"\0")
+
+
+def decode_head(head: bytes, descriptor: int) -> tuple[int, np.ndarray, tuple[int, int], int] | None:
+    """n, numbers of the stored frames, (height, width) and where the pixels begin; None unless the file is whole."""
+    if len(head) < PAGE or not head.startswith(MAGIC):
+        return None
+    count, stored, height, width = (int(v) for v in np.frombuffer(head, "<i8", 4, len(MAGIC)))
+    start = len(MAGIC) + 32
+    offset = _pages(start + 8 * stored)
+    if min(count, stored, height, width) < 1 or os.fstat(descriptor).st_size != offset + stored * height * width * 3:
+        return None
+    if offset > PAGE:
+        head = os.pread(descriptor, offset, 0)
+    return count, np.frombuffer(head, "<i8", stored, start), (height, width), offset
+
+
+def candidates(n: int, num_frames: int, rng: np.random.Generator) -> np.ndarray:
+    """The frames of each part that are kept for random sampling: all of them, or CANDIDATES that `rng` draws."""
+    bounds = part_bounds(n, num_frames)
+    kept = [
+        np.arange(low, high) if high - low <= CANDIDATES else low + rng.choice(high - low, CANDIDATES, replace=False)
+        for low, high in pairwise(bounds)
+    ]
+    return np.sort(np.concatenate(kept))
+
+
+def scale_down(pixels: np.ndarray, short_side: int) -> np.ndarray:
+    """Frames (k, H, W, 3) with a shorter side of at most `short_side`."""
+    height, width = pixels.shape[1:3]
+    scale = short_side / min(height, width)
+    if scale >= 1:
+        return pixels
+    size = (max(short_side, round(width * scale)), max(short_side, round(height * scale)))
+    return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in pixels])
+
+
+def _hash(value: tuple) -> bytes:
+    return hashlib.sha256(repr(value).encode("utf-8", "surrogateescape")).digest()
+
+
+def _pages(length: int) -> int:
+    return -(-length // PAGE) * PAGE

@@ -1,0 +1,56 @@
+"""Fill the frame cache ahead of training.
+
+`python preprocess/cache_frames.py --frame_cache=DIR --dataset_name=MSRVTT --videos_dir=DIR` takes the flags of
+train.py: those that choose videos and frames must be the same. What is there already is kept. One line for each
+failure.
+"""
+
+import functools
+import logging
+import sys
+
+from config import Config
+from datasets.annotations import Clip, load_split
+from datasets.frame_cache import CacheSettings, FrameCache
+from diffusion_lm.errors import InputError, RunError
+from preprocess.parallel import each
+from trainer.run_folder import run_program
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    config = Config.parse(prog="cache_frames.py")
+    settings = CacheSettings.of(config)
+    if settings is None:
+        raise InputError("--frame_cache is missing: the folder to fill")
+    failed = 0
+    for name in ("train",) if config.skip_eval else ("train", "test"):
+        places = (config.dataset_dir, config.videos_dir, config.msrvtt_train_file, config.allow_missing)
+        clips = load_split(config.dataset_name, name, *places).clips
+        sample_type = config.video_sample_type if name == "train" else "uniform"
+        for _, reason in each(functools.partial(store, settings, config.num_frames, sample_type), clips, name):
+            if reason:
+                logger.warning("%s", reason)
+                failed += 1
+        there = sum(map(FrameCache(settings, config.num_frames, sample_type).holds, clips))
+        logger.info("%s: %d of %d clips are in %s", name, there, len(clips), settings.folder)
+    if failed:
+        raise RunError(f"{failed} videos do not decode")
+
+
+# one for each process, because it counts what it adds
+process_cache = functools.cache(FrameCache)
+
+
+def store(settings: CacheSettings, num_frames: int, sample_type: str, clip: Clip) -> str:
+    """Put the frames of a clip into the cache. Returns what was wrong, if anything was."""
+    try:
+        process_cache(settings, num_frames, sample_type).store(clip)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(run_program("cache_frames.py", main))

@@ -1,0 +1,74 @@
+"""Missing videos, one's own videos and the frame cache, in the real programs."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from tests.made_up import call_program
+from tests.test_end_to_end import Place
+from trainer import evaluation
+from trainer.evaluation import format_table
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return Place(tmp_path_factory.mktemp("data"))
+
+
+def test_a_reduced_test_set_says_n_of_n(place, tmp_path, monkeypatch, capfd):
+    videos = tmp_path / "videos"
+    shutil.copytree(place.root / "videos", videos)
+    (videos / "video9001.mp4").unlink()
+    arguments = [*place.test_arguments("none", *place.small, place.teacher, f"--videos_dir={videos}"),
+                 f"--output_json={tmp_path / 'results.json'}"]  # fmt: skip
+    code, err = call_program("test.py", arguments, monkeypatch, capfd)
+    assert code == 2
+    assert "1 of 6 test videos" in err and "video9001" in err
+    tables = []
+    monkeypatch.setattr(evaluation, "format_table", lambda *args: tables.append(format_table(*args)) or tables[-1])
+    assert call_program("test.py", [*arguments, "--allow_missing"], monkeypatch, capfd)[0] == 0
+    assert tables[0].splitlines()[-1].startswith("5 of 6 test videos")
+    report = json.loads((tmp_path / "results.json").read_text())
+    assert report["test_videos"] == {"evaluated": 5, "annotated": 6}
+    assert {row["gallery"] for row in report["results"]} == {5}
+
+
+def test_a_warm_cache_trains_without_decoding(place, tmp_path, monkeypatch, capfd):
+    """The videos are replaced by rubbish of the same size and time: whatever decodes one fails."""
+    videos = tmp_path / "videos"
+    shutil.copytree(place.root / "videos", videos)
+    more = [f"--videos_dir={videos}", f"--frame_cache={tmp_path / 'cache'}", "--video_sample_type=rand"]
+    flags = ["--num_epochs=2", "--num_workers=2", "--log_step=1", "--num_frames=6", *more]  # parts of 4 to 6 frames
+    losses = []
+    for name, cached in (("plain", False), ("filling", True), ("warm", True)):
+        if name == "warm":
+            for path in videos.iterdir():
+                stat = path.stat()
+                path.write_bytes(b"x" * stat.st_size)
+                os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        chosen = [flag for flag in flags if cached or not flag.startswith("--frame_cache")]
+        code, err = call_program("train.py", [*place.train_arguments(name), *chosen], monkeypatch, capfd)
+        assert code == 0, err
+        lines = (place.folder(name) / "metrics.jsonl").read_text().splitlines()
+        losses.append([record["train/loss"] for record in map(json.loads, lines) if "train/loss" in record])
+    assert len(losses[0]) == 12
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_own_videos(place, tmp_path, monkeypatch, capfd):
+    rows = [{"video": f"video{i}.mp4", "caption": f"thing {i} moves", "split": "train"} for i in range(6)]
+    rows += [{"video": f"video{i}", "caption": f"thing {i}", "split": "test"} for i in (9000, 9001)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = ["--dataset_name=custom", f"--annotations={tmp_path / 'own.jsonl'}"]
+    teacher = tmp_path / "teacher"
+    small = ["--denoiser=tiny", "--text_len=20", "--steps=2", "--held_out=0.2", f"--output_dir={teacher}", "--gpu=cpu"]
+    code, err = call_program("Diffusion-LM/train.py", [*own, *small], monkeypatch, capfd)
+    assert code == 0, err
+    arguments = [*place.train_arguments("own", *own), f"--diffusion_lm={teacher}", "--num_epochs=1"]
+    code, err = call_program("train.py", arguments, monkeypatch, capfd)
+    assert code == 0, err
+    assert "6 training pairs of 6 videos" in (place.folder("own") / "log.txt").read_text()
+    report = json.loads((place.folder("own") / "results.json").read_text())
+    assert (report["dataset"], report["results"][0]["gallery"]) == ("custom", 2)

@@ -1,0 +1,157 @@
+"""The programs that are run before training, as people run them, and what training says about missing videos."""
+
+import os
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from datasets.annotations import load_split
+from datasets.frame_cache import CacheSettings, FrameCache
+from preprocess.check_data import check_video
+from preprocess.compress_video import Job, compress
+from tests.made_up import make_msrvtt, run_program
+from tests.test_decoding import H264, VARIABLE, ffmpeg, make
+from tests.test_video import write_numbered
+
+
+@pytest.fixture
+def msrvtt(tmp_path):
+    make_msrvtt(tmp_path / "msrvtt")
+    return tmp_path / "msrvtt"
+
+
+def places(folder):
+    return ["--dataset_name=MSRVTT", f"--data_dir={folder / 'data'}", f"--videos_dir={folder / 'videos'}"]
+
+
+def cut(path, share=0.6):
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+
+
+def test_check_data_tells_what_is_in_order(msrvtt, tmp_path):
+    videos = msrvtt / "videos"
+    done = run_program("preprocess/check_data.py", *places(msrvtt), f"--output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "train: 12 of 12 videos are in order" in done.stdout
+    assert "test: 6 of 6 videos are in order" in done.stdout
+
+    (videos / "video2.mp4").unlink()
+    cut(videos / "video3.mp4")  # its index is at the end: it does not open
+    cut(write_numbered(videos / "video4.mkv", 30))
+    (videos / "video4.mp4").unlink()
+    (videos / "video9001.mp4").write_text("no video")
+    done = run_program("preprocess/check_data.py", *places(msrvtt), f"--output_dir={tmp_path}")
+    assert done.returncode == 1
+    assert "train: 9 of 12 videos are in order, 1 missing, 1 unreadable, 1 cut short" in done.stdout
+    assert "test: 5 of 6 videos are in order, 0 missing, 1 unreadable, 0 cut short" in done.stdout
+    assert "check_data.py: error: 1 missing, 2 unreadable, 1 cut short" in done.stderr
+    assert "Traceback" not in done.stderr
+    lines = (tmp_path / "check_data_MSRVTT.txt").read_text().splitlines()
+    assert [line.split("\t")[:3] for line in lines] == [
+        ["train", "missing", "video2"],
+        ["train", "unreadable", str(videos / "video3.mp4")],
+        ["train", "cut short", str(videos / "video4.mkv")],
+        ["test", "unreadable", str(videos / "video9001.mp4")],
+    ]
+
+
+def test_odd_but_whole_videos_are_not_called_cut_short(tmp_path):
+    whole = make(tmp_path / "whole.mp4", *H264, "-g", "24", "-movflags", "+faststart")
+    ffmpeg("-ss", "1.3", "-i", whole, "-c", "copy", tmp_path / "trimmed.mp4")
+    make(tmp_path / "variable.mkv", *VARIABLE, *H264, "-g", "12")
+    make(tmp_path / "one.mp4", *H264, "-frames:v", "1")
+    make(tmp_path / "program.mpg", "-c:v", "mpeg2video")
+    make(tmp_path / "b-frames.avi", "-c:v", "mpeg4", "-bf", "2")
+    for path in sorted(tmp_path.iterdir()):
+        assert check_video(path) == ("whole", ""), path
+    cut(whole)
+    assert check_video(whole)[0] == "cut short"
+
+
+def test_cache_frames_fills_what_training_reads(msrvtt, tmp_path):
+    cache = tmp_path / "cache"
+    flags = [*places(msrvtt), f"--frame_cache={cache}", "--num_frames=4", "--video_sample_type=rand"]
+    (msrvtt / "videos" / "video3.mp4").write_text("no video")
+    done = run_program("preprocess/cache_frames.py", *flags)
+    assert done.returncode == 1
+    assert "train: 11 of 12 clips" in done.stdout and "test: 6 of 6 clips" in done.stdout
+    assert done.stdout.count("video3.mp4") == 1
+    for split, sample_type in (("train", "rand"), ("test", "uniform")):
+        clips = load_split("MSRVTT", split, msrvtt / "data" / "MSRVTT", msrvtt / "videos").clips
+        held = [FrameCache(CacheSettings(cache), 4, sample_type).holds(clip) for clip in clips]
+        assert held == [clip.video_id != "video3" for clip in clips]
+    files = {path: path.stat().st_mtime_ns for path in cache.glob("*/*")}
+    assert run_program("preprocess/cache_frames.py", *flags).returncode == 1  # video3 is as broken as before
+    assert {path: path.stat().st_mtime_ns for path in cache.glob("*/*")} == files
+    small = tmp_path / "small"
+    limited = [*places(msrvtt), f"--frame_cache={small}", "--num_frames=4", "--frame_cache_gb=0.0004"]
+    done = run_program("preprocess/cache_frames.py", *limited)
+    entry = 4096 + 4 * 96 * 96 * 3
+    assert 2 * entry <= sum(path.stat().st_size for path in small.glob("*/*")) <= 400_000 + os.cpu_count() * entry
+    assert "takes no more frames: --frame_cache_gb=0.0004 is reached" in done.stdout + done.stderr
+    assert "--frame_cache is missing" in run_program("preprocess/cache_frames.py", *places(msrvtt)).stderr
+
+
+def facts(path):
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    return [capture.get(p) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FPS,
+                                     cv2.CAP_PROP_FRAME_COUNT)]  # fmt: skip
+
+
+def test_compress_video(tmp_path):
+    videos, copies = tmp_path / "videos", tmp_path / "copies"
+    (videos / "sub").mkdir(parents=True)
+    make(videos / "wide.avi", "-c:v", "mpeg4", seconds=4, size="640x360")
+    make(videos / "sub" / "tall.mp4", *H264, seconds=4, size="360x640")
+    make(videos / "small.mkv", *H264, "-pix_fmt", "yuv444p", seconds=4, size="97x63")
+    shutil.copy(videos / "wide.avi", videos / "a name; with $odd 'signs'.")  # as DiDeMo has, without extension
+    (videos / "broken.mp4").write_text("no video")
+    shutil.copy(videos / "sub" / "tall.mp4", videos / "cut.mp4")
+    cut(make(videos / "cut.mp4", *H264, "-movflags", "+faststart", seconds=8))
+    (videos / "notes.txt").write_text("not a video")
+
+    flags = [f"--input_root={videos}", f"--output_root={copies}"]
+    done = run_program("preprocess/compress_video.py", *flags)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "compress_video.py: error: 2 of 6 videos could not be copied"
+    assert sum("broken.mp4" in line for line in done.stdout.splitlines()) == 1
+    assert sum("cut.mp4: cut short" in line for line in done.stdout.splitlines()) == 1
+    made = {path.relative_to(copies).as_posix(): facts(path) for path in copies.rglob("*") if path.is_file()}
+    assert made == {
+        "wide.mp4": [398, 224, 3, 12],
+        "sub/tall.mp4": [224, 398, 3, 12],
+        "small.mp4": [96, 62, 3, 12],
+        "a name; with $odd 'signs'.mp4": [398, 224, 3, 12],
+    }
+
+    times = {path: path.stat().st_mtime_ns for path in copies.rglob("*.mp4")}
+    cut(copies / "wide.mp4", 0.3)  # what another program left unfinished
+    assert run_program("preprocess/compress_video.py", *flags).returncode == 1
+    assert facts(copies / "wide.mp4") == [398, 224, 3, 12]
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items() if path.name != "wide.mp4")
+
+
+def test_a_good_copy_is_never_replaced_by_a_bad_one(tmp_path):
+    source = make(tmp_path / "video.mp4", *H264, "-movflags", "+faststart", seconds=8)
+    job = Job(source, tmp_path / "copy.mp4", 3, 32)
+    assert compress(job) == ""
+    good = job.target.read_bytes()
+    cut(source)  # newer than the copy, and worse
+    assert compress(job).startswith("cut short: ")
+    assert job.target.read_bytes() == good
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy.mp4", "video.mp4"]
+
+
+def test_compress_video_refuses_what_would_destroy(tmp_path):
+    make(tmp_path / "a.mp4", *H264, seconds=1)
+    for other in ("same place", "same copy"):
+        output = tmp_path if other == "same place" else tmp_path / "copies"
+        if other == "same copy":
+            shutil.copy(tmp_path / "a.mp4", tmp_path / "a.avi")
+        done = run_program("preprocess/compress_video.py", f"--input_root={tmp_path}", f"--output_root={output}")
+        assert done.returncode == 2
+        assert "would replace it" in done.stderr or "would have the same copy" in done.stderr
+        assert not np.any([path.is_dir() for path in tmp_path.iterdir()])
