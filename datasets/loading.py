@@ -227,8 +227,10 @@ def batches(loader: DataLoader, failed: FailedVideos | None = None) -> Iterator[
 
 
 def _init_worker(worker_id: int) -> None:
-    """One thread per worker: the workers are the parallelism. Signals that stop a run go to all its processes; the main
-    one still needs its batches then, and ends the workers. OpenCV has one thread wherever datasets.video is imported."""
+    """One thread per worker: the workers are the parallelism. OpenCV has one wherever datasets.video is imported.
+
+    Signals that stop a run go to all its processes; the main one still needs its batches then, and ends the workers.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
