@@ -1,7 +1,11 @@
-"""Train a text-video retrieval model: `python train.py --dataset_name=MSRVTT --videos_dir=DIR ...`."""
+"""Train a text-video retrieval model: `python train.py --dataset_name=MSRVTT --videos_dir=DIR ...`.
+
+Several processes: `torchrun --nproc_per_node=N train.py ...`, `mpirun -n N python train.py ...`, or srun.
+"""
 
 import logging
 import sys
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 from config import Config
@@ -14,9 +18,11 @@ def main() -> None:
     # 1. settings
     config = Config.parse(prog="train.py")
     from datasets.annotations import load_split  # after parsing, so that --help and bad flags answer at once
-    from model.factory import create_model
+    from model.factory import create_model, restore_model
+    from trainer import distributed
     from trainer.device import choose_device, choose_precision, set_up
     from trainer.evaluation import Evaluator
+    from trainer.resume import resume_together
     from trainer.run_folder import MetricsWriter, training_folder
     from trainer.trainer import Trainer
 
@@ -24,30 +30,36 @@ def main() -> None:
         logger.info(note)
     if config.load_epoch is not None:
         logger.info("--load_epoch has no effect in train.py: it is for test.py")
-    device = choose_device(config.gpu)
-    dtype = choose_precision(config.precision, device)
-    set_up(device, config.seed)
+    here = distributed.find_processes()
+    device = choose_device(config.gpu, here)
 
-    # 2. data
-    places = (config.dataset_dir, config.videos_dir, config.msrvtt_train_file, config.allow_missing)
-    train_split = load_split(config.dataset_name, "train", *places)
-    test_split = None if config.skip_eval else load_split(config.dataset_name, "test", *places)
+    with distributed.process_group(here, device):
+        path, checkpoint = resume_together(config)
+        dtype = choose_precision(config.precision, device)
+        set_up(device, config.seed)
 
-    # 3. model
-    model = create_model(config).to(device)
+        # 2. data
+        places = (config.dataset_dir, config.videos_dir, config.msrvtt_train_file, config.allow_missing)
+        with distributed.main_first():
+            train_split = load_split(config.dataset_name, "train", *places)
+            test_split = None if config.skip_eval else load_split(config.dataset_name, "test", *places)
 
-    # 4. training
-    with training_folder(config) as folder:
-        logger.info("run folder %s, device %s, %s", folder, device, dtype)
-        logger.info("%d training pairs of %d videos", len(train_split.captions), len(train_split.clips))
-        tensorboard = None if config.no_tensorboard else Path(config.tb_log_dir or folder / "tensorboard")
-        writer = MetricsWriter(folder, tensorboard)
-        evaluator = test_split and Evaluator(test_split, config, device, dtype)
-        try:
-            Trainer(model, config, train_split, evaluator, device, dtype, folder, writer).train()
-        finally:
-            writer.close()
-        logger.info("checkpoints are in %s", folder)
+        # 3. model
+        with distributed.main_first():
+            model = restore_model(config, checkpoint, path) if checkpoint else create_model(config)
+        model.to(device)
+
+        # 4. training
+        writes = training_folder(config, config.resume is not None) if here.is_main else nullcontext(config.run_dir)
+        with writes as folder:
+            logger.info("run folder %s, device %s, %s", folder, device, dtype)
+            logger.info("%d training pairs of %d videos", len(train_split.captions), len(train_split.clips))
+            tensorboard = None if config.no_tensorboard else Path(config.tb_log_dir or folder / "tensorboard")
+            evaluator = test_split and Evaluator(test_split, config, device, dtype)
+            step = checkpoint["step"] if checkpoint else 0
+            with closing(MetricsWriter(folder, tensorboard, step)) if here.is_main else nullcontext() as writer:
+                Trainer(model, config, train_split, evaluator, device, dtype, folder, writer, checkpoint).train()
+            logger.info("checkpoints are in %s", folder)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ from diffusion_lm.denoiser import DENOISERS, MAX_POSITIONS, Denoiser
 from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.sampling import sample_captions
-from diffusion_lm.training import MAX_GRADIENT_NORM, TrainingSettings, split_held_out, spread_word_table, train
+from diffusion_lm.training import MAX_GRADIENT_NORM, Share, TrainingSettings, split_held_out, spread_word_table, train
 from diffusion_lm.vocabulary import SPECIAL_TOKENS, Vocabulary
+from trainer import distributed
 from trainer.device import choose_device, choose_precision
 from trainer.run_folder import run_program
 
@@ -47,12 +48,19 @@ RECIPES = {
 
 
 def main() -> None:
-    # 1. settings
     args = parse_args()
-    device = choose_device(args.gpu)
+    here = distributed.find_processes()
+    device = choose_device(args.gpu, here)
+    with distributed.process_group(here, device):
+        run(args, here, device)
+
+
+def run(args: Namespace, here: distributed.Processes, device: torch.device) -> None:
+    """The training run, in one of its processes."""
+    # 1. settings
     settings = TrainingSettings(
         steps=args.steps,
-        batch_size=args.batch_size,
+        batch_size=args.batch_size * here.size,
         lr=args.lr,
         ema_rate=args.ema_rate,
         seed=args.seed,
@@ -60,9 +68,12 @@ def main() -> None:
         log_step=args.log_step,
         eval_every=args.eval_every,
     )
+    share = Share(here.rank, here.size, distributed.synchronised, distributed.mean)
 
     # 2. captions
-    captions, held_out_captions = split_held_out(read_captions(args), args.held_out, args.seed)
+    with distributed.main_first():
+        all_captions = read_captions(args)
+    captions, held_out_captions = split_held_out(all_captions, args.held_out, args.seed)
     vocabulary = Vocabulary.from_captions(captions, args.min_count)
     if len(vocabulary) == len(SPECIAL_TOKENS):
         raise InputError(f"--min_count={args.min_count}: no word occurs so often")
@@ -73,21 +84,26 @@ def main() -> None:
     denoiser = Denoiser(replace(DENOISERS[args.denoiser], dropout=args.dropout), len(vocabulary))
     spread_word_table(denoiser)
     random_table = torch.randn_like(denoiser.word_embedding.weight)
-    diffusion = GaussianDiffusion.sqrt(args.diffusion_steps)
+    denoiser, diffusion = denoiser.to(device), GaussianDiffusion.sqrt(args.diffusion_steps).to(device)
 
     # 4. training
+    if not here.is_main:
+        train(denoiser, diffusion, word_ids, held_out_ids, settings, share=share)
+        return
     with output_folder(args.output_dir) as record:
         unknown = vocabulary.unknown_share(held_out_captions)
         logger.info("%d captions and %d held out, L = %d", len(captions), len(held_out_captions), args.text_len)
         logger.info("%d words; %.1f %% of the held-out words are not among them", len(vocabulary), 100 * unknown)
         logger.info("denoiser %s on %s, %s", args.denoiser, device, settings.dtype)
+        logger.info("batch of %d captions: %d processes x %d", settings.batch_size, here.size, args.batch_size)
         started = time.monotonic()
-        averaged, held_out = train(denoiser.to(device), diffusion.to(device), word_ids, held_out_ids, settings, record)
+        averaged, held_out = train(denoiser, diffusion, word_ids, held_out_ids, settings, record, share)
         seconds = time.monotonic() - started
 
         # 5. files
         training_args = published_names(args, denoiser) | {
             "held_out": {"captions": len(held_out_captions), "unknown_words": unknown, **asdict(held_out)},
+            "batch_size": settings.batch_size,
             "seconds": round(seconds, 1),
         }
         state = {name: tensor.cpu() for name, tensor in averaged.state_dict().items()}
@@ -126,7 +142,9 @@ def parse_args() -> Namespace:
     for name, kind in (("steps", number(int, 1)), ("lr", number(float)), ("dropout", number(float, 0, 1))):
         by_size = ", ".join(f"{size} {getattr(recipe, name)}" for size, recipe in RECIPES.items())
         parser.add_argument(f"--{name}", type=kind, help=f"({by_size})")
-    parser.add_argument("--batch_size", type=number(int, 1), default=64, help="captions of a step (%(default)s)")
+    parser.add_argument(
+        "--batch_size", type=number(int, 1), default=64, help="captions of a step in each process (%(default)s)"
+    )
     parser.add_argument(
         "--ema_rate", type=number(float, 0, 1), default=0.9999, help="of the average of the weights (%(default)s)"
     )

@@ -32,12 +32,14 @@ def flag(
     minimum: float | None = None,
     maximum: float | None = None,
     no_effect: str = "",
+    alone: str | None = None,
     needs: str = "",
 ) -> Any:
     """A field of Config that is a flag.
 
     :param archs: the archs for which the flag does something; None means all of them.
     :param no_effect: why the flag never does anything here, for flags kept so that known commands run.
+    :param alone: the value of the flag when it is given without one.
     :param needs: the flag without which it does nothing.
     """
     metadata = {
@@ -49,6 +51,7 @@ def flag(
         "minimum": minimum,
         "maximum": maximum,
         "no_effect": no_effect,
+        "alone": alone,
         "needs": needs,
     }
     return field(default=default, metadata=metadata)
@@ -185,7 +188,7 @@ class Config:
     noclip_lr: float = flag(1e-5, "learning rate of everything else", group="training", minimum=0)
     batch_size: int = flag(
         32,
-        "pairs of a training step; videos or captions of an encoding step in evaluation",
+        "pairs of a training step in each process; videos or captions of an encoding step in evaluation",
         group="training",
         minimum=1,
     )
@@ -200,7 +203,30 @@ class Config:
         "auto",
         "arithmetic: auto is bf16 where the device is fast at it, else fp32",
         group="training",
-        choices=("auto", "fp32", "bf16"),
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    compile: bool = flag(False, "compile the networks: a slow start, then faster steps", group="training")
+    grad_accum: int = flag(
+        1,
+        "K: a step takes K x batch_size pairs in the memory of batch_size, with the loss of all of them together",
+        group="training",
+        minimum=1,
+    )
+    gradient_checkpointing: bool = flag(
+        False, "compute the layers of CLIP twice instead of keeping what they hold: less memory", group="training"
+    )
+    freeze_layer_num: int = flag(
+        -1, "freeze CLIP's embeddings and its layers below this one; -1 freezes nothing", group="training", minimum=-1
+    )
+    detect_anomaly: bool = flag(
+        False, "stop at the operation that makes a number that is not finite; slow", group="training"
+    )
+    profile: int = flag(0, "steps of which a profiler trace is written", group="training", minimum=0)
+    resume: str | None = flag(
+        None,
+        "go on with a run: its checkpoint or folder; alone: the newest of --datetime, else of --exp_name",
+        group="training",
+        alone="latest",
     )
 
     # evaluation
@@ -228,6 +254,10 @@ class Config:
     output_dir: str = flag("./outputs", "folder of all runs", group="output")
     datetime: str | None = flag(None, "folder of the run (default in training: the time now)", group="output")
     save_every: int = flag(1, "epochs between checkpoint-epoch<N>.pth files", group="output", minimum=1)
+    save_steps: int | None = flag(None, "steps between checkpoints within an epoch", group="output", minimum=1)
+    keep_last: int | None = flag(
+        None, "newest checkpoints that are kept beside model_best.pth (default: all)", group="output", minimum=1
+    )
     log_step: int = flag(10, "steps between log lines", group="output", minimum=1)
     no_tensorboard: bool = flag(False, "write no TensorBoard files", group="output")
     tb_log_dir: str | None = flag(None, "folder of the TensorBoard files (default: the run's)", group="output")
@@ -367,5 +397,6 @@ def _parser(cls: type[Config], prog: str | None) -> argparse.ArgumentParser:
             choices=meta["choices"] or None,
             default=argparse.SUPPRESS,
             help=(meta["help"] + shown).replace("%", "%%"),
+            **({"nargs": "?", "const": meta["alone"]} if meta["alone"] else {}),
         )
     return parser

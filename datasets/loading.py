@@ -5,6 +5,7 @@ epoch, sample), so it does not depend on the number of workers or processes, nor
 """
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -121,29 +122,55 @@ def _reader(
 
 
 class EpochSampler(Sampler):
-    """Keys (epoch, index) of one epoch, in an order drawn from (seed, epoch). Call `set_epoch` before each."""
+    """Keys (epoch, index) of one epoch for one of several processes, in an order drawn from (seed, epoch).
 
-    def __init__(self, length: int, seed: int) -> None:
-        self.length, self.seed, self.epoch = length, seed, 0
+    The batch of a step is a slice of that order, the same samples for any number of processes; each process takes its
+    rows of it. What does not fill a batch is dropped. Call `set_epoch` before each epoch.
 
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch that the next iteration gives."""
-        self.epoch = epoch
+    :param length: samples of the data set.
+    :param batch_size: samples of a step in each process.
+    """
+
+    def __init__(self, length: int, seed: int, batch_size: int, rank: int = 0, size: int = 1) -> None:
+        self.length, self.seed, self.batch_size, self.rank, self.size = length, seed, batch_size, rank, size
+        self.epoch = self.start = 0
+
+    @property
+    def steps(self) -> int:
+        """Steps of a whole epoch."""
+        return self.length // (self.batch_size * self.size)
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """The epoch that the next iteration gives, without its first `start` steps."""
+        self.epoch, self.start = epoch, start
+
+    def batches(self) -> np.ndarray:
+        """The samples of every step of the epoch, of all processes: (steps, samples)."""
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        return order[: self.steps * self.batch_size * self.size].reshape(self.steps, -1)
 
     def __len__(self) -> int:
-        return self.length
+        return (self.steps - self.start) * self.batch_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        return ((self.epoch, int(index)) for index in order)
+        first = self.rank * self.batch_size
+        own = self.batches()[self.start :, first : first + self.batch_size]
+        return ((self.epoch, int(index)) for index in own.flat)
 
 
-def train_loader(pairs: TrainPairs, batch_size: int, num_workers: int, seed: int, pin_memory: bool) -> DataLoader:
-    """Shuffled batches (frames uint8 (B, F, 3, R, R), caption indices (B,)); the rest of an epoch is dropped."""
-    if len(pairs) < batch_size:
-        raise InputError(f"--batch_size={batch_size} is more than the {len(pairs)} training pairs")
-    sampler = EpochSampler(len(pairs), seed)
-    return _loader(pairs, batch_size, num_workers, pin_memory, sampler=sampler, drop_last=True)
+def train_loader(
+    pairs: TrainPairs, batch_size: int, num_workers: int, seed: int, pin_memory: bool, rank: int = 0, size: int = 1
+) -> DataLoader:
+    """Shuffled batches (frames uint8 (B, F, 3, R, R), caption indices (B,)); the rest of an epoch is dropped.
+
+    :param batch_size: B, of this process, which is `rank` of `size`.
+    """
+    if len(pairs) < batch_size * size:
+        several = "" if size == 1 else f" in {size} processes"
+        raise InputError(f"--batch_size={batch_size}{several} is more than the {len(pairs)} training pairs")
+    sampler = EpochSampler(len(pairs), seed, batch_size, rank, size)
+    apart = torch.Generator()  # else every iteration would draw a number of the stream that dropout draws from
+    return _loader(pairs, batch_size, num_workers, pin_memory, sampler=sampler, drop_last=True, generator=apart)
 
 
 def test_loader(videos: TestVideos, batch_size: int, num_workers: int, pin_memory: bool) -> DataLoader:
@@ -200,7 +227,12 @@ def batches(loader: DataLoader, failed: FailedVideos | None = None) -> Iterator[
 
 
 def _init_worker(worker_id: int) -> None:
-    """One thread per worker: the workers are the parallelism. OpenCV has one wherever datasets.video is imported."""
+    """One thread per worker: the workers are the parallelism. OpenCV has one wherever datasets.video is imported.
+
+    Signals that stop a run go to all its processes; the main one still needs its batches then, and ends the workers.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 

@@ -1,5 +1,6 @@
 """The CLIP that is fine-tuned: transformers' CLIPModel and its tokenizer, by --clip_arch or --clip_path."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from diffusion_lm.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 HUB_IDS = {
     "ViT-B/32": "openai/clip-vit-base-patch32",
@@ -38,6 +41,30 @@ class ClipRetrieval(nn.Module):
     def embed_dim(self) -> int:
         """D, width of the projected features."""
         return self.clip.config.projection_dim
+
+    def freeze(self, layer_num: int) -> None:
+        """Freeze the embeddings of both encoders and their layers below `layer_num`, as CLIP4Clip does; -1: nothing."""
+        if layer_num < 0:
+            return
+        for encoder in (self.clip.vision_model, self.clip.text_model):
+            layers = encoder.encoder.layers
+            if layer_num > len(layers):
+                logger.info("--freeze_layer_num=%d: an encoder of this CLIP has %d layers", layer_num, len(layers))
+            for part in (encoder.embeddings, getattr(encoder, "pre_layrnorm", None), *layers[:layer_num]):
+                if part is not None:
+                    part.requires_grad_(False)
+
+    def prepare(self, gradient_checkpointing: bool, compiled: bool) -> None:
+        """Make training take less memory, or less time; results stay the same up to rounding."""
+        if gradient_checkpointing:
+            self.clip.gradient_checkpointing_enable({"use_reentrant": False})
+        if compiled:
+            for network in self.networks():
+                network.compile()
+
+    def networks(self) -> list[nn.Module]:
+        """The parts that are worth compiling."""
+        return [self.clip.vision_model, self.clip.text_model]
 
     def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """What the model reads of N captions: tensors of N rows, on the CPU.

@@ -1,12 +1,13 @@
 """TextDiffs: X-Pool whose text embedding is diffused towards each candidate video."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
 from diffusion_lm.vocabulary import Vocabulary
-from model.xpool import Texts, Videos, XPool
+from model.xpool import EncodedPairs, Texts, Videos, XPool
 from modules.losses import teacher_student
 from modules.noise import sampling_noise, training_noise
 from modules.text_diffusion import Sampler, TextDiffusion, TrainingNoise
@@ -48,6 +49,10 @@ class TextDiffs(XPool):
         word_ids = self.vocabulary.encode(captions, self.text_diffusion.text_length)
         return super().tokenize(captions) | {"word_ids": word_ids}
 
+    def networks(self) -> list[nn.Module]:
+        """CLIP's encoders and the denoisers."""
+        return [*super().networks(), self.text_diffusion.student, self.text_diffusion.teacher]
+
     def videos(self, features: Tensor) -> Videos:
         """Frame features (M, F, D), ready to be scored."""
         channels = self.text_diffusion.frame_channels(features)
@@ -76,30 +81,24 @@ class TextDiffs(XPool):
         )
         return features + self.text_diffusion.log_shift(x).exp()
 
-    def draw_noise(self, step: int, batch: int) -> tuple[TrainingNoise, TrainingNoise]:
-        """Noise of the student and of the teacher for a training step of B pairs, a function of (seed, step)."""
+    def draw_noise(self, step: int, rows: range) -> tuple[TrainingNoise, TrainingNoise]:
+        """Noise of the student and of the teacher for rows of the batch of a training step, on the CPU."""
         diffusion = self.text_diffusion
-        shape = (batch, diffusion.diffusion.num_steps, diffusion.text_length, diffusion.student.config.channels)
-        student = training_noise(self.seed, step, 0, *shape)
-        return student, student if self.shared_noise else training_noise(self.seed, step, 1, *shape)
+        shape = (diffusion.diffusion.num_steps, diffusion.text_length, diffusion.student.config.channels)
+        student = training_noise(self.seed, step, 0, rows, *shape)
+        return student, student if self.shared_noise else training_noise(self.seed, step, 1, rows, *shape)
 
-    def losses(
-        self,
-        text_features: Tensor,
-        frame_features: Tensor,
-        word_ids: Tensor,
-        noise: tuple[TrainingNoise, TrainingNoise],
-    ) -> dict[str, Tensor]:
-        """Retrieval loss of the diffused texts, and the weighted teacher-student loss.
+    def encode_pairs(
+        self, frames: Tensor, token_ids: Tensor, word_ids: Tensor, noise: tuple[TrainingNoise, TrainingNoise]
+    ) -> EncodedPairs:
+        """Encode pairs and diffuse each text towards its own video.
 
-        :param text_features: (B, D).
-        :param frame_features: (B, F, D).
+        :param frames: uint8 (B, F, 3, R, R).
+        :param token_ids: (B, tokens).
         :param word_ids: (B, L).
-        :param noise: what `draw_noise` gave, on the device.
+        :param noise: rows of what `draw_noise` gave, on the device.
         """
-        output = self.text_diffusion(word_ids, frame_features, *noise)
-        diffused = text_features + output.log_shift.exp()
-        return {
-            "retrieval": self.retrieval_loss(diffused, text_features, frame_features),
-            "teacher_student": TEACHER_STUDENT_WEIGHT * teacher_student(output.teacher, output.student),
-        }
+        pairs = super().encode_pairs(frames, token_ids)
+        output = self.text_diffusion(word_ids, pairs.frames, *noise)
+        distance = TEACHER_STUDENT_WEIGHT * teacher_student(output.teacher, output.student)
+        return replace(pairs, embeddings=pairs.texts + output.log_shift.exp(), penalties={"teacher_student": distance})

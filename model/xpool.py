@@ -10,7 +10,6 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from model.clip import ClipRetrieval
 from modules.frame_pooling import FramePooling
-from modules.losses import symmetric_infonce
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,21 @@ class PairScores:
     undiffused: Tensor  # (P,), cosine of the text as encoded with the video pooled for it
 
 
+@dataclass(frozen=True)
+class EncodedPairs:
+    """B pairs of a training batch, encoded."""
+
+    texts: Tensor  # text features (B, D), by which frames are pooled
+    frames: Tensor  # frame features (B, F, D)
+    embeddings: Tensor  # text embeddings that are scored (B, D)
+    penalties: dict[str, Tensor]  # further terms of the loss by name, scalars, summed over the pairs
+
+
 class XPool(ClipRetrieval):
     """CLIP with text-conditioned frame pooling.
 
     The interface of every model: `tokenize`, `encode_texts`, `encode_videos` (inputs to features), `texts`, `videos`
-    (features to what is scored), `score_pairs`, `pool`, and `losses` of a training batch with what `draw_noise` gives.
+    (features to what is scored), `score_pairs`, `pool`; in training `draw_noise`, `encode_pairs` and `similarities`.
 
     :param clip: CLIP, `tokenizer` its tokenizer.
     :param num_mha_heads: heads of the pooling attention.
@@ -113,28 +122,30 @@ class XPool(ClipRetrieval):
         """
         return features
 
-    def draw_noise(self, step: int, batch: int) -> object:
-        """What `losses` needs for a training step beyond its inputs: nothing here."""
-        return None
+    def draw_noise(self, step: int, rows: range) -> tuple:
+        """What `encode_pairs` needs for rows of the batch of a training step beyond its inputs: nothing here."""
+        return ()
 
-    def losses(
-        self, text_features: Tensor, frame_features: Tensor, word_ids: Tensor | None = None, noise: object = None
-    ) -> dict[str, Tensor]:
-        """Terms of the training loss of B pairs; their sum is minimised.
+    def encode_pairs(
+        self, frames: Tensor, token_ids: Tensor, word_ids: Tensor | None = None, noise: tuple = ()
+    ) -> EncodedPairs:
+        """All that the loss needs of pairs and that does not depend on other pairs.
 
-        :param text_features: (B, D).
-        :param frame_features: (B, F, D).
+        :param frames: uint8 (B, F, 3, R, R).
+        :param token_ids: (B, tokens).
         """
-        return {"retrieval": self.retrieval_loss(text_features, text_features, frame_features)}
+        texts = self.encode_texts(token_ids)
+        return EncodedPairs(texts, self.encode_videos(frames), texts, {})
 
-    def retrieval_loss(self, embeddings: Tensor, text_features: Tensor, frame_features: Tensor) -> Tensor:
-        """Symmetric InfoNCE over cos(embedding i, p(v_j | t_i)).
+    def similarities(self, texts: Tensor, embeddings: Tensor, frames: Tensor) -> Tensor:
+        """cos(embedding i, p(v_j | t_i)) of every text and every video, (T, V), float32.
 
-        :param embeddings: text embeddings that are scored (B, D); the frames are pooled by `text_features` (B, D).
+        :param texts: text features (T, D), which pool the frames.
+        :param embeddings: text embeddings that are scored (T, D).
+        :param frames: frame features (V, F, D).
         """
-        pooled = self.pool_frames(text_features, frame_features)  # (videos, texts, D)
-        sims = torch.einsum("td,vtd->tv", F.normalize(embeddings.float(), dim=-1), F.normalize(pooled.float(), dim=-1))
-        return symmetric_infonce(sims, self.clip.logit_scale)
+        pooled = self.pool_frames(texts, frames)  # (videos, texts, D)
+        return torch.einsum("td,vtd->tv", F.normalize(embeddings.float(), dim=-1), F.normalize(pooled.float(), dim=-1))
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -28,13 +28,20 @@ def sampling_noise(captions: Sequence[str], seed: int, steps: int, length: int, 
 
 
 def training_noise(
-    seed: int, step: int, stream: int, batch: int, diffusion_steps: int, length: int, channels: int
+    seed: int, step: int, stream: int, rows: range, diffusion_steps: int, length: int, channels: int
 ) -> TrainingNoise:
-    """The noise of one training step, a function of (seed, step, stream).
+    """The noise of one training step, for each pair a function of (seed, step, stream, its row in the batch) alone.
+
+    So it does not depend on how many processes share the batch.
 
     :param stream: separates independent draws of the same step.
+    :param rows: of the batch of all processes.
     """
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, step, stream))))
-    t = generator.integers(diffusion_steps, size=batch)
-    x_start, q = generator.standard_normal((2, batch, length, channels), dtype=np.float32)
-    return TrainingNoise(torch.from_numpy(t), torch.from_numpy(x_start), torch.from_numpy(q))
+    t = np.empty(len(rows), dtype=np.int64)
+    noise = np.empty((len(rows), 2, length, channels), dtype=np.float32)
+    for place, row in enumerate(rows):
+        bits = np.random.Philox(key=(seed % 2**64, stream), counter=(0, 0, step, row))  # draws count in the first two
+        generator = np.random.Generator(bits)
+        t[place] = generator.integers(diffusion_steps)
+        generator.standard_normal(dtype=np.float32, out=noise[place])
+    return TrainingNoise(torch.from_numpy(t), torch.from_numpy(noise[:, 0]), torch.from_numpy(noise[:, 1]))

@@ -69,7 +69,7 @@ def saved(parse, path, line=""):
         for parameter in model.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(path, model, config, epoch=2, step=17, metrics={"R1": 12.5})
+    save_checkpoint(path, model, config, epoch=2, step=17, training={"metrics": {"R1": 12.5}})
     return model
 
 
@@ -113,7 +113,8 @@ def test_optimizer_and_schedule_continue_where_they_were(parse, tmp_path):
     for _ in range(3):
         step(model, optimizer, scheduler)
     path = tmp_path / "model.pth"
-    save_checkpoint(path, model, config, 1, 3, optimizer, scheduler)
+    training = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+    save_checkpoint(path, model, config, 1, 3, training)
     checkpoint = load_checkpoint(path)
     restored = restore_model(parse(small=False), checkpoint, path)
     again = make_optimizer(restored.pool_frames.parameters())
@@ -415,12 +416,12 @@ def test_words_are_rounded_to_the_table_of_the_recipe(parse, teacher, recipe):
 @pytest.mark.parametrize("recipe", ["textdiffs", "published"])
 def test_teacher_and_student_share_noise_unless_published(parse, recipe):
     model = create_model(parse(f"--recipe={recipe}"))
-    student, teacher = model.draw_noise(step=3, batch=50)
+    student, teacher = model.draw_noise(3, range(50))
     assert student.t.shape == (50,)
     assert set(student.t.tolist()) == set(range(4))
     for mine, theirs in zip(student, teacher, strict=True):
         assert torch.equal(mine, theirs) == (recipe == "textdiffs")
-    again, other = model.draw_noise(3, 50), model.draw_noise(4, 50)
+    again, other = model.draw_noise(3, range(50)), model.draw_noise(4, range(50))
     assert all(torch.equal(a, b) for a, b in zip(again[0], student, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(other[0], student, strict=True))
 

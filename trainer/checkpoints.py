@@ -1,10 +1,11 @@
-"""Checkpoint files: where they lie, what is in them, reading and writing."""
+"""Checkpoint files: where they lie, what is in them, reading and writing, and which one a run goes on from."""
 
+import logging
+import re
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from config import Config
 from diffusion_lm.errors import InputError
@@ -12,7 +13,11 @@ from diffusion_lm.weights import load_tensors, save_atomically
 from model.factory import description
 from model.xpool import XPool
 
+logger = logging.getLogger(__name__)
+
 BEST = "model_best.pth"
+DAMAGED = ".damaged"  # added to the name of a checkpoint that cannot be read
+_NAME = re.compile(r"checkpoint-epoch(\d+)(?:-step(\d+))?\.pth")
 
 
 def epoch_file(epoch: int) -> str:
@@ -20,18 +25,17 @@ def epoch_file(epoch: int) -> str:
     return f"checkpoint-epoch{epoch}.pth"
 
 
+def step_file(epoch: int, epoch_step: int) -> str:
+    """Name of the checkpoint within an epoch, after so many steps of it."""
+    return f"checkpoint-epoch{epoch}-step{epoch_step}.pth"
+
+
 def save_checkpoint(
-    path: Path,
-    model: XPool,
-    config: Config,
-    epoch: int,
-    step: int,
-    optimizer: Optimizer | None = None,
-    scheduler: LRScheduler | None = None,
-    metrics: dict[str, Any] | None = None,
+    path: Path, model: XPool, config: Config, epoch: int, step: int, training: Mapping[str, Any] | None = None
 ) -> None:
     """Write a checkpoint whole or not at all.
 
+    :param training: what else resuming needs: optimizer, scheduler, position, random states, metrics so far.
     :raises InputError: the folder cannot be written; the file that was there stays.
     """
     checkpoint = {
@@ -39,15 +43,14 @@ def save_checkpoint(
         "step": step,
         "state_dict": model.state_dict(),
         "config": config.to_dict(),
-        "metrics": metrics,
-        "optimizer": optimizer and optimizer.state_dict(),
-        "scheduler": scheduler and scheduler.state_dict(),
+        **(training or {}),
         **description(model),
     }
     try:
         save_atomically(checkpoint, path)
     except (OSError, RuntimeError) as error:
-        raise InputError(f"checkpoint {path} cannot be written: {error}") from error
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise InputError(f"checkpoint {path} cannot be written: {reason}; older ones stay as they are") from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -76,6 +79,60 @@ def find_checkpoint(config: Config) -> Path:
         if path.is_file():
             return path
     raise InputError(f"checkpoint {candidates[0]} does not exist{_what_there_is(folder)}")
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints of a run by the step that they were written after, the newest first; model_best.pth not."""
+    return sorted((path for path in folder.glob("*.pth") if _NAME.fullmatch(path.name)), key=_position, reverse=True)
+
+
+def delete_old(folder: Path, keep_last: int | None) -> None:
+    """Delete all but the newest `keep_last` checkpoints, and what a writing that died has left."""
+    for path in newest_first(folder)[keep_last:] if keep_last else []:
+        path.unlink(missing_ok=True)
+    for path in folder.glob(".*.pth.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint of a run that is whole: its file and what is in it; None where there is none.
+
+    Damaged ones are renamed, with a warning, so that nothing reads them again. Without any, model_best.pth is taken.
+    """
+    for path in [*newest_first(folder), folder / BEST]:
+        if not path.exists():
+            continue
+        try:
+            return path, load_whole(path)
+        except InputError as error:
+            aside = path.with_name(path.name + DAMAGED)
+            path.replace(aside)
+            logger.warning("%s; it is set aside as %s and the one before it is used", error, aside.name)
+    return None
+
+
+def load_whole(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of a training run and compare the checksum of every part; torch alone compares none.
+
+    :raises InputError: it is damaged, or not of a training run.
+    """
+    checkpoint = load_checkpoint(path)
+    try:
+        with zipfile.ZipFile(path) as parts:
+            damaged = parts.testzip()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+    if damaged:
+        raise InputError(f"{path} is damaged: the checksum of {damaged} is wrong")
+    if "random_states" not in checkpoint:
+        raise InputError(f"{path} does not hold what training needs to go on from it")
+    return checkpoint
+
+
+def _position(path: Path) -> tuple[int, float]:
+    """Epoch and step in it, infinite after the whole epoch."""
+    epoch, step = _NAME.fullmatch(path.name).groups()
+    return int(epoch), float("inf") if step is None else int(step)
 
 
 def _what_there_is(folder: Path) -> str:

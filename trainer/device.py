@@ -1,18 +1,27 @@
 """Where a run computes, in which precision, from which seed. The only file that chooses a device."""
 
 import random
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from diffusion_lm.errors import InputError
+from trainer.launch import Processes
 
 
-def choose_device(gpu: str | None) -> torch.device:
-    """The device of --gpu: an index, `cpu`, or None for the first GPU if there is one."""
+def choose_device(gpu: str | None, here: Processes | None = None) -> torch.device:
+    """The device of --gpu: an index, `cpu`, or None for the first GPU if there is one.
+
+    :param here: this process among several, each of which takes the GPU of its own index on its machine.
+    """
+    if here is not None and here.size > 1 and gpu != "cpu":
+        return _own_gpu(gpu, here)
     if gpu is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if gpu == "cpu":
         return torch.device("cpu")
     if not gpu.isdecimal():
@@ -24,6 +33,19 @@ def choose_device(gpu: str | None) -> torch.device:
     return torch.device("cuda", int(gpu))
 
 
+def _own_gpu(gpu: str | None, here: Processes) -> torch.device:
+    if gpu is not None:
+        raise InputError(
+            f"--gpu={gpu} with {here.size} processes: leave it out, each takes a GPU of its own; or give cpu"
+        )
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if here.local_size > torch.cuda.device_count():
+        gpus = torch.cuda.device_count()
+        raise InputError(f"{here.local_size} processes on a machine with {gpus} GPUs: start fewer, or give --gpu=cpu")
+    return torch.device("cuda", here.local_rank)
+
+
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     """The dtype of matrix products. `auto` is bf16 on GPUs that have it and on CPUs with AMX, else fp32.
 
@@ -32,12 +54,19 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if fast else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
     """Autocast to `dtype`; a no-op for float32."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on a device, without waiting for it: only pinned memory is copied beside other work."""
+    if device.type != "cuda":
+        return tensor
+    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
 
 
 def set_up(device: torch.device, seed: int) -> None:
@@ -48,3 +77,31 @@ def set_up(device: torch.device, seed: int) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The state of every global generator of this process, as tensors and plain values."""
+    numpy_state = np.random.get_state(legacy=False)
+    key = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
+    return {
+        "python": random.getstate(),
+        "numpy": {**numpy_state, "state": {"key": key, "pos": int(numpy_state["state"]["pos"])}},
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Set every global generator of this process to what `random_state` gave."""
+    random.setstate(state["python"])
+    inner = state["numpy"]["state"]
+    key = inner["key"].numpy().astype(np.uint32)
+    np.random.set_state({**state["numpy"], "state": {"key": key, "pos": inner["pos"]}})
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def seed_process(seed: int, rank: int, step: int) -> None:
+    """A stream of random numbers (dropout) of this process alone, from `step` on."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, rank, step)).generate_state(1, np.uint64)[0] >> 1))

@@ -5,7 +5,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from config import Config
 from diffusion_lm.errors import InputError, RunError
+from trainer.launch import speaks
 
 logger = logging.getLogger(__name__)
 
@@ -24,13 +25,16 @@ RESULTS_FILE = "results.json"
 
 def log_to_console() -> None:
     """Log lines on standard output, as they are; progress bars go to standard error."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    level = logging.INFO if speaks() else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout, force=True)
+    logging.raiseExceptions = False  # a full disk is told once, by what must be written, not for each line of the log
     for noisy in ("httpx", "huggingface_hub", "transformers"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
 def run_program(program: str, main: Callable[[], None]) -> int:
-    """Run an entry point: bad input becomes one line on standard error and exit code 2, a failed run exit code 1.
+    """Run an entry point: bad input becomes one line on standard error and exit code 2, a failed run exit code 1, one
+    that a signal stopped 128 + the signal.
 
     :return: exit code.
     """
@@ -39,22 +43,24 @@ def run_program(program: str, main: Callable[[], None]) -> int:
         with logging_redirect_tqdm():
             main()
     except (InputError, RunError) as error:
-        sys.stderr.write(f"{program}: error: {error}\n")
-        return 2 if isinstance(error, InputError) else 1
+        if speaks():
+            sys.stderr.write(f"{program}: error: {error}\n")
+        return error.exit_code
     return 0
 
 
 @contextmanager
-def training_folder(config: Config) -> Iterator[Path]:
-    """The new folder of a training run, with config.json and log.txt.
+def training_folder(config: Config, resume: bool = False) -> Iterator[Path]:
+    """The folder of a training run, with config.json and log.txt.
 
     A run that bad input ends before its first checkpoint leaves nothing behind.
 
+    :param resume: the folder may hold a run, which goes on.
     :raises InputError: the folder holds a run already, or cannot be made.
     """
     folder = config.run_dir
-    if any(folder.glob("*.pth")) or (folder / CONFIG_FILE).exists():
-        raise InputError(f"{folder} holds a run already: give another --datetime or --exp_name")
+    if not resume and (any(folder.glob("*.pth")) or (folder / CONFIG_FILE).exists()):
+        raise InputError(f"{folder} holds a run already: give another --datetime or --exp_name, or go on with --resume")
     existed = folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,25 +86,35 @@ class MetricsWriter:
 
     :param folder: of the run.
     :param tensorboard_dir: None writes no TensorBoard files.
+    :param step: of a run that goes on; what was written after it is dropped, because it comes again.
     :raises InputError: the TensorBoard folder cannot be written.
     """
 
-    def __init__(self, folder: Path, tensorboard_dir: Path | None) -> None:
-        self.file = open(folder / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
+    def __init__(self, folder: Path, tensorboard_dir: Path | None, step: int = 0) -> None:
+        self.path = folder / METRICS_FILE
+        kept = _records_until(self.path, step)
+        try:
+            self.path.write_text("".join(kept), encoding="utf-8")
+            self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written: {error.strerror}") from error
         self.tensorboard = None
         if tensorboard_dir is not None:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, not always wanted
 
             try:
-                self.tensorboard = SummaryWriter(str(tensorboard_dir))
+                self.tensorboard = SummaryWriter(str(tensorboard_dir), purge_step=step + 1 if step else None)
             except OSError as error:
                 raise InputError(f"TensorBoard folder {tensorboard_dir} cannot be written: {error.strerror}") from error
 
     def write(self, step: int, epoch: int, values: dict[str, float], tensorboard: bool = True) -> None:
         """Append values, by name, at a step."""
         record: dict[str, Any] = {"step": step, "epoch": epoch, **values}
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps(record) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written: {error.strerror}") from error
         if self.tensorboard and tensorboard:
             for name, value in values.items():
                 self.tensorboard.add_scalar(name, value, step)
@@ -108,3 +124,15 @@ class MetricsWriter:
         self.file.close()
         if self.tensorboard:
             self.tensorboard.close()
+
+
+def _records_until(path: Path, step: int) -> list[str]:
+    """The whole lines of metrics.jsonl up to a step."""
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        with suppress(ValueError):  # a line that a killed run has begun
+            if json.loads(line)["step"] <= step:
+                lines.append(line)
+    return lines

@@ -2,9 +2,14 @@
 
 import logging
 import math
+import os
+import signal
 import time
 from collections import deque
+from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +22,25 @@ from datasets.annotations import Split
 from datasets.failures import FailedVideos
 from datasets.frame_cache import CacheSettings
 from datasets.loading import TrainPairs, batches, train_loader
-from diffusion_lm.errors import RunError
+from diffusion_lm.errors import InputError, RunError
 from model.xpool import XPool
-from trainer.checkpoints import BEST, epoch_file, save_checkpoint
-from trainer.device import autocast
+from trainer import distributed
+from trainer.anomaly import find_anomalies
+from trainer.checkpoints import BEST, delete_old, epoch_file, newest_first, save_checkpoint, step_file
+from trainer.device import random_state, seed_process, set_random_state
 from trainer.evaluation import Evaluation, Evaluator, format_table, write_results
+from trainer.resume import how_to_go_on
 from trainer.run_folder import RESULTS_FILE, MetricsWriter
+from trainer.stop import StopSignal
+from trainer.throughput import SLOW_LOADING, Stopwatch, flops_per_pair, matmul_rate, memory_gb, profiler
+from trainer.training_step import TrainingStep
 
 logger = logging.getLogger(__name__)
 
 GRADIENT_NORM = 1.0
 ADAM_BETAS, ADAM_EPS = (0.9, 0.98), 1e-6  # CLIP's (Radford et al. 2021, table 18)
 WINDOW_COLUMNS = ("R1", "R5", "R10", "MedR", "MeanR")
+SHOWN_PAIRS = 8  # of a batch, in an error
 
 
 def parameter_groups(model: XPool, config: Config) -> list[dict]:
@@ -50,13 +62,14 @@ def parameter_groups(model: XPool, config: Config) -> list[dict]:
 
 
 class Trainer:
-    """Trains a model on pairs of a split, evaluates it on the way and keeps the best.
+    """Trains a model on pairs of a split, evaluates it on the way and keeps the best. One in each process of a run.
 
     :param model: on its device.
     :param split: the training split.
     :param evaluator: of the test split; None trains without evaluations.
     :param folder: of the run.
-    :param writer: of the metrics.
+    :param writer: of the metrics; None in all processes but the main one.
+    :param resumed: the checkpoint to go on from, whose weights the model has already.
     """
 
     def __init__(
@@ -68,132 +81,286 @@ class Trainer:
         device: torch.device,
         dtype: torch.dtype,
         folder: Path,
-        writer: MetricsWriter,
+        writer: MetricsWriter | None,
+        resumed: dict[str, Any] | None = None,
     ) -> None:
-        self.model, self.config, self.evaluator = model, config, evaluator
+        self.model, self.config, self.split, self.evaluator = model, config, split, evaluator
         self.device, self.dtype, self.folder, self.writer = device, dtype, folder, writer
+        rank, size = distributed.rank(), distributed.size()
+        own = config.batch_size * config.grad_accum
+        self.rows, self.batch_size = range(rank * own, (rank + 1) * own), own * size
         cache = CacheSettings.of(config)
         pairs = TrainPairs(split, config.num_frames, config.input_res, config.video_sample_type, config.seed, cache)
-        self.loader = train_loader(
-            pairs, config.batch_size, config.num_workers, config.seed, pin_memory=device.type == "cuda"
-        )
+        self.loader = train_loader(pairs, own, config.num_workers, config.seed, device.type == "cuda", rank, size)
+        self.steps_of_epoch = self.loader.sampler.steps
         self.tokens = model.tokenize(split.captions)
-        self.optimizer = AdamW(
-            parameter_groups(model, config), betas=ADAM_BETAS, eps=ADAM_EPS, fused=device.type == "cuda"
-        )
-        total = len(self.loader) * config.num_epochs
+        model.freeze(config.freeze_layer_num)
+        self.share_of_flops = self._share_of_flops() if distributed.is_main() else 0.0
+        model.prepare(config.gradient_checkpointing, config.compile)
+        self.training_step = distributed.synchronised(TrainingStep(model, config.grad_accum, device, dtype))
+        self.optimizer = AdamW(parameter_groups(model, config), betas=ADAM_BETAS, eps=ADAM_EPS, fused=True)
+        total = self.steps_of_epoch * config.num_epochs
         warmup = math.ceil(total * config.warmup_proportion)
         self.scheduler = get_cosine_schedule_with_warmup(self.optimizer, warmup, total)
-        self.step = 0
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        self.epoch, self.epoch_step, self.step = 1, 0, 0  # the epoch being trained, steps done of it and of all
         self.best = -1.0
         self.window: deque[dict[str, float]] = deque(maxlen=config.eval_window_size)
+        self.recent: list[Tensor] = []  # losses of each step since the last log line, on the device
+        self.names: list[str] = []  # of these losses
+        self.stop, self.watch = StopSignal(), Stopwatch()
+        if resumed is not None:
+            self._restore(resumed)
+        elif size > 1:
+            seed_process(config.seed, rank, 0)
+        logger.info("batch of %d pairs: %d processes x %d%s", self.batch_size, size, config.batch_size,
+                    f" x {config.grad_accum} chunks" if config.grad_accum > 1 else "")  # fmt: skip
 
     def train(self) -> None:
-        """All epochs."""
-        for epoch in range(1, self.config.num_epochs + 1):
-            self._train_epoch(epoch)
-            if epoch % self.config.save_every == 0:
-                self._save(epoch_file(epoch), epoch)
-        if self.evaluator is None:
-            self._save(BEST, self.config.num_epochs)
-            logger.info("no evaluation was wanted: the last epoch is %s", self.folder / BEST)
+        """All epochs, from where the run is.
 
-    def _train_epoch(self, epoch: int) -> None:
-        steps = len(self.loader)
-        evaluate_after = {
-            round(steps * (i + 1) / self.config.evals_per_epoch) for i in range(self.config.evals_per_epoch)
-        }
-        self.loader.sampler.set_epoch(epoch)
+        :raises RunStopped: a signal came; the run is saved.
+        :raises RunError: the loss is not finite.
+        """
+        profile = profiler(self.config.profile, self.folder) if distributed.is_main() else nullcontext()
+        with self.stop, find_anomalies(self.model, self.config.detect_anomaly), profile as self.profile:
+            for epoch in range(self.epoch, self.config.num_epochs + 1):
+                if epoch > self.epoch:
+                    self.epoch, self.epoch_step = epoch, 0
+                self._train_epoch()
+                if epoch % self.config.save_every == 0:
+                    self._save(epoch_file(epoch))
+            if self.evaluator is None:
+                self._save(BEST)
+                logger.info("no evaluation was wanted: the last epoch is %s", self.folder / BEST)
+
+    def _train_epoch(self) -> None:
+        steps, parts = self.steps_of_epoch, self.config.evals_per_epoch
+        evaluate_after = {round(steps * (i + 1) / parts) for i in range(parts)} if self.evaluator is not None else set()
+        self.loader.sampler.set_epoch(self.epoch, self.epoch_step)
         self.model.train()
-        started, running, since = time.perf_counter(), {}, 0
-        failed = FailedVideos(steps * self.config.batch_size)
-        bar = tqdm(
-            batches(self.loader, failed), total=steps, desc=f"epoch {epoch}", unit="step", leave=False, disable=None
-        )
-        for done, (frames, index) in enumerate(bar, start=1):
-            losses = self._train_step(frames, index)
-            for name, value in losses.items():  # summed on the device: reading them would wait for it
-                running[name] = running.get(name, 0.0) + value
-            since += 1
-            if done % self.config.log_step == 0 or done == steps:
-                self._log_step(epoch, done, running, since)
-                running, since = {}, 0
-            if self.evaluator is not None and done in evaluate_after:
-                self._evaluate(epoch)
-        seconds = time.perf_counter() - started
-        logger.info("epoch %d took %.1f s", epoch, seconds)
+        self.told_slow = False
+        started = time.perf_counter()
+        self.watch.restart()
+        failed = FailedVideos(steps * len(self.rows))
+        for frames, index in self._progress(self.watch.waiting(batches(self.loader, failed))):
+            self._train_step(frames, index)
+            self.epoch_step += 1
+            self.step += 1
+            if self.epoch_step % self.config.log_step == 0 or self.epoch_step == steps:
+                self._log_step()
+            with self.watch.paused():
+                if self.epoch_step in evaluate_after:
+                    self._evaluate()
+                self._save_or_stop()
+        logger.info("epoch %d took %.1f s", self.epoch, time.perf_counter() - started)
         if failed.replaced:
-            logger.warning("epoch %d: %s", epoch, failed.summary())
+            logger.warning("epoch %d: %s", self.epoch, failed.summary())
 
-    def _train_step(self, frames: Tensor, index: Tensor) -> dict[str, Tensor]:
-        """One optimizer step on B pairs. Frames uint8 (B, F, 3, R, R), caption indices (B,), both on the CPU."""
-        noise = self.model.draw_noise(self.step, len(index))
-        chosen = self.model.select(self.tokens, index)
-        tokens = {name: rows.to(self.device, non_blocking=True) for name, rows in chosen.items()}
-        with autocast(self.device, self.dtype):
-            frame_features = self.model.encode_videos(frames.to(self.device, non_blocking=True))
-            text_features = self.model.encode_texts(tokens.pop("token_ids"))
-            on_device = None if noise is None else tuple(part.to(self.device) for part in noise)
-            losses = self.model.losses(text_features, frame_features, noise=on_device, **tokens)
-            loss = torch.stack(list(losses.values())).sum()
+    def _progress(self, steps: Iterable) -> Iterable:
+        quiet = None if distributed.is_main() else True
+        return tqdm(
+            steps, f"epoch {self.epoch}", self.steps_of_epoch, initial=self.epoch_step, unit="step", leave=False,
+            disable=quiet,
+        )  # fmt: skip
+
+    def _train_step(self, frames: Tensor, index: Tensor) -> None:
+        """One optimizer step on the pairs of this process.
+
+        :param frames: uint8 (B, F, 3, R, R), on the CPU.
+        :param index: captions (B,), on the CPU.
+        """
+        noise = self.model.draw_noise(self.step, self.rows)
+        losses = self.training_step(frames, self.model.select(self.tokens, index), noise)
+        loss = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_NORM)
-        self.optimizer.step()
+        try:
+            self.scaler.scale(loss).backward()
+        except RuntimeError as error:
+            if self.config.detect_anomaly and "nan values" in str(error):
+                raise self._not_finite(str(error).splitlines()[0], self.epoch_step + 1) from error
+            raise
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_NORM)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.scheduler.step()
-        self.step += 1
-        return {name: value.detach() for name, value in losses.items()} | {"loss": loss.detach()}
+        if self.profile:
+            self.profile.step()
+        self.watch.pairs += self.batch_size
+        values = losses | {"loss": loss}
+        if not self.scaler.is_enabled():  # which meets gradients that are not finite, and leaves out the step
+            values["gradient_norm"] = norm
+        self.names = list(values)
+        self.recent.append(torch.stack(list(values.values())).detach())  # reading it here would wait for the device
+        if self.config.detect_anomaly:
+            self._read_recent(self.epoch_step + 1)
 
-    def _log_step(self, epoch: int, done: int, running: dict[str, Tensor], count: int) -> None:
-        means = {f"train/{name}": float(total) / count for name, total in running.items()}
-        if not math.isfinite(means["train/loss"]):
-            raise RunError(
-                f"the loss is {means['train/loss']} at epoch {epoch}, step {done}: lower --clip_lr or --noclip_lr, or "
-                f"give --precision=fp32"
+    def _read_recent(self, epoch_step: int | None = None) -> Tensor:
+        """Losses of the steps since the last log line, (steps, names), on the CPU.
+
+        :param epoch_step: the last of these steps; default: the steps done.
+        :raises RunError: they are not finite.
+        """
+        if not self.recent:
+            return torch.empty(0, len(self.names))
+        values = torch.stack(self.recent).cpu()
+        wrong = (~values.isfinite()).any(1).nonzero()
+        if len(wrong):
+            place = int(wrong[0])
+            name, value = next(
+                (n, v) for n, v in zip(self.names, values[place].tolist(), strict=True) if not math.isfinite(v)
             )
-        rates = self.scheduler.get_last_lr()
-        self.writer.write(
-            self.step, epoch, means | {"train/lr_max": max(rates)}, tensorboard=not self.config.noloss_record
-        )
-        shown = ", ".join(f"{name.removeprefix('train/')} {value:.4f}" for name, value in means.items())
-        logger.info("epoch %d, step %d of %d: %s", epoch, done, len(self.loader), shown)
+            last = self.epoch_step if epoch_step is None else epoch_step
+            raise self._not_finite(f"{name} is {value}", last - len(values) + 1 + place)
+        return values
 
-    def _evaluate(self, epoch: int) -> None:
+    def _not_finite(self, what: str, epoch_step: int) -> RunError:
+        index = self.loader.sampler.batches()[epoch_step - 1].tolist()
+        clips = self.split.clip_of_caption
+        pairs = [f"{self.split.clips[clips[i]].video_id} (caption {i})" for i in index]
+        logger.error("pairs of the step that is not finite: %s", ", ".join(pairs))
+        shown = ", ".join(pairs[:SHOWN_PAIRS]) + (
+            f" and {len(pairs) - SHOWN_PAIRS} more" if pairs[SHOWN_PAIRS:] else ""
+        )
+        finite = [*newest_first(self.folder), self.folder / BEST]
+        last = next((str(path) for path in finite if path.exists()), "none was written yet")
+        return RunError(
+            f"{what} at epoch {self.epoch}, step {epoch_step} ({self.step - self.epoch_step + epoch_step} of the run), "
+            f"with the pairs {shown}; last finite checkpoint: {last}; lower --clip_lr or --noclip_lr, give "
+            f"--precision=fp32, or look closer with --detect_anomaly"
+        )
+
+    def _log_step(self) -> None:
+        means = self._read_recent().mean(0).tolist()
+        self.recent.clear()
+        values = {f"train/{name}": value for name, value in zip(self.names, means, strict=True)}
+        values["train/lr_max"] = max(self.scheduler.get_last_lr())
+        speed, waited = self.watch.read()
+        share = speed * self.share_of_flops / distributed.size()
+        self.watch.restart()
+        if self.writer is None:
+            return
+        figures = {
+            "speed/pairs_per_s": speed,
+            "speed/data_wait": waited,
+            "speed/memory_gb": memory_gb(self.device),
+            "speed/flops_share": share,
+        }
+        self.writer.write(self.step, self.epoch, values | figures, tensorboard=not self.config.noloss_record)
+        logger.info(
+            "epoch %d, step %d of %d: %s; %.3g pairs/s, %.0f %% waiting for data, %.2f GB, %.0f %% of the matrix rate",
+            self.epoch, self.epoch_step, self.steps_of_epoch,
+            ", ".join(f"{name} {value:.4f}" for name, value in zip(self.names, means, strict=True)),
+            speed, 100 * waited, figures["speed/memory_gb"], 100 * share,
+        )  # fmt: skip
+        if waited > SLOW_LOADING and self.epoch_step > self.config.log_step and not self.told_slow:
+            self.told_slow = True
+            logger.warning(self._advice(waited))
+
+    def _advice(self, waited: float) -> str:
+        cores, workers = os.cpu_count() or 1, self.config.num_workers
+        if workers < cores:
+            flag = f"raise --num_workers={workers}: this machine has {cores} cores"
+        else:
+            flag = "all cores decode already: keep decoded frames with --frame_cache=FOLDER"
+        return f"loading is the bottleneck, {100 * waited:.0f} % of the time is spent waiting for data; {flag}"
+
+    def _share_of_flops(self) -> float:
+        """Share of the device's matrix rate that one pair per second takes."""
+        tokens = self.model.select(self.tokens, torch.tensor([0]))
+        frames = torch.zeros(1, self.config.num_frames, 3, self.config.input_res, self.config.input_res).byte()
+        flops = flops_per_pair(self.model, frames, tokens, self.device, self.dtype)
+        return flops / matmul_rate(self.device, self.dtype)
+
+    def _save_or_stop(self) -> None:
+        stopping = distributed.any_process(self.stop.number != 0)
+        last = self.epoch_step == self.steps_of_epoch and self.epoch % self.config.save_every == 0  # saved soon
+        due = self.config.save_steps and self.step % self.config.save_steps == 0 and not last
+        if stopping or due:
+            self._save(step_file(self.epoch, self.epoch_step))
+        if stopping:
+            number = signal.Signals(self.stop.number or signal.SIGTERM)
+            raise distributed.RunStopped(
+                f"stopped by {number.name} after step {self.epoch_step} of epoch {self.epoch}, which is saved; "
+                f"{how_to_go_on(self.folder)}",
+                number,
+            )
+
+    def _evaluate(self) -> None:
+        self._read_recent()
+        before = random_state(self.device)  # how many numbers loaders draw depends on their workers
         evaluation = self.evaluator(self.model)
+        set_random_state(before, self.device)
         metric = self.config.metric
-        row = evaluation.row(metric)
+        row = distributed.broadcast_object(evaluation.row(metric) if distributed.is_main() else None)
         self.window.append(row)
         window = {name: sum(r[name] for r in self.window) / len(self.window) for name in WINDOW_COLUMNS}
-        logger.info(
-            "epoch %d, evaluation in %.1f s\n%s",
-            epoch,
-            evaluation.seconds,
-            format_table(evaluation, metric, self.config.DSL),
-        )
-        logger.info(
-            "%s strict, average of the last %d: %s",
-            metric, len(self.window), ", ".join(f"{name} {value:.1f}" for name, value in window.items()),
-        )  # fmt: skip
-        self._record(epoch, evaluation, window)
-        if row["R1"] > self.best:
-            self.best = row["R1"]
-            self._save(BEST, epoch, metrics=row)
-            output = self.config.output_json
-            write_results(
-                Path(output) if output else self.folder / RESULTS_FILE, evaluation, self.config, str(self.folder / BEST)
-            )
+        better = row["R1"] > self.best
+        self.best = max(self.best, row["R1"])
+        if distributed.is_main():
+            self._tell(evaluation, window)
+        if better:
+            self._save(BEST, metrics=row)
+            if distributed.is_main():
+                output = Path(self.config.output_json or self.folder / RESULTS_FILE)
+                write_results(output, evaluation, self.config, str(self.folder / BEST))
         logger.info("best %s strict R@1 so far: %.1f", metric, self.best)
 
-    def _record(self, epoch: int, evaluation: Evaluation, window: dict[str, float]) -> None:
+    def _tell(self, evaluation: Evaluation, window: dict[str, float]) -> None:
+        metric = self.config.metric
+        table = format_table(evaluation, metric, self.config.DSL)
+        logger.info("epoch %d, evaluation in %.1f s\n%s", self.epoch, evaluation.seconds, table)
+        averages = ", ".join(f"{name} {value:.1f}" for name, value in window.items())
+        logger.info("%s strict, average of the last %d: %s", metric, len(self.window), averages)
         values = {
             f"eval/{row['metric']}_{row['protocol']}{'_dsl' if row['dsl'] else ''}/{name}": row[name]
             for row in evaluation.results
             for name in WINDOW_COLUMNS
         }
         values |= {f"eval_window/{name}": value for name, value in window.items()}
-        self.writer.write(self.step, epoch, values | {"eval/seconds": evaluation.seconds})
+        self.writer.write(self.step, self.epoch, values | {"eval/seconds": evaluation.seconds})
 
-    def _save(self, name: str, epoch: int, metrics: dict | None = None) -> None:
-        save_checkpoint(
-            self.folder / name, self.model, self.config, epoch, self.step, self.optimizer, self.scheduler, metrics
-        )
+    def _save(self, name: str, metrics: dict | None = None) -> None:
+        """Write a checkpoint, by the main process, with the random states of all; only of finite losses."""
+        self._read_recent()
+        states = distributed.gather_objects(random_state(self.device))
+        if not distributed.is_main():
+            return
+        training = {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "epoch_step": self.epoch_step,
+            "batch_size": self.batch_size,
+            "best": self.best,
+            "window": list(self.window),
+            "names": self.names,
+            "recent": [values.cpu() for values in self.recent],
+            "random_states": states,
+            "metrics": metrics,
+        }
+        save_checkpoint(self.folder / name, self.model, self.config, self.epoch, self.step, training)
+        delete_old(self.folder, self.config.keep_last)
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint["batch_size"] != self.batch_size:
+            now = f"{distributed.size()} processes x --batch_size={self.config.batch_size}"
+            raise InputError(
+                f"--resume: a batch of the run has {checkpoint['batch_size']} pairs, but {now} "
+                f"x --grad_accum={self.config.grad_accum} are {self.batch_size}"
+            )
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.scheduler.load_state_dict(checkpoint["scheduler"])
+        self.scaler.load_state_dict(checkpoint["scaler"])
+        self.epoch, self.epoch_step, self.step = (checkpoint[name] for name in ("epoch", "epoch_step", "step"))
+        self.best, self.names = checkpoint["best"], checkpoint["names"]
+        self.window.extend(checkpoint["window"])
+        self.recent = [values.to(self.device) for values in checkpoint["recent"]]
+        states, rank = checkpoint["random_states"], distributed.rank()
+        if len(states) == distributed.size():
+            set_random_state(states[rank], self.device)
+        else:
+            logger.info("the run had %d processes: dropout draws other numbers from here on", len(states))
+            seed_process(self.config.seed, rank, self.step)
+        logger.info("the run goes on at epoch %d after step %d", self.epoch, self.epoch_step)

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
@@ -28,13 +30,31 @@ class TrainingSettings:
     """How to train; the sizes of the network are its own."""
 
     steps: int
-    batch_size: int = 64
+    batch_size: int = 64  # captions of a step, of all processes
     lr: float = 1e-4
     ema_rate: float = 0.9999
     seed: int = 24
     dtype: torch.dtype = torch.float32  # of matrix products, by autocast
     log_step: int = 50
     eval_every: int = 1000
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes does of a training run; the default is all of it.
+
+    Every process draws the whole batch and its noise, and computes the loss of its rows.
+    """
+
+    rank: int = 0
+    size: int = 1
+    synchronised: Callable[[nn.Module], nn.Module] = lambda module: module  # its backward pass averages gradients
+    mean: Callable[[Tensor], Tensor] = lambda values: values  # of CPU tensors, over the processes
+
+    def rows(self, batch_size: int) -> slice:
+        """The rows of a batch that are this process's."""
+        own = batch_size // self.size
+        return slice(self.rank * own, (self.rank + 1) * own)
 
 
 @dataclass(frozen=True)
@@ -109,14 +129,23 @@ def endless_batches(size: int, batch_size: int, generator: torch.Generator) -> I
         queue = queue[batch_size:]
 
 
-def draw_loss(
-    denoiser: Denoiser, diffusion: GaussianDiffusion, word_ids: Tensor, t: Tensor, generator: torch.Generator
-) -> EndToEndLoss:
-    """The loss of captions (N, L) at steps t (N,), with noise drawn on the CPU: the same for every device."""
-    shape = (*word_ids.shape, denoiser.config.channels)
-    noise = torch.randn(2, *shape, generator=generator)
-    word_ids, t, noise = (tensor.to(diffusion.betas.device, non_blocking=True) for tensor in (word_ids, t, noise))
-    return end_to_end_loss(denoiser, diffusion, word_ids, t, noise[0], noise[1])
+class Loss(nn.Module):
+    """The end-to-end loss of a denoiser as a module, so that processes can share its gradients."""
+
+    def __init__(self, denoiser: Denoiser, diffusion: GaussianDiffusion) -> None:
+        super().__init__()
+        self.denoiser, self.diffusion = denoiser, diffusion
+
+    def forward(self, word_ids: Tensor, t: Tensor, noise: Tensor) -> EndToEndLoss:
+        """Of captions (N, L) at steps t (N,) with noise (2, N, L, C), all on the CPU."""
+        device = self.diffusion.betas.device
+        word_ids, t, noise = (tensor.to(device, non_blocking=True) for tensor in (word_ids, t, noise))
+        return end_to_end_loss(self.denoiser, self.diffusion, word_ids, t, noise[0], noise[1])
+
+
+def draw_noise(word_ids: Tensor, channels: int, generator: torch.Generator) -> Tensor:
+    """Noise (2, N, L, C) of captions (N, L), drawn on the CPU: the same for every device."""
+    return torch.randn(2, *word_ids.shape, channels, generator=generator)
 
 
 @torch.no_grad()
@@ -130,7 +159,8 @@ def evaluate(denoiser: Denoiser, diffusion: GaussianDiffusion, word_ids: Tensor,
     losses, right, counted = torch.zeros(4), torch.zeros(2), torch.zeros(2)
     steps = torch.arange(len(word_ids)) % diffusion.num_steps  # every t equally often
     for ids, t in zip(word_ids.split(EVALUATION_BATCH), steps.split(EVALUATION_BATCH), strict=True):
-        losses += len(ids) * torch.stack(draw_loss(denoiser, diffusion, ids, t, generator)).cpu()
+        noise = draw_noise(ids, denoiser.config.channels, generator)
+        losses += len(ids) * torch.stack(Loss(denoiser, diffusion)(ids, t, noise)).cpu()
         hits = recovered(denoiser, diffusion, ids, generator)
         words = ids != PAD
         right += torch.stack([hits[words].sum(), hits.sum()])
@@ -142,7 +172,7 @@ def evaluate(denoiser: Denoiser, diffusion: GaussianDiffusion, word_ids: Tensor,
 def recovered(denoiser: Denoiser, diffusion: GaussianDiffusion, word_ids: Tensor, generator: torch.Generator) -> Tensor:
     """Whether lm_head names the word after noising to t = 0 and denoising, of captions (N, L): booleans (N, L)."""
     device = diffusion.betas.device
-    noise = torch.randn(2, *word_ids.shape, denoiser.config.channels, generator=generator).to(device)
+    noise = draw_noise(word_ids, denoiser.config.channels, generator).to(device)
     t = torch.zeros(len(word_ids), dtype=torch.long, device=device)
     x_start = denoiser.word_embedding(word_ids.to(device)) + diffusion.x_start_std * noise[0]
     predicted = denoiser(diffusion.q_sample(x_start, t, noise[1]), diffusion.model_times[t])
@@ -156,35 +186,35 @@ def train(
     held_out_ids: Tensor,
     settings: TrainingSettings,
     record: Callable[[dict], None] = lambda figures: None,
-) -> tuple[Denoiser, HeldOut]:
+    share: Share | None = None,
+) -> tuple[Denoiser, HeldOut | None]:
     """Train `denoiser`, in place, on captions.
 
     :param word_ids: training captions (N, L).
     :param held_out_ids: captions (M, L) to evaluate the averaged weights on.
     :param record: is given the figures of every `log_step` steps and of every evaluation.
+    :param share: of this process, where there are several; the first one evaluates.
     :return: the denoiser of averaged weights, and its figures on the held-out captions.
     """
-    torch.manual_seed(settings.seed)  # dropout
+    share = share or Share()
+    torch.manual_seed(settings.seed + share.rank)  # dropout
     generator = torch.Generator().manual_seed(settings.seed)
-    table = denoiser.word_embedding.weight
-    groups = [
-        {"params": [parameter for parameter in denoiser.parameters() if parameter is not table]},
-        {"params": [table], "lr": settings.lr * WORD_TABLE_LR_SHARE},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=0.0, fused=True)
-    warmup_steps = round(WARMUP_SHARE * settings.steps)
-    schedule = get_linear_schedule_with_warmup(optimizer, warmup_steps, settings.steps)
+    loss_of = share.synchronised(Loss(denoiser, diffusion))
+    optimizer, schedule = make_optimizer(denoiser, settings)
     average = exponential_average(denoiser, settings.ema_rate)
     batches = endless_batches(len(word_ids), settings.batch_size, generator)
+    own = share.rows(settings.batch_size)
     device = diffusion.betas.device
     running: list[Tensor] = []  # losses since the last record
     held_out = None
-    for step in tqdm(range(1, settings.steps + 1), desc="training", mininterval=1.0, disable=None):
+    quiet = None if share.rank == 0 else True
+    for step in tqdm(range(1, settings.steps + 1), desc="training", mininterval=1.0, disable=quiet):
         denoiser.train()
         ids = word_ids[next(batches)]
         t = torch.randint(diffusion.num_steps, (len(ids),), generator=generator)
+        noise = draw_noise(ids, denoiser.config.channels, generator)
         with torch.autocast(device.type, settings.dtype, enabled=settings.dtype != torch.float32):
-            loss = draw_loss(denoiser, diffusion, ids, t, generator)
+            loss = loss_of(ids[own], t[own], noise[:, own])
         optimizer.zero_grad()
         loss.total.backward()
         nn.utils.clip_grad_norm_(denoiser.parameters(), MAX_GRADIENT_NORM)
@@ -193,10 +223,22 @@ def train(
         average.update_parameters(denoiser)
         running.append(torch.stack(loss).detach())  # .item() here would wait for the GPU at every step
         if step % settings.log_step == 0 or step == settings.steps:
-            terms = dict(zip(EndToEndLoss._fields, torch.stack(running).mean(0).tolist(), strict=True))
+            means = share.mean(torch.stack(running).mean(0).cpu())
+            terms = dict(zip(EndToEndLoss._fields, means.tolist(), strict=True))
             record({"step": step, "lr": schedule.get_last_lr()[0], "train": terms})
             running.clear()
-        if step % settings.eval_every == 0 or step == settings.steps:
+        if share.rank == 0 and (step % settings.eval_every == 0 or step == settings.steps):
             held_out = evaluate(average.module, diffusion, held_out_ids, settings.seed)
             record({"step": step, "held_out": asdict(held_out)})
     return average.module, held_out
+
+
+def make_optimizer(denoiser: Denoiser, settings: TrainingSettings) -> tuple[Optimizer, LRScheduler]:
+    """AdamW with a slower word table, and a linear schedule with warm-up."""
+    table = denoiser.word_embedding.weight
+    groups = [
+        {"params": [parameter for parameter in denoiser.parameters() if parameter is not table]},
+        {"params": [table], "lr": settings.lr * WORD_TABLE_LR_SHARE},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=0.0, fused=True)
+    return optimizer, get_linear_schedule_with_warmup(optimizer, round(WARMUP_SHARE * settings.steps), settings.steps)

@@ -1,0 +1,128 @@
+"""Several processes as one: how they are started, what they exchange, and how they end."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from diffusion_lm import weights
+from tests.processes import ROOT, launch, run_processes
+from trainer import distributed
+from trainer.launch import Processes, find_processes
+
+PROGRAM = str(ROOT / "tests" / "distributed_program.py")
+COLOURS, SHAPES, SIDES = (
+    ("red", "green", "blue", "grey", "pink"), ("ball", "box", "star", "ring", "cross"),
+    ("up", "down", "left", "right", "away"),
+)  # fmt: skip
+LAUNCHERS = ["torchrun", "mpirun"]
+
+
+def own_lines(done: subprocess.CompletedProcess) -> list[str]:
+    """What our program said on standard error, without what the launcher adds."""
+    return [line for line in done.stderr.splitlines() if "error: " in line and line.startswith(("program.py", "error"))]
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_exchanges(launcher):
+    done = launch(launcher, 3, PROGRAM, "exchange")
+    assert done.returncode == 0, done.stderr
+    assert "[(0, 3), (1, 3), (2, 3)] 3 processes" in done.stdout
+
+
+def test_without_a_launcher_exchanges_are_the_identity():
+    assert find_processes() == Processes() and Processes().is_main
+    rows = torch.randn(3, 2, requires_grad=True)
+    assert distributed.gather_with_gradient(rows) is rows and distributed.gather_rows(rows) is rows
+    assert distributed.gather_objects(5) == [5] and distributed.broadcast_object(5) == 5
+    assert distributed.any_process(True) and not distributed.any_process(False)
+    module = torch.nn.Linear(2, 2)
+    assert distributed.synchronised(module) is module
+    assert distributed.is_main() and (distributed.rank(), distributed.size()) == (0, 1)
+
+
+def test_slurm(monkeypatch):
+    """Two steps of srun, with the variables that it sets; a batch script alone is one process."""
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    assert find_processes() == Processes()  # in the batch script, before srun
+    with socket.socket() as free:
+        free.bind(("", 0))
+        job = free.getsockname()[1]
+    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": str(job),
+            "SLURM_STEP_TASKS_PER_NODE": "2(x1)", "OMP_NUM_THREADS": "1"}  # fmt: skip
+    started = [
+        subprocess.Popen(
+            [sys.executable, PROGRAM, "exchange"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | step | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    output = [process.communicate(timeout=60) for process in started]
+    assert [process.returncode for process in started] == [0, 0], output
+    assert "[(0, 2), (1, 2)] 2 processes" in output[0][0]
+
+
+def test_slurm_names_the_first_machine(monkeypatch):
+    for nodes, first in (("gpu[07-09,12]", "gpu07"), ("a1,b2", "a1"), ("node3", "node3")):
+        for name, value in (("PROCID", "5"), ("STEP_NUM_TASKS", "8"), ("LOCALID", "1"), ("JOB_ID", "12345678"),
+                            ("STEP_NODELIST", nodes), ("STEP_TASKS_PER_NODE", "4(x2)")):  # fmt: skip
+            monkeypatch.setenv(f"SLURM_{name}", value)
+        monkeypatch.delenv("MASTER_ADDR", raising=False)
+        assert find_processes() == Processes(5, 8, 1, 4)
+        assert os.environ["MASTER_ADDR"] == first and os.environ["MASTER_PORT"] == "15678"
+    monkeypatch.delenv("MASTER_ADDR")
+    monkeypatch.delenv("MASTER_PORT")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "arguments", "said"),
+    [("mpirun", ["early"], "--flag=1 is wrong"), ("mpirun", ["all"], "the file is missing"),
+     ("mpirun", ["input", "0"], "bad video in process 0"), ("torchrun", ["input", "1"], "bad video in process 1")],
+)  # fmt: skip
+def test_an_error_ends_all_processes_with_one_line(launcher, arguments, said):
+    started = time.monotonic()
+    done = launch(launcher, 2, PROGRAM, *arguments, timeout=60)
+    assert done.returncode != 0
+    assert own_lines(done) == [f"program.py: error: {said}"], done.stderr
+    assert time.monotonic() - started < 30
+
+
+def wait_or_die(victim: int) -> None:
+    """A member of a group: the victim is killed, the others wait in an exchange."""
+    if distributed.rank() == victim:
+        os.kill(os.getpid(), signal.SIGKILL)
+    distributed.gather_rows(torch.zeros(1))
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_others(victim, capfd):
+    """With nothing around the processes that would end them."""
+    codes, values = run_processes(2, wait_or_die, victim, timeout=60)
+    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 1
+    assert values == []
+    said = capfd.readouterr().err
+    assert "ended" in said
+
+
+@pytest.mark.slow
+def test_pre_training_in_several_processes(tmp_path):
+    """Diffusion-LM/train.py under mpirun: one folder, written once, as one process writes it."""
+    captions = tmp_path / "captions.txt"
+    captions.write_text("".join(f"a {c} {s} moves {d}\n" for c in COLOURS for s in SHAPES for d in SIDES))
+    folder = tmp_path / "model"
+    done = launch(
+        "mpirun", 2, "Diffusion-LM/train.py", f"--captions={captions}", f"--output_dir={folder}", "--denoiser=tiny",
+        "--steps=4", "--batch_size=4", "--text_len=8", "--min_count=1", "--gpu=cpu", "--log_step=2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("batch of 8 captions: 2 processes x 4") == 1
+    assert {path.name for path in folder.iterdir()} == {
+        "ema_0.9999_000004.pt", "random_emb.torch", "vocab.json", "training_args.json", "log.txt", "metrics.jsonl",
+    }  # fmt: skip
+    assert weights.load(folder).training_args["batch_size"] == 8

@@ -1,0 +1,261 @@
+"""A run that is killed, stopped or short of disk goes on as if nothing had happened."""
+
+import ctypes
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.test_end_to_end import Place
+from tests.training_runs import Run, final_state, losses, small_files
+
+EPOCHS, STEPS = 7, 6  # of 24 pairs in batches of 4
+LAST = f"checkpoint-epoch{EPOCHS}.pth"
+
+
+class Training:
+    """Runs on the made-up data with dropout, random frames and evaluations: all that draws random numbers."""
+
+    def __init__(self, root: Path):
+        self.place = Place(root)
+        self.logs = root / "logs"
+        self.counter = 0
+
+    def run(self, name: str, *more: str, size: int = 1, **options) -> Run:
+        self.counter += 1
+        arguments = self.place.train_arguments(
+            name, f"--num_epochs={EPOCHS}", f"--batch_size={4 // size}", "--log_step=2", "--save_steps=1",
+            "--keep_last=3", "--no_tensorboard", "--noclip_lr=1e-3", "--clip_lr=1e-4", "--video_sample_type=rand",
+            *more,
+        )  # fmt: skip
+        return Run(arguments, self.logs / str(self.counter), size, **options)
+
+    def finished(self, name: str, *more: str, size: int = 1) -> Path:
+        run = self.run(name, *more, size=size)
+        assert run.wait() == [0] * size, run.errors()
+        return self.place.folder(name)
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    return Training(tmp_path_factory.mktemp("resume"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(training):
+    return training.finished("uninterrupted")
+
+
+def assert_same_run(folder: Path, other: Path) -> None:
+    first, second = final_state(folder, LAST), final_state(other, LAST)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    assert losses(folder) == losses(other)
+
+
+def wait_for(condition, run: Run, seconds: float = 60) -> bool:
+    deadline = time.monotonic() + seconds
+    while run.running and time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def newest(folder: Path) -> tuple[int, str]:
+    """The checkpoint of a run that was written last."""
+    return max(((p.stat().st_mtime_ns, p.name) for p in folder.glob("checkpoint-*.pth")), default=(0, ""))
+
+
+def is_writing(folder: Path, run: Run) -> bool:
+    return any(folder.glob(f".*.pth.{run.processes[0].pid}.tmp"))
+
+
+def kill_at_random(training, name: str, kills: int, size: int, seed: int) -> int:
+    """Kill a run again and again, half of the times while it writes a checkpoint, and let it end.
+
+    :return: how many times it was writing one.
+    """
+    generator = random.Random(seed)
+    folder, writing = training.place.folder(name), 0
+    for kill in range(kills):
+        before = newest(folder)
+        run = training.run(name, "--resume", size=size)
+        if kill % 2:
+            wait_for(lambda run=run: is_writing(folder, run), run)
+            time.sleep(generator.uniform(0, 0.01))
+        else:
+            wait_for(lambda before=before: newest(folder) != before, run)
+            time.sleep(generator.uniform(0, 0.15))
+        run.signal(signal.SIGKILL, generator.choice([None, *range(size)]))
+        codes = run.wait()
+        assert -signal.SIGKILL in codes, run.errors()  # it was not over
+        writing += any(folder.glob(".*.tmp"))
+    assert training.run(name, "--resume", size=size).wait() == [0] * size
+    assert not any(folder.glob(".*.tmp")) and not any(folder.glob("*.damaged"))
+    return writing
+
+
+@pytest.mark.slow
+def test_twenty_kills_leave_no_trace(training, uninterrupted):
+    assert kill_at_random(training, "killed", kills=20, size=1, seed=1) >= 3
+    assert_same_run(training.place.folder("killed"), uninterrupted)
+
+
+@pytest.mark.slow
+def test_kills_of_two_processes_leave_no_trace(training):
+    expected = training.finished("two", size=2)
+    kill_at_random(training, "two-killed", kills=4, size=2, seed=2)
+    assert_same_run(training.place.folder("two-killed"), expected)
+
+
+@pytest.mark.parametrize(("number", "size"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2)])
+def test_signals_save_and_say_how_to_go_on(training, uninterrupted, number, size):
+    name = f"{number.name}-{size}"
+    folder = training.place.folder(name)
+    run = training.run(name, "--save_steps=1000", "--num_workers=1", size=size)
+    assert wait_for(lambda: "step 2 of" in run.output(), run)
+    run.signal(number, size - 1)  # of two processes the one that is not the main one
+    assert run.wait() == [128 + number] * size
+    (line,) = run.errors().splitlines()
+    assert f"stopped by {number.name} after step" in line
+    assert line.endswith(f"go on with: python train.py --resume={folder}")
+    assert len(list(folder.glob("checkpoint-epoch1-step*.pth"))) == 1
+    if size == 1:
+        assert Run([f"--resume={folder}"], training.logs / name).wait() == [0]
+        assert_same_run(folder, uninterrupted)
+
+
+def test_another_number_of_processes_goes_on(training, uninterrupted):
+    """The same batches and noise; only dropout differs. A batch of another size is refused."""
+    folder = training.place.folder("other-size")
+    shutil.copytree(uninterrupted, folder)
+    (folder / LAST).unlink()
+    run = training.run("other-size", "--resume", "--batch_size=4", size=2)
+    assert run.wait() == [2, 2]
+    assert "--batch_size=4" in run.errors() and run.errors().count("\n") == 1
+    run = training.run("other-size", "--resume", size=2)
+    assert run.wait() == [0, 0], run.errors()
+    assert "the run had 1 processes" in run.output()
+    expected, found = losses(uninterrupted), losses(folder)
+    assert [r["step"] for r in found] == [r["step"] for r in expected]
+
+
+def test_damaged_checkpoints_are_set_aside(training, uninterrupted):
+    """One cut short, and one with a single wrong bit in a weight, which torch would load."""
+    folder = training.place.folder("damaged")
+    shutil.copytree(uninterrupted, folder)
+    newest, second, _ = sorted(folder.glob("checkpoint-epoch*.pth"), key=lambda p: p.stat().st_mtime_ns)[::-1]
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    data = bytearray(second.read_bytes())
+    data[len(data) // 2] ^= 16
+    second.write_bytes(data)
+    torch.load(second, weights_only=True)  # nothing is noticed
+    run = training.run("damaged", "--resume")
+    assert run.wait() == [0], run.errors()
+    for path in (newest, second):
+        assert path.with_name(path.name + ".damaged").exists()
+        assert f"{path.name}.damaged" in run.output()
+    assert_same_run(folder, uninterrupted)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(training, uninterrupted):
+    folder = training.place.folder("full")
+    shutil.copytree(uninterrupted, folder)
+    (folder / LAST).unlink()
+    before = {path.name: path.read_bytes() for path in folder.glob("*.pth")}
+    run = training.run("full", "--resume", "--skip_eval", first=small_files(1_000_000))
+    assert run.wait() == [2]
+    assert "contradicts" in run.errors()  # another way to train is no resumption
+    run = training.run("full", "--resume", first=small_files(1_000_000))
+    assert run.wait() == [2]
+    (line,) = run.errors().splitlines()
+    assert "cannot be written" in line and str(folder) in line
+    assert {path.name: path.read_bytes() for path in folder.glob("*.pth")} == before
+    assert not list(folder.glob(".*.tmp"))
+    assert training.run("full", "--resume").wait() == [0]
+    assert_same_run(folder, uninterrupted)
+
+
+def as_others() -> None:
+    """Root may write anywhere: give up that right, as capabilities(7) says."""
+    header, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert ctypes.CDLL(None, use_errno=True).capset(header, nothing) == 0
+
+
+def test_a_read_only_folder_is_a_clear_error(training, uninterrupted):
+    folder = training.place.folder("read-only")
+    shutil.copytree(uninterrupted, folder)
+    (folder / LAST).unlink()
+    os.chmod(folder, 0o555)
+    before = {path.name: path.read_bytes() for path in folder.glob("*.pth")}
+    run = training.run("read-only", "--resume", first=as_others)
+    assert run.wait() == [2]
+    (line,) = run.errors().splitlines()
+    assert "cannot be written" in line and str(folder) in line
+    assert {path.name: path.read_bytes() for path in folder.glob("*.pth")} == before
+    os.chmod(folder, 0o755)
+
+
+def test_a_finished_run_stays(training, uninterrupted):
+    before = final_state(uninterrupted, LAST)
+    run = Run([f"--resume={uninterrupted / LAST}"], training.logs / "finished")
+    assert run.wait() == [0], run.errors()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in final_state(uninterrupted, LAST).items())
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [(["--resume", "--noclip_lr=5"], "--noclip_lr=5.0"), (["--resume=nowhere.pth"], "nowhere.pth"), ([], "--resume")],
+)
+def test_what_contradicts_a_run_is_named(training, uninterrupted, more, named):
+    run = training.run("uninterrupted", *more)
+    assert run.wait() == [2]
+    (line,) = run.errors().splitlines()
+    assert named in line
+
+
+def test_old_checkpoints_are_deleted(uninterrupted):
+    assert {path.name for path in uninterrupted.glob("*.pth")} == {
+        "model_best.pth", LAST, f"checkpoint-epoch{EPOCHS}-step{STEPS - 1}.pth", f"checkpoint-epoch{EPOCHS}-step4.pth",
+    }  # fmt: skip
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(training):
+    """With its step, its pairs and the last finite checkpoint; no checkpoint after it."""
+    run = training.run("not-finite", "--noclip_lr=1e30", "--log_step=5", "--warmup_proportion=0")
+    assert run.wait() == [1]
+    line = run.errors().splitlines()[-1]
+    folder = training.place.folder("not-finite")
+    assert "at epoch 1, step 2 (2 of the run)" in line
+    assert f"last finite checkpoint: {folder / 'checkpoint-epoch1-step1.pth'}" in line
+    assert line.count("(caption") == 4
+    assert [path.name for path in folder.glob("*.pth")] == ["checkpoint-epoch1-step1.pth"]
+    state = torch.load(folder / "checkpoint-epoch1-step1.pth", weights_only=True)["state_dict"]
+    run = training.run("anomaly", "--noclip_lr=1e30", "--warmup_proportion=0", "--detect_anomaly")
+    assert run.wait() == [1]
+    assert "--detect_anomaly: the output of " in run.errors().splitlines()[-1]
+    assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+@pytest.mark.parametrize("more", [["--precision=fp16"], ["--gradient_checkpointing", "--grad_accum=2"]])
+def test_other_ways_to_train(training, more):
+    folder = training.finished(f"other{more[0]}", *more, "--num_epochs=1", "--freeze_layer_num=1", "--profile=1")
+    assert (folder / "profile.json").stat().st_size > 1000
+    first = losses(folder)[0]
+    assert 0 < first["train/loss"] < 10
+
+
+def test_frozen_layers_stay(training, uninterrupted):
+    folder = training.finished("frozen", "--freeze_layer_num=1", "--num_epochs=1")
+    frozen, state = (torch.load(folder / f"checkpoint-epoch1{part}.pth", weights_only=True)["state_dict"]
+                     for part in ("-step4", ""))  # fmt: skip
+    changed = {name for name in state if not torch.equal(frozen[name], state[name])}
+    encoders = {name for name in state if name.startswith(("clip.text_model.", "clip.vision_model."))}
+    still = {n for n in encoders if ".embeddings." in n or ".layers.0." in n or ".pre_layrnorm." in n}
+    assert encoders - still <= changed and not changed & still

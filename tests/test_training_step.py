@@ -1,0 +1,231 @@
+"""The training step: one loss for any number of processes and chunks, against a slow computation of its own."""
+
+import ctypes
+import resource
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from datasets.loading import EpochSampler
+from diffusion_lm.denoiser import Denoiser
+from diffusion_lm.gaussian_diffusion import GaussianDiffusion
+from diffusion_lm.training import Share, TrainingSettings
+from diffusion_lm.training import train as pretrain_denoiser
+from modules.losses import teacher_student
+from tests.processes import in_processes
+from tests.small_models import SMALL, small_textdiffs, small_xpool
+from trainer import distributed
+from trainer.trainer import parameter_groups
+from trainer.training_step import TrainingStep
+
+CAPTIONS = ["a man plays a guitar", "two dogs run on the beach", "somebody cuts an onion", "a cat", "a dog jumps high",
+            "people dance", "a woman reads a book to a child", "a car drives"]  # fmt: skip
+CPU = torch.device("cpu")
+FRAMES, SIDE = 5, 64
+
+
+M_MMAP_THRESHOLD = -3
+
+
+class Settings:
+    clip_lr, noclip_lr, weight_decay = 1e-5, 1e-4, 0.2  # AdamW blows up the rounding of gradients that are almost 0
+
+
+def make_model(arch: str, dropout: bool = False):
+    """A small model in training mode, the same in every process."""
+    torch.manual_seed(1)
+    model = small_textdiffs(CAPTIONS) if arch == "textdiffs" else small_xpool()
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout) and not dropout:
+            module.p = 0.0
+    return model
+
+
+def make_batch(model, rows: range, step: int = 0):
+    """Frames, tokens and noise of rows of the batch of a step."""
+    frames = torch.randint(
+        256, (len(CAPTIONS), FRAMES, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(step), dtype=torch.uint8
+    )
+    tokens = model.select(model.tokenize(CAPTIONS), torch.tensor(list(rows)))
+    return frames[list(rows)], tokens, model.draw_noise(step, rows)
+
+
+def train(arch: str, chunks: int = 1, steps: int = 3, dropout: bool = False):
+    """Losses of each step, gradients of the first, and the parameters after the last, in one process of a group."""
+    model = make_model(arch, dropout)
+    own = len(CAPTIONS) // distributed.size()
+    rows = range(distributed.rank() * own, (distributed.rank() + 1) * own)
+    step = distributed.synchronised(TrainingStep(model, chunks, CPU, torch.float32))
+    optimizer = torch.optim.AdamW(parameter_groups(model, Settings), eps=1e-6, fused=True)
+    losses, gradients = [], {}
+    for index in range(steps):
+        terms = step(*make_batch(model, rows, index))
+        optimizer.zero_grad()
+        sum(terms.values()).backward()
+        if not gradients:
+            gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        optimizer.step()
+        losses.append({name: value.item() for name, value in terms.items()})
+    return losses, as_lists(gradients), as_lists(dict(model.named_parameters()))
+
+
+def as_lists(tensors):
+    """What goes through a queue without shared memory."""
+    return {name: tensor.detach().numpy() for name, tensor in tensors.items()}
+
+
+@pytest.fixture(scope="module", params=["textdiffs", "xpool"])
+def alone(request):
+    return request.param, train(request.param)
+
+
+def assert_same(found, expected):
+    (losses, gradients, parameters), (losses_alone, gradients_alone, parameters_alone) = found, expected
+    for step, step_alone in zip(losses, losses_alone, strict=True):
+        assert step == pytest.approx(step_alone, abs=1e-5)
+    for kind, tensors, others in (
+        ("gradient", gradients, gradients_alone), ("parameter", parameters, parameters_alone)
+    ):  # fmt: skip
+        assert tensors.keys() == others.keys()
+        for name, tensor in tensors.items():
+            scale = max(1.0, abs(others[name]).max())  # some gradients are sums of thousands of pixels
+            assert abs(tensor - others[name]).max() < 1e-5 * scale, f"{kind} of {name}"
+
+
+@pytest.mark.parametrize(("size", "chunks"), [(2, 1), (4, 1), (2, 2)])
+def test_processes_and_chunks_change_nothing(alone, size, chunks):
+    arch, expected = alone
+    for found in in_processes(size, train, arch, chunks):
+        assert_same(found, expected)
+
+
+@pytest.mark.parametrize("chunks", [2, 8])
+def test_chunks_change_nothing(alone, chunks):
+    arch, expected = alone
+    assert_same(train(arch, chunks), expected)
+
+
+def test_the_loss_is_that_of_every_text_with_every_video():
+    """Pair by pair, with nothing batched."""
+    model = make_model("textdiffs").eval()
+    frames, tokens, noise = make_batch(model, range(len(CAPTIONS)))
+    with torch.no_grad():
+        terms = TrainingStep(model, 1, CPU, torch.float32)(frames, tokens, noise)
+        texts, videos = model.encode_texts(tokens["token_ids"]), model.encode_videos(frames)
+        sims, distance = torch.empty(len(CAPTIONS), len(CAPTIONS)), 0.0
+        for i in range(len(CAPTIONS)):
+            own = tuple(type(n)(*(part[i : i + 1] for part in n)) for n in noise)
+            output = model.text_diffusion(tokens["word_ids"][i : i + 1], videos[i : i + 1], *own)
+            distance += teacher_student(output.teacher, output.student)
+            for j in range(len(CAPTIONS)):
+                pooled = model.pool_frames(texts[i : i + 1], videos[j : j + 1])[0]
+                sims[i, j] = F.cosine_similarity(texts[i : i + 1] + output.log_shift.exp(), pooled)
+        scale = model.clip.logit_scale.exp().clamp(max=100)
+        right = torch.arange(len(CAPTIONS))
+        expected = (F.cross_entropy(scale * sims, right) + F.cross_entropy(scale * sims.t(), right)) / 2
+    assert terms["retrieval"].item() == pytest.approx(expected.item(), abs=1e-4)
+    assert terms["teacher_student"].item() == pytest.approx(0.1 * distance.item(), rel=1e-4)
+
+
+class KeepsEverything(TrainingStep):
+    """The same chunks, but each keeps what its backward pass needs."""
+
+    def _pass(self, function, *arguments):
+        return function(*arguments)
+
+
+def test_chunks_see_one_dropout_mask():
+    """The backward pass must drop what the forward pass dropped."""
+    gradients = []
+    for kind in (TrainingStep, KeepsEverything):
+        model = make_model("textdiffs", dropout=True)
+        batch = make_batch(model, range(len(CAPTIONS)))
+        torch.manual_seed(5)
+        sum(kind(model, 4, CPU, torch.float32)(*batch).values()).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-6, rtol=1e-5, msg=name)
+
+
+def peak_mb(chunks: int, chunk_size: int) -> float:
+    """Growth of the peak memory of this process by one training step."""
+    ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 1 << 16)  # what is freed goes back at once
+    model = make_model("xpool")
+    size = chunks * chunk_size
+    frames = torch.zeros(size, 12, 3, SIDE, SIDE, dtype=torch.uint8)
+    tokens = model.select(model.tokenize(CAPTIONS * size), torch.arange(size))
+    sum(
+        TrainingStep(model, 1, CPU, torch.float32)(frames[:1], {"token_ids": tokens["token_ids"][:1]}, ()).values()
+    ).backward()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    sum(TrainingStep(model, chunks, CPU, torch.float32)(frames, tokens, ()).values()).backward()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def test_memory_is_flat_in_chunks():
+    """Sixteen chunks of 4 pairs take hardly more than two, and far less than half as many pairs at once."""
+    two, sixteen, whole = (in_processes(1, peak_mb, *sizes)[0] for sizes in ((2, 4), (16, 4), (1, 32)))
+    assert sixteen < 1.6 * two  # the uint8 frames are 9 MB more
+    assert whole > 2.5 * sixteen
+
+
+def pretrain():
+    """Weights of a Diffusion-LM and its averages after 3 steps, and what was recorded, in one process of a group."""
+    torch.manual_seed(1)
+    denoiser = Denoiser(replace(SMALL, dropout=0.0), 30)
+    share = Share(distributed.rank(), distributed.size(), distributed.synchronised, distributed.mean)
+    word_ids = torch.randint(30, (50, 7), generator=torch.Generator().manual_seed(2))
+    records = []
+    settings = TrainingSettings(steps=3, batch_size=8, lr=1e-3, log_step=1, eval_every=10)
+    average, _ = pretrain_denoiser(
+        denoiser, GaussianDiffusion.sqrt(5), word_ids, word_ids[:8], settings, records.append, share
+    )
+    return (
+        as_lists(denoiser.state_dict()),
+        as_lists(average.state_dict()),
+        [r["train"] for r in records if "train" in r],
+    )
+
+
+def test_processes_change_nothing_in_pre_training():
+    weights, averages, records = pretrain()
+    for found in in_processes(2, pretrain):
+        for tensors, expected in ((found[0], weights), (found[1], averages)):
+            for name, tensor in tensors.items():
+                assert abs(tensor - expected[name]).max() < 1e-5, name
+        for record, expected in zip(found[2], records, strict=True):
+            assert record == pytest.approx(expected, abs=1e-5)
+
+
+# the samples and the noise of a batch
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_processes_share_the_batch_of_one(size):
+    alone = EpochSampler(30, 3, 8)
+    parts = [EpochSampler(30, 3, 8 // size, rank, size) for rank in range(size)]
+    for sampler in (alone, *parts):
+        sampler.set_epoch(2, start=1)
+        assert sampler.steps == 3 and len(sampler) == 2 * sampler.batch_size
+    keys, shared = list(alone), [list(part) for part in parts]
+    own = 8 // size
+    assert keys == [key for step in range(2) for part in shared for key in part[step * own : (step + 1) * own]]
+    assert [index for _, index in keys] == alone.batches()[1:].ravel().tolist()
+    alone.set_epoch(2)
+    assert list(alone)[8:] == keys
+
+
+def test_noise_is_that_of_the_row():
+    model = make_model("textdiffs")
+    whole = model.draw_noise(7, range(8))[0]
+    part = model.draw_noise(7, range(3, 6))[0]
+    assert all(torch.equal(a[3:6], b) for a, b in zip(whole, part, strict=True))
+    many = model.draw_noise(7, range(2000))[0]
+    assert many.x_start.mean().abs() < 0.01 and (many.x_start.std() - 1).abs() < 0.01
+    assert torch.corrcoef(many.x_start.flatten(1)[:50]).fill_diagonal_(0).abs().max() < 0.5
+    counts = many.t.bincount(minlength=3)
+    assert len(counts) == 3 and counts.min() > 550

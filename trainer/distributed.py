@@ -1,0 +1,284 @@
+"""Several processes as one run: the process group and what they exchange. The only file, with launch.py, that knows
+ranks.
+
+Without a process group every exchange is the identity, so callers need not ask how many processes there are. All
+processes must call an exchange in the same order.
+
+Gradients. `gather_with_gradient` hands every process the rows of all; its backward pass sums what all processes want of
+a row. When every process computes the same loss L of the gathered rows, its gradient is therefore `size` times its
+share of dL/dw, and the mean over processes that DistributedDataParallel takes is exactly dL/dw.
+"""
+
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+from torch.nn.parallel import DistributedDataParallel
+
+from diffusion_lm.errors import InputError, RunError
+from trainer.launch import Processes, find_processes, speak_up
+
+__all__ = ["Processes", "find_processes"]
+
+START_SECONDS = 300  # that a process waits for the others at the start
+EXCHANGE_SECONDS = 3600  # that an exchange waits for a process that lives; one may be busy alone, writing or evaluating
+WATCH_SECONDS = 0.5  # between two looks at whether another process has failed
+LEAVE_SECONDS = 10  # that a process has to end by itself once one has failed
+FAILED = "failed"  # the key under which the first process that fails leaves its rank and exit code
+LEFT = "left"  # the key that counts the processes that know of it
+
+
+@contextmanager
+def process_group(here: Processes, device: torch.device) -> Iterator[None]:
+    """The process group of a run: NCCL between GPUs, gloo between CPUs. Nothing for a single process.
+
+    An error in one process ends all of them. Only the first that fails passes its error on; the others leave with its
+    exit code and without a word.
+
+    :raises RunError: the processes do not find each other, or another one has ended.
+    """
+    if here.size == 1:
+        yield
+        return
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // here.local_size))
+    watch = _join(here, device)
+    try:
+        yield
+        barrier()  # nobody takes the store away while another one still exchanges
+    except RunStopped:  # by a signal, that all have agreed on
+        watch.end()
+        dist.destroy_process_group()
+        raise
+    except BaseException as error:
+        code = watch.fail(2 if isinstance(error, InputError) else 1)
+        if code is not None:
+            raise SystemExit(code) from None
+        speak_up()
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise RunError(f"another process of the run has ended: {str(error).splitlines()[0]}") from error
+        raise
+    watch.end()
+    dist.destroy_process_group()
+
+
+class RunStopped(RunError):
+    """A run that a signal has stopped in all processes; what it wrote says how to go on.
+
+    :param signal_number: the exit code is 128 + it, as shells count.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+def _join(here: Processes, device: torch.device) -> "_Watch":
+    """Meet the other processes at MASTER_ADDR, MASTER_PORT."""
+    waiting = timedelta(seconds=START_SECONDS)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    try:
+        store, _, _ = next(dist.rendezvous("env://", here.rank, here.size, timeout=waiting))
+        exchange = timedelta(seconds=EXCHANGE_SECONDS)
+        dist.init_process_group(backend, timeout=exchange, store=store, rank=here.rank, world_size=here.size)
+        watch = _Watch(store, here)
+        barrier()  # until all of them watch
+    except (RuntimeError, ValueError) as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise RunError(
+            f"process {here.rank} of {here.size} does not meet the others at {place}: {str(error).splitlines()[0]}"
+        ) from error
+    return watch
+
+
+class _Watch:
+    """Ends this process when another one has failed, however it waits: a thread looks at the common store."""
+
+    def __init__(self, store: dist.Store, here: Processes) -> None:
+        self.own, self.here = store.clone(), here  # a connection of the thread: one that waits holds its lock
+        self.store = store.clone()
+        self.ended = threading.Event()
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def end(self) -> None:
+        """The run is over: failures of others are none any more."""
+        self.ended.set()
+
+    def fail(self, code: int) -> int | None:
+        """Tell the others that this process fails with `code`: None, or the code of one that failed before."""
+        leave = threading.Timer(LEAVE_SECONDS, os._exit, (code,))
+        leave.daemon = True
+        leave.start()
+        mine = f"{self.here.rank} {code}"
+        self.ended.set()
+        try:
+            first = self.store.compare_set(FAILED, "", mine).decode()
+            self._leave(self.store)
+        except RuntimeError:  # the process that holds the store has ended first
+            return None if self.here.rank == 1 else code
+        return None if first == mine else int(first.split()[1])
+
+    def _leave(self, store: dist.Store) -> None:
+        """Count this process as one that knows; the main one, which may hold the store, waits for the others."""
+        known = store.add(LEFT, 1)
+        deadline = time.monotonic() + LEAVE_SECONDS / 2
+        while self.here.is_main and known < self.here.size and time.monotonic() < deadline:
+            time.sleep(0.05)
+            known = store.add(LEFT, 0)
+
+    def _look(self) -> None:
+        while not self.ended.wait(WATCH_SECONDS):
+            code = self._code_of_failed()
+            if code is not None and not self.ended.wait(2 * WATCH_SECONDS):  # it may be on its way out
+                with suppress(RuntimeError):
+                    self._leave(self.own)
+                os._exit(code)
+
+    def _code_of_failed(self) -> int | None:
+        try:
+            if not self.own.check([FAILED]):
+                return None
+            return int(self.own.get(FAILED).decode().split()[1])
+        except RuntimeError:
+            if self.here.rank == 1 and not self.ended.is_set():
+                sys.stderr.write("error: the main process of the run has ended\n")
+            return 1
+
+
+def is_main() -> bool:
+    """Whether this process logs and writes."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Index of this process."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def barrier() -> None:
+    """Wait for all processes, on the host."""
+    if dist.is_initialized():
+        dist.all_reduce(torch.zeros(1))  # a CPU tensor: dist.barrier would wait for the GPU
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process. Waits for the hosts of all, not for their GPUs."""
+    if not dist.is_initialized():
+        return flag
+    flags = torch.tensor([flag], dtype=torch.int32)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags)
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """The main process does it, then the others: for files that the first one makes and the others find."""
+    if not is_main():
+        barrier()
+    yield
+    if is_main():
+        barrier()
+
+
+def broadcast_object(value: Any) -> Any:
+    """What the main process has, in every process."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean over all processes of a CPU tensor."""
+    if not dist.is_initialized():
+        return values
+    values = values.clone()
+    dist.all_reduce(values)
+    return values / dist.get_world_size()
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """The values of all processes, by rank, in every process."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def gather_rows(rows: Tensor, everywhere: bool = False) -> Tensor | None:
+    """The rows of all processes, one below the other by rank; each process may have another number of them, also none.
+
+    :param rows: CPU tensor (n, ...), of one type and, but for n, one shape in all processes.
+    :param everywhere: give them to every process; else to the main one, and None to the others.
+    """
+    if not dist.is_initialized():
+        return rows
+    counts = gather_objects(len(rows))
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts] if everywhere or is_main() else None
+    if everywhere:
+        dist.all_gather(parts, padded)
+    else:
+        dist.gather(padded, parts, dst=0)
+    return None if parts is None else torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
+
+
+def gather_with_gradient(rows: Tensor) -> Tensor:
+    """The rows of all processes (size * n, ...), with gradients: see the contract above.
+
+    :param rows: (n, ...), the same n in all processes, on the device of the process group.
+    """
+    if not dist.is_initialized():
+        return rows
+    return _GatherRows.apply(rows)
+
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of all processes. (torch.distributed.nn's all_gather gives wrong gradients under gloo where the gradient is
+    not contiguous.)"""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, rows: Tensor) -> Tensor:
+        gathered = rows.new_empty(dist.get_world_size() * len(rows), *rows.shape[1:])
+        dist.all_gather_into_tensor(gathered, rows.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        own = gradient.new_empty(len(gradient) // dist.get_world_size(), *gradient.shape[1:])
+        dist.reduce_scatter_tensor(own, gradient)
+        return own
+
+
+def synchronised(module: nn.Module) -> nn.Module:
+    """The module with the weights of the main process; its backward pass averages the gradients of all processes.
+
+    Unused parameters are looked for in each step, because the buckets of gradients then stay as they are: with buckets
+    that are made anew after the first step, sums of more than two processes would round otherwise after a resumption.
+    Inputs stay where they are: the training step moves them chunk by chunk.
+    """
+    if not dist.is_initialized():
+        return module
+    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+    return DistributedDataParallel(
+        module, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+    )

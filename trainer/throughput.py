@@ -1,0 +1,133 @@
+"""How fast training is: pairs per second, time spent waiting for data, memory, share of the device's matrix rate."""
+
+import logging
+import resource
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.profiler import profile, schedule
+from torch.utils.flop_counter import FlopCounterMode
+
+from model.xpool import XPool
+from trainer.device import autocast, random_state, set_random_state
+
+logger = logging.getLogger(__name__)
+
+Batch = TypeVar("Batch")
+
+SLOW_LOADING = 0.3  # share of the time spent waiting for data, from which loading is the bottleneck
+MATRIX_SIZES = {"cuda": (1024, 8192), "cpu": (128, 256, 512, 1024, 2048)}
+MATRIX_REPEATS = 3
+LONG_PRODUCT = 0.01  # seconds, from which on no larger product is tried
+PROFILE_ROWS = 15  # operations in the log
+
+
+class Stopwatch:
+    """Times the steps between two log lines, and within them the waiting for data."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from here."""
+        self.started, self.waited, self.pairs, self.pause_seconds = time.perf_counter(), 0.0, 0, 0.0
+
+    def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, with the time that each is waited for counted."""
+        iterator = iter(batches)
+        while True:
+            before = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self.waited += time.perf_counter() - before
+            yield batch
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that is not training: evaluation and saving."""
+        before = time.perf_counter()
+        yield
+        self.pause_seconds += time.perf_counter() - before
+
+    def read(self) -> tuple[float, float]:
+        """Pairs per second and the share of the time spent waiting for data, since the last restart."""
+        seconds = max(time.perf_counter() - self.started - self.pause_seconds, 1e-9)
+        return self.pairs / seconds, min(1.0, self.waited / seconds)
+
+
+def memory_gb(device: torch.device) -> float:
+    """The most memory that this process has held so far, of the GPU or of the machine, in GB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product on this device, measured; smaller ones where a device is slow at the type."""
+    rate = 0.0
+    for size in MATRIX_SIZES[device.type]:
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        seconds = min(_seconds_of_product(a, b, device) for _ in range(MATRIX_REPEATS))
+        rate = 2 * size**3 / seconds
+        if seconds > LONG_PRODUCT:
+            break
+    return rate
+
+
+def _seconds_of_product(a: Tensor, b: Tensor, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    torch.mm(a, b)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def flops_per_pair(
+    model: XPool, frames: Tensor, tokens: dict[str, Tensor], device: torch.device, dtype: torch.dtype
+) -> int:
+    """FLOPs of the matrix products in the forward and backward pass of a pair, without the loss, which is small.
+
+    Random streams stay as they were, and no gradients are left.
+
+    :param frames: uint8 (1, F, 3, R, R); `tokens` what `model.select` gave of a caption.
+    """
+    before = random_state(device)
+    noise = tuple(part.to(device) for part in model.draw_noise(0, range(1)))
+    with FlopCounterMode(display=False) as counter:
+        with autocast(device, dtype):
+            pair = model.encode_pairs(
+                frames.to(device), **{name: rows.to(device) for name, rows in tokens.items()}, noise=noise
+            )
+        (pair.texts.sum() + pair.frames.sum() + pair.embeddings.sum() + sum(pair.penalties.values())).backward()
+    model.zero_grad(set_to_none=True)
+    set_random_state(before, device)
+    return counter.get_total_flops()
+
+
+@contextmanager
+def profiler(steps: int, folder: Path) -> Iterator[profile | None]:
+    """A profiler of `steps` training steps after the first few; its `step()` is called after each. None for 0 steps.
+
+    :param folder: of the run; the trace is its profile.json, for chrome://tracing or Perfetto.
+    """
+    if not steps:
+        yield None
+        return
+
+    def write(finished: profile) -> None:
+        path = folder / "profile.json"
+        finished.export_chrome_trace(str(path))
+        table = finished.key_averages().table(sort_by="self_cpu_time_total", row_limit=PROFILE_ROWS)
+        logger.info("profile of %d steps: %s\n%s", steps, path, table)
+
+    with profile(schedule=schedule(wait=1, warmup=1, active=steps, repeat=1), on_trace_ready=write) as running:
+        yield running
