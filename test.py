@@ -1,10 +1,12 @@
 """Evaluate a checkpoint: `python test.py --datetime=RUN --load_epoch=0 --dataset_name=MSRVTT --videos_dir=DIR ...`.
 
-Without --load_epoch the untrained model is evaluated.
+Without --load_epoch the untrained model is evaluated. torchrun or mpirun share the work over several processes.
 """
 
 import logging
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 from config import Config
@@ -16,41 +18,80 @@ logger = logging.getLogger(__name__)
 def main() -> None:
     # 1. settings
     config = Config.parse(prog="test.py")
-    from datasets.annotations import load_split  # after parsing, so that --help and bad flags answer at once
+    from datasets.annotations import (
+        load_annotations,
+        load_split,
+    )  # after parsing, so that --help and bad flags answer at once
     from model.factory import create_model, restore_model
+    from trainer import distributed
     from trainer.checkpoints import find_checkpoint, load_checkpoint
-    from trainer.device import choose_device, choose_precision, set_up
+    from trainer.device import check_compiler, choose_device, choose_precision, set_up
+    from trainer.embeddings import fingerprint, load_embeddings, save_embeddings
     from trainer.evaluation import Evaluator, format_table, write_results
+    from trainer.sweep import format_sweep, parse_sweep, sweep, write_sweep
 
     for note in config.notes():
         logger.info(note)
-    device = choose_device(config.gpu)
+    here = distributed.find_processes()
+    device = choose_device(config.gpu, here)
     dtype = choose_precision(config.precision, device)
-    set_up(device, config.seed)
+    with distributed.process_group(here, device):
+        set_up(device, config.seed)
+        if config.compile:
+            check_compiler(device)
 
-    # 2. model
-    if config.load_epoch is None:
-        path, model = None, create_model(config)
-        logger.info("no --load_epoch: this is the model before training")
-    else:
-        path = find_checkpoint(config)
-        model = restore_model(config, load_checkpoint(path), path)
-        logger.info("checkpoint %s", path)
+        # 2. model
+        if config.load_epoch is None:
+            with distributed.main_first():
+                path, model = None, create_model(config)
+            logger.info("no --load_epoch: this is the model before training")
+        else:
+            path = find_checkpoint(config)
+            model = restore_model(config, load_checkpoint(path), path)
+            logger.info("checkpoint %s", path)
+        model.to(device).eval()
+        if config.sweep and model.diffuses:
+            parse_sweep(config.sweep, config.diffusion_steps)  # bad input must not wait for the evaluation
 
-    # 3. data
-    places = (config.dataset_dir, config.videos_dir, config.msrvtt_train_file, config.allow_missing)
-    split = load_split(config.dataset_name, "test", *places)
+        # 3. data
+        places = (config.dataset_dir, config.videos_dir, config.msrvtt_train_file, config.allow_missing)
+        with distributed.main_first():
+            if config.load_embeddings:
+                split = load_annotations(config.dataset_name, "test", config.dataset_dir, config.msrvtt_train_file)
+            else:
+                split = load_split(config.dataset_name, "test", *places)
+        evaluator = Evaluator(split, config, device, dtype)
 
-    # 4. evaluation
-    evaluation = Evaluator(split, config, device, dtype)(model.to(device))
-    logger.info(format_table(evaluation, config.metric, config.DSL))
-    output = (
-        Path(config.output_json) if config.output_json else (path.parent if path else config.run_dir) / RESULTS_FILE
-    )
-    write_results(output, evaluation, config, path and str(path))
-    logger.info(
-        "%d texts, %d videos, %.1f s, results in %s", len(split.captions), len(split.clips), evaluation.seconds, output
-    )
+        # 4. features
+        started = time.perf_counter()
+        marks = fingerprint(model, split, config) if config.load_embeddings or config.save_embeddings else {}
+        if config.load_embeddings:
+            embeddings = load_embeddings(Path(config.load_embeddings), split, marks)
+        else:
+            embeddings = evaluator.encode(model)
+        if config.save_embeddings and here.is_main:
+            save_embeddings(Path(config.save_embeddings), embeddings, split, marks)
+
+        # 5. evaluation
+        evaluation = evaluator.evaluate(model, embeddings, sims=config.save_sims and Path(config.save_sims))
+        evaluation = replace(evaluation, seconds=time.perf_counter() - started)
+        logger.info(format_table(evaluation, config.metric, config.DSL))
+        output = Path(config.output_json or (path.parent if path else config.run_dir) / RESULTS_FILE)
+        if here.is_main:
+            write_results(output, evaluation, config, path and str(path))
+        logger.info(
+            "%d texts, %d videos, %.1f s of which %.1f s for %d diffused pairs, results in %s",
+            len(split.captions), len(split.clips), evaluation.seconds, evaluation.similarity_seconds,
+            evaluation.pairs_diffused, output,
+        )  # fmt: skip
+
+        # 6. other ways of sampling
+        if config.sweep and model.diffuses:
+            rows = sweep(evaluator, model, embeddings, evaluation, config)
+            logger.info(format_sweep(rows))
+            if here.is_main:
+                write_sweep(output.parent, rows)
+                logger.info("the same table and a plot are in %s", output.parent)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,9 @@ def main() -> None:
 
     for note in config.notes():
         logger.info(note)
-    if config.load_epoch is not None:
-        logger.info("--load_epoch has no effect in train.py: it is for test.py")
+    for name in ("load_epoch", "save_embeddings", "load_embeddings", "save_sims", "sweep"):
+        if name in config.explicit:
+            logger.info("--%s has no effect in train.py: it is for test.py", name)
     here = distributed.find_processes()
     device = choose_device(config.gpu, here)
 

@@ -205,7 +205,9 @@ class Config:
         group="training",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
-    compile: bool = flag(False, "compile the networks: a slow start, then faster steps", group="training")
+    compile: bool = flag(
+        False, "let torch.compile fuse the networks: slow to start, then faster; needs a C++ compiler", group="training"
+    )
     grad_accum: int = flag(
         1,
         "K: a step takes K x batch_size pairs in the memory of batch_size, with the loss of all of them together",
@@ -243,9 +245,35 @@ class Config:
         group="evaluation",
         minimum=-1,
     )
-    batch_size_split: int | None = flag(None, "(text, video) pairs scored at once", group="evaluation", minimum=1)
+    batch_size_split: int | None = flag(
+        None, "(text, video) pairs diffused at once (default: by free memory)", group="evaluation", minimum=1
+    )
     chunk_size: int | None = flag(None, "like --batch_size_split, which wins", group="evaluation", minimum=1)
-    save_memory_mode: bool = flag(False, "score few pairs at once", group="evaluation")
+    save_memory_mode: bool = flag(
+        False, "few pairs at once, and score matrices in files below --output_dir", group="evaluation"
+    )
+    rerank_topk: int = flag(
+        0,
+        "K: rank all pairs without diffusion, then diffuse only the K best of each query, in each direction;"
+        " 0 diffuses all pairs",
+        group="evaluation",
+        minimum=0,
+        archs=DIFFUSION_ARCHS,
+    )
+    save_embeddings: str | None = flag(
+        None, "safetensors file for the text and frame features that test.py encodes", group="evaluation"
+    )
+    load_embeddings: str | None = flag(
+        None, "file of --save_embeddings: test.py takes the features from there and reads no video", group="evaluation"
+    )
+    save_sims: str | None = flag(None, "npz file for the score matrices of test.py", group="evaluation")
+    sweep: str | None = flag(
+        None,
+        "more settings that test.py evaluates with the same features, as SAMPLER:STEPS or SAMPLER:STEPS:K with K of"
+        " --rerank_topk, with commas between: ddpm:10,ddim:5,ddim:2:50; table in sweep.txt, sweep.csv, sweep.png",
+        group="evaluation",
+        archs=DIFFUSION_ARCHS,
+    )
 
     # output
     exp_name: str = flag(

@@ -120,6 +120,14 @@ def _first(names: tuple[str, ...]) -> str:
     return f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
 
 
+def load_annotations(dataset: str, split: str, data_dir: Path, train_file: str = "9k") -> Split:
+    """A split without its videos: the path of a clip is only its id."""
+    if dataset == "MovingShapes":
+        moving_shapes.ensure(Path(data_dir))
+    entries = DATASETS[dataset](Path(data_dir), split, train_file)
+    return Split(dataset, split, tuple(Clip(name, Path(name), *rest) for name, *rest in entries if rest[0]))
+
+
 def load_captions(dataset: str, data_dir: Path, train_file: str = "9k") -> list[str]:
     """All training captions of a data set, for which no video is needed."""
     if dataset not in DATASETS:

@@ -25,6 +25,8 @@ class TextDiffs(XPool):
     :param sampling_steps: S, steps at inference.
     """
 
+    diffuses = True
+
     def __init__(
         self,
         clip: CLIPModel,
@@ -40,9 +42,8 @@ class TextDiffs(XPool):
     ) -> None:
         super().__init__(clip, tokenizer, num_mha_heads, transformer_dropout)
         self.text_diffusion, self.vocabulary = text_diffusion, vocabulary
-        self.shared_noise, self.seed, self.sampler = shared_noise, seed, sampler
-        process = text_diffusion.diffusion
-        self.sampling_diffusion = process.respaced(sampling_steps or process.num_steps)
+        self.shared_noise, self.seed = shared_noise, seed
+        self.set_sampling(sampler, sampling_steps or text_diffusion.diffusion.num_steps)
 
     def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """CLIP's token ids and the word ids of the diffusion (N, L)."""
@@ -53,10 +54,24 @@ class TextDiffs(XPool):
         """CLIP's encoders and the denoisers."""
         return [*super().networks(), self.text_diffusion.student, self.text_diffusion.teacher]
 
-    def videos(self, features: Tensor) -> Videos:
+    def videos(self, features: Tensor, names: Sequence[str] | None = None) -> Videos:
         """Frame features (M, F, D), ready to be scored."""
-        channels = self.text_diffusion.frame_channels(features)
-        return Videos(features, *self.pool_frames.keys_values(features), frame_channels=channels)
+        return replace(super().videos(features, names), frame_channels=self.text_diffusion.frame_channels(features))
+
+    def set_sampling(self, sampler: Sampler, steps: int) -> None:
+        """Sample in another way from now on: S = `steps` of the T steps."""
+        self.sampler, self.sampling_diffusion = sampler, self.text_diffusion.diffusion.respaced(steps)
+
+    def compile_sampling(self) -> None:
+        """Let torch.compile fuse the denoiser of `score_pairs`, once."""
+        self.text_diffusion.compile_sampling()
+
+    @property
+    def pair_bytes(self) -> int:
+        """Activations of one pair at their peak, about: those of a layer of the denoiser, or the word scores."""
+        sizes, length = self.text_diffusion.student.config, self.text_diffusion.text_length
+        words = self.text_diffusion.student.vocabulary_size
+        return 4 * length * (2 * sizes.intermediate_size + 10 * sizes.hidden_size + 2 * words)
 
     def text_embedding(
         self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor, features: Tensor
@@ -66,7 +81,7 @@ class TextDiffs(XPool):
         noise = sampling_noise(
             [texts.captions[index] for index in used.tolist()],
             self.seed,
-            self.sampling_diffusion.num_steps,
+            self.sampling_diffusion.num_steps if self.sampler == "ddpm" else 0,
             self.text_diffusion.text_length,
             self.text_diffusion.student.config.channels,
         )

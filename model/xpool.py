@@ -1,6 +1,6 @@
 """X-Pool (Gorti et al. 2022): CLIP, and frames pooled by each text. The base of the models that pool by text."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,8 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from model.clip import ClipRetrieval
 from modules.frame_pooling import FramePooling
+
+TEXTS_AT_ONCE = 128  # of `undiffused`
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Videos:
     features: Tensor  # (M, F, D)
     keys: Tensor  # (M, F, heads, D / heads)
     values: Tensor  # (M, F, heads, D / heads)
+    names: Sequence[str] | None = None  # for messages
     frame_channels: Tensor | None = None  # (M, F, C), for models with a text diffusion
 
     def __len__(self) -> int:
@@ -44,7 +47,6 @@ class PairScores:
 
     strict: Tensor  # (P,)
     published: Tensor | None  # (P,), None where the protocol is not defined
-    undiffused: Tensor  # (P,), cosine of the text as encoded with the video pooled for it
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,16 @@ class XPool(ClipRetrieval):
     """CLIP with text-conditioned frame pooling.
 
     The interface of every model: `tokenize`, `encode_texts`, `encode_videos` (inputs to features), `texts`, `videos`
-    (features to what is scored), `score_pairs`, `pool`; in training `draw_noise`, `encode_pairs` and `similarities`.
+    (features to what is scored), `undiffused`, `pool`, `score_pairs`; in training `draw_noise`, `encode_pairs` and
+    `similarities`.
 
     :param clip: CLIP, `tokenizer` its tokenizer.
     :param num_mha_heads: heads of the pooling attention.
     :param transformer_dropout: dropout of the pooling.
     """
+
+    diffuses = False  # whether the text is moved towards each video; if not, the strict score is the undiffused one
+    pair_bytes = 0  # memory that one pair of a block of `score_pairs` takes, about
 
     def __init__(
         self, clip: CLIPModel, tokenizer: CLIPTokenizer, num_mha_heads: int = 1, transformer_dropout: float = 0.3
@@ -78,9 +84,24 @@ class XPool(ClipRetrieval):
         """Captions and their features (N, D), ready to be scored."""
         return Texts(captions, features, self.pool_frames.queries(features), word_ids)
 
-    def videos(self, features: Tensor) -> Videos:
+    def videos(self, features: Tensor, names: Sequence[str] | None = None) -> Videos:
         """Frame features (M, F, D), ready to be scored."""
-        return Videos(features, *self.pool_frames.keys_values(features))
+        return Videos(features, *self.pool_frames.keys_values(features), names)
+
+    def undiffused(self, texts: Texts, videos: Videos, chosen: slice) -> Iterator[tuple[slice, Tensor]]:
+        """cos(text as encoded, p(v|t)) of all texts with the chosen videos, some texts at a time.
+
+        In float32 whatever the autocast: it costs little, and the order that it gives decides what is reranked.
+
+        :return: pairs of a slice of the texts and their scores (texts of the slice, chosen videos).
+        """
+        with torch.autocast(texts.features.device.type, enabled=False):
+            keys = videos.keys[chosen].float()
+            atoms = self.pool_frames.atoms(videos.values[chosen].float())
+            for start in range(0, len(texts), TEXTS_AT_ONCE):
+                rows = slice(start, start + TEXTS_AT_ONCE)
+                queries = texts.queries[rows].float()
+                yield rows, self.pool_frames.cosines(texts.features[rows].float(), queries, keys, atoms)
 
     def pool(self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor) -> Tensor:
         """p(v|t) of P pairs, (P, D).
@@ -109,7 +130,6 @@ class XPool(ClipRetrieval):
         return PairScores(
             strict=_cosine(embedding, pooled),
             published=None if own_pooled is None else _cosine(embedding, own_pooled[video_on_device]),
-            undiffused=_cosine(features, pooled),
         )
 
     def text_embedding(
@@ -121,6 +141,9 @@ class XPool(ClipRetrieval):
         :param features: text features of the pairs (P, D).
         """
         return features
+
+    def compile_sampling(self) -> None:
+        """Let torch.compile fuse what `score_pairs` spends its time in: nothing here."""
 
     def draw_noise(self, step: int, rows: range) -> tuple:
         """What `encode_pairs` needs for rows of the batch of a training step beyond its inputs: nothing here."""

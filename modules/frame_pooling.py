@@ -1,9 +1,11 @@
 """Frame pooling: one embedding of a video for each text that asks about it (X-Pool, Gorti et al. 2022)."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from diffusion_lm.errors import InputError
 
@@ -24,6 +26,20 @@ class MultiHeadedAttention(nn.Module):
     def split_heads(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., heads, D / heads)."""
         return x.unflatten(-1, (self.num_heads, self.head_dim))
+
+
+@dataclass(frozen=True)
+class PoolingAtoms:
+    """What p(v|t) is a combination of, for M videos and n = heads x frames.
+
+    Everything behind the attention is linear but for two divisions by a standard deviation, so p(v|t) lies in the span
+    of n + 2 vectors that depend on the video alone, and its norm and its product with a text need only their products.
+    """
+
+    attended_gram: Tensor  # products of the centred outputs of the attention (M, n, n), divided by D
+    projected_gram: Tensor  # of the centred atoms behind the last linear layer and its constant (M, n+1, n+1), by D
+    pooled_gram: Tensor  # of the atoms of p(v|t) (M, n+2, n+2)
+    atoms: Tensor  # of p(v|t): (M, n+2, D)
 
 
 class FramePooling(nn.Module):
@@ -79,6 +95,55 @@ class FramePooling(nn.Module):
         weights = torch.einsum("phd,pfhd->phf", queries, keys).softmax(-1)
         return self._project(torch.einsum("phf,pfhd->phd", weights, values))
 
+    def atoms(self, values: Tensor) -> PoolingAtoms:
+        """Values (M, F, heads, D / heads), from `keys_values`, to what `cosines` needs. Evaluation only: no dropout."""
+        norm2, norm3, out = self.layer_norm2, self.layer_norm3, self.cross_attn.out_proj
+        heads, width = values.shape[2], out.out_features
+        by_head = out.weight.unflatten(1, (heads, -1))  # (D, heads, D / heads)
+        outputs = torch.einsum("vfhd,ehd->vhfe", values, by_head) + out.bias / heads
+        outputs = _centred(outputs.flatten(1, 2))  # (M, n, D)
+        scaled = norm2.weight * outputs
+        constant = _centred(norm2.bias + self.linear_proj(norm2.bias))
+        projected = _centred(scaled + F.linear(scaled, self.linear_proj.weight))
+        projected = torch.cat([projected, constant.expand(len(values), 1, -1)], dim=1)
+        pooled = torch.cat([norm3.weight * projected, norm3.bias.expand(len(values), 1, -1)], dim=1)
+        return PoolingAtoms(_gram(outputs) / width, _gram(projected) / width, _gram(pooled), pooled)
+
+    def cosines(self, texts: Tensor, queries: Tensor, keys: Tensor, atoms: PoolingAtoms) -> Tensor:
+        """cos(t, p(v|t)) of every text with every video, without making p(v|t).
+
+        F x D operations a pair instead of 4 x D x D, and nothing of size texts x videos x D.
+
+        :param texts: text features (T, D), `queries` what `queries` gives for them.
+        :param keys: (V, F, heads, D / heads), and `atoms`, of the same videos.
+        :return: (T, V).
+        """
+        weights = torch.einsum("thd,vfhd->vthf", queries, keys).softmax(-1).flatten(2)  # (V, T, n)
+        weights = _append_one(weights / _norm(weights, atoms.attended_gram, self.layer_norm2.eps))
+        weights = _append_one(weights / _norm(weights, atoms.projected_gram, self.layer_norm3.eps))
+        products = torch.einsum("td,vnd->vtn", F.normalize(texts, dim=-1), atoms.atoms)
+        return ((weights * products).sum(-1) / _norm(weights, atoms.pooled_gram, 0.0)[..., 0]).t()
+
     def _project(self, attended: Tensor) -> Tensor:
         x = self.layer_norm2(self.cross_attn.out_proj(attended.flatten(-2)))
         return self.layer_norm3(x + self.dropout(self.linear_proj(x)))
+
+
+def _centred(x: Tensor) -> Tensor:
+    """Without its mean over the last dimension, as layer normalisation does first."""
+    return x - x.mean(-1, keepdim=True)
+
+
+def _gram(vectors: Tensor) -> Tensor:
+    """(M, n, D) -> products of all pairs (M, n, n)."""
+    return vectors @ vectors.transpose(1, 2)
+
+
+def _norm(weights: Tensor, gram: Tensor, eps: float) -> Tensor:
+    """sqrt(w' G w + eps) of weights (V, T, n) and Gram matrices (V, n, n): (V, T, 1)."""
+    return ((weights @ gram) * weights).sum(-1, keepdim=True).clamp_min(0).add(eps).sqrt()
+
+
+def _append_one(weights: Tensor) -> Tensor:
+    """(V, T, n) -> (V, T, n + 1): the weight of a constant vector."""
+    return F.pad(weights, (0, 1), value=1.0)

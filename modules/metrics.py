@@ -1,14 +1,38 @@
-"""Retrieval metrics from a score matrix S [text, video]."""
+"""Retrieval metrics from a score matrix S [text, video], a block of queries at a time.
 
-from collections.abc import Sequence
+Reranking. Where only the best K candidates of each query were diffused, the ranking of a query has two parts: its K
+candidates by their diffused scores, then the rest of the gallery by the first stage's (undiffused) scores. Each
+direction has its own candidates, so that the ranking of a query depends on the query and the gallery alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 RECALL_AT = (1, 5, 10, 50, 100)
 DSL_TEMPERATURE = 100.0
+BLOCK_ENTRIES = 2**20  # scores looked at at once
 
 
-def ranks(scores: np.ndarray, target: np.ndarray) -> np.ndarray:
+@dataclass(frozen=True)
+class FirstStage:
+    """What chose the pairs that were diffused, and ranks the others."""
+
+    scores: np.ndarray  # (texts, videos), all of them known
+    text_floor: np.ndarray  # (texts,): a video is a candidate of a text when its first score is at least this
+    video_floor: np.ndarray  # (videos,): likewise for the texts of a video
+
+    def candidates_of_texts(self, texts: slice) -> np.ndarray:
+        """Booleans (texts of the slice, videos)."""
+        return self.scores[texts] >= self.text_floor[texts, None]
+
+    def candidates_of_videos(self, videos: slice) -> np.ndarray:
+        """Booleans (texts, videos of the slice)."""
+        return self.scores[:, videos] >= self.video_floor[videos]
+
+
+def ranks(scores: np.ndarray, target: np.ndarray, in_front: np.ndarray | None = None) -> np.ndarray:
     """Rank of the right candidate of each query, from 1; a tie counts against the model.
 
     rank = 1 + number of other candidates with score >= that of the right one, so a model that scores everything alike
@@ -16,61 +40,125 @@ def ranks(scores: np.ndarray, target: np.ndarray) -> np.ndarray:
 
     :param scores: (queries, gallery), higher is better.
     :param target: index of the right candidate of each query (queries,).
+    :param in_front: booleans (queries, gallery): candidates that rank before all the others, whatever their scores.
     :return: integers (queries,).
     :raises ValueError: a score is NaN or infinite.
     """
     if not np.isfinite(scores).all():
         raise ValueError(f"{(~np.isfinite(scores)).sum()} of {scores.size} scores are NaN or infinite")
-    right = scores[np.arange(len(scores)), target]
-    return (scores >= right[:, None]).sum(axis=1)  # the right one itself is the 1
+    queries = np.arange(len(scores))
+    counts = scores >= scores[queries, target][:, None]  # the right one itself is the 1
+    if in_front is not None:
+        same_part = in_front == in_front[queries, target][:, None]
+        counts = np.where(same_part, counts, in_front)
+    return counts.sum(axis=1)
 
 
-def retrieval_metrics(scores: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    """R@K in percent, median and mean rank, sizes of the problem.
+def summary(found: np.ndarray, gallery: int) -> dict[str, float]:
+    """R@K in percent, median and mean of ranks, sizes of the problem.
 
-    :param scores: (queries, gallery).
-    :param target: (queries,).
+    :param found: ranks (queries,).
+    :param gallery: number of candidates of each query.
     """
-    found = ranks(scores, target)
     return {
-        **{f"R{k}": 100.0 * float((found <= k).mean()) for k in RECALL_AT},
+        **{f"R{k}": 100.0 * int((found <= k).sum()) / len(found) for k in RECALL_AT},
         "MedR": float(np.median(found)),
         "MeanR": float(found.mean()),
-        "queries": scores.shape[0],
-        "gallery": scores.shape[1],
+        "queries": len(found),
+        "gallery": gallery,
     }
 
 
-def dual_softmax(scores: np.ndarray, axis: int) -> np.ndarray:
-    """DSL (Cheng et al. 2021): S times its softmax over the queries at temperature 100.
+def log_sums(scores: np.ndarray, axis: int) -> np.ndarray:
+    """log of the sum over an axis of exp(100 S): what the softmax of DSL divides by, for each candidate.
 
-    :param scores: (texts, videos).
+    :param scores: (texts, videos); -inf where there is no score, which then has no part in the sum.
     :param axis: the axis of the queries: 0 for t2v, 1 for v2t.
+    :return: float64, (videos,) for axis 0, (texts,) for axis 1; of no score at all -inf.
     """
-    logits = scores.astype(np.float64) * DSL_TEMPERATURE
-    logits -= logits.max(axis=axis, keepdims=True)
-    weights = np.exp(logits)
-    return scores * (weights / weights.sum(axis=axis, keepdims=True))
+    total = np.full(scores.shape[1 - axis], -np.inf)
+    for rows in row_slices(*scores.shape):
+        part = np.logaddexp.reduce(scores[rows].astype(np.float64) * DSL_TEMPERATURE, axis=axis)
+        if axis == 0:
+            np.logaddexp(total, part, out=total)
+        else:
+            total[rows] = part
+    return total
 
 
-def text_to_video(scores: np.ndarray, video_of_text: Sequence[int], dsl: bool = False) -> dict[str, float]:
+def dual_softmax(scores: np.ndarray, log_sum: np.ndarray) -> np.ndarray:
+    """DSL (Cheng et al. 2021): S times its softmax over the queries at temperature 100, in float64.
+
+    :param scores: some scores, `log_sum` what `log_sums` gave for them; the shapes broadcast.
+    """
+    scores = scores.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # scores that do not exist are not looked at later
+        return scores * np.exp(scores * DSL_TEMPERATURE - log_sum)
+
+
+def text_to_video(
+    scores: np.ndarray, video_of_text: Sequence[int], dsl: bool = False, first: FirstStage | None = None
+) -> dict[str, float]:
     """Metrics of finding the video of each text.
 
     :param scores: S (texts, videos).
     :param video_of_text: index of the video of each text.
-    """
-    return retrieval_metrics(dual_softmax(scores, axis=0) if dsl else scores, np.asarray(video_of_text))
-
-
-def video_to_text(scores: np.ndarray, video_of_text: Sequence[int], dsl: bool = False) -> dict[str, float]:
-    """Metrics of finding a text of each video, where every video is represented by its best-scoring text (X-Pool).
-
-    :param scores: S (texts, videos).
-    :param video_of_text: index of the video of each text; every video has at least one.
+    :param dsl: weigh by the dual softmax.
+    :param first: where not all pairs were diffused: S then is -inf where a pair was not. DSL weighs either part of a
+        ranking with its own softmax, that of the diffused scores over all queries with which a candidate was diffused.
     """
     owner = np.asarray(video_of_text)
-    if dsl:
-        scores = dual_softmax(scores, axis=1)
-    best = np.full((scores.shape[1], scores.shape[1]), -np.inf, dtype=scores.dtype)  # (owner of the texts, video)
-    np.maximum.at(best, owner, scores)
-    return retrieval_metrics(best.T, np.arange(scores.shape[1]))
+    found = np.empty(len(owner), dtype=np.int64)
+    weigh, weigh_first = (_Weights(part, dsl, axis=0) for part in (scores, first and first.scores))
+    for texts in row_slices(*scores.shape):
+        block, in_front = weigh(scores[texts]), None
+        if first is not None:
+            in_front = first.candidates_of_texts(texts)
+            block = np.where(in_front, block, weigh_first(first.scores[texts]))
+        found[texts] = ranks(block, owner[texts], in_front)
+    return summary(found, scores.shape[1])
+
+
+def video_to_text(
+    scores: np.ndarray, video_of_text: Sequence[int], dsl: bool = False, first: FirstStage | None = None
+) -> dict[str, float]:
+    """Metrics of finding a text of each video, where every video is represented by its best-scoring text (X-Pool).
+
+    Parameters as in `text_to_video`; every video has at least one text.
+    """
+    owner = np.asarray(video_of_text)
+    by_owner = owner.argsort(kind="stable")
+    starts = np.searchsorted(owner[by_owner], np.arange(scores.shape[1]))  # where the texts of each video begin
+    found = np.empty(scores.shape[1], dtype=np.int64)
+    weigh, weigh_first = (_Weights(part, dsl, axis=1) for part in (scores, first and first.scores))
+    for videos in row_slices(*scores.shape[::-1]):
+        block, in_front = weigh(scores[:, videos]), None
+        if first is not None:
+            is_candidate = first.candidates_of_videos(videos)
+            in_front = np.logical_or.reduceat(is_candidate[by_owner], starts, axis=0).T
+            block = np.where(is_candidate, block, -np.inf)
+            rest = np.maximum.reduceat(weigh_first(first.scores[:, videos])[by_owner], starts, axis=0).T
+        best = np.maximum.reduceat(block[by_owner], starts, axis=0).T  # (videos of the slice, owner of the texts)
+        if first is not None:
+            best = np.where(in_front, best, rest)
+        found[videos] = ranks(best, np.arange(videos.start, videos.stop), in_front)
+    return summary(found, scores.shape[1])
+
+
+class _Weights:
+    """Weighs blocks of a matrix by the dual softmax over an axis, if wanted."""
+
+    def __init__(self, scores: np.ndarray | None, dsl: bool, axis: int) -> None:
+        self.log_sum = log_sums(scores, axis) if dsl and scores is not None else None
+        if self.log_sum is not None and axis == 1:
+            self.log_sum = self.log_sum[:, None]  # of the texts, beside any block of videos
+
+    def __call__(self, block: np.ndarray) -> np.ndarray:
+        return block if self.log_sum is None else dual_softmax(block, self.log_sum)
+
+
+def row_slices(rows: int, columns: int) -> Iterator[slice]:
+    """Slices of the rows of a matrix, with about BLOCK_ENTRIES entries each."""
+    size = max(1, BLOCK_ENTRIES // max(1, columns))
+    for start in range(0, rows, size):
+        yield slice(start, min(start + size, rows))

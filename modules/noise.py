@@ -2,29 +2,35 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
 
 from modules.text_diffusion import SamplingNoise, TrainingNoise
 
+KEPT_CAPTIONS = 8  # whose noise stays in memory: pairs come text by text, so blocks share their last captions
+
 
 def sampling_noise(captions: Sequence[str], seed: int, steps: int, length: int, channels: int) -> SamplingNoise:
     """The noise of sampling for each caption, a function of (seed, caption) alone.
 
     So a score does not depend on batch, block, order or process. It is drawn on the CPU and is the same for every
-    device.
+    device. Fewer steps give the same x_start and x_T.
 
     :return: x_start and x_T (N, L, C), steps (N, S, L, C), float32.
     """
-    noise = np.empty((len(captions), steps + 2, length, channels), dtype=np.float32)
-    for row, caption in zip(noise, captions, strict=True):
-        digest = hashlib.sha256(f"{seed}\0{caption}".encode()).digest()
-        np.random.Generator(np.random.Philox(key=np.frombuffer(digest[:16], np.uint64))).standard_normal(
-            dtype=np.float32, out=row
-        )
+    noise = np.stack([_caption_noise(caption, seed, steps, length, channels) for caption in captions])
     tensor = torch.from_numpy(noise)
     return SamplingNoise(tensor[:, 0], tensor[:, 1], tensor[:, 2:])
+
+
+@lru_cache(KEPT_CAPTIONS)
+def _caption_noise(caption: str, seed: int, steps: int, length: int, channels: int) -> np.ndarray:
+    """(steps + 2, L, C), kept because the next block of pairs asks for the same captions."""
+    digest = hashlib.sha256(f"{seed}\0{caption}".encode()).digest()
+    generator = np.random.Generator(np.random.Philox(key=np.frombuffer(digest[:16], np.uint64)))
+    return generator.standard_normal((steps + 2, length, channels), dtype=np.float32)
 
 
 def training_noise(

@@ -30,7 +30,7 @@ class SamplingNoise(NamedTuple):
 
     x_start: Tensor  # noise in the x_0 of the condition (N, L, C)
     x_T: Tensor  # (N, L, C)
-    steps: Tensor  # noise of each step, from the noisiest to t = 0, (N, S, L, C)
+    steps: Tensor  # noise of each step, from the noisiest to t = 0, (N, S, L, C); DDIM needs none of it
 
     def to(self, device: torch.device) -> "SamplingNoise":
         """The same on a device."""
@@ -74,6 +74,7 @@ class TextDiffusion(nn.Module):
         self.linear_sims = nn.Linear(channels, embed_dim)
         self.linear_sims_sum = nn.Linear(text_length, 1)
         self.register_buffer("rounding_table", rounding_table)
+        self.denoise = student.denoise
         self.teacher.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "TextDiffusion":
@@ -152,13 +153,19 @@ class TextDiffusion(nn.Module):
             rows = torch.arange(len(word_ids), device=word_ids.device)
         table = self.student.word_embedding.weight if self.rounding_table is None else self.rounding_table
         condition = self.condition(self.x_start(word_ids, noise.x_start)[rows], frame_channels)
+        condition_term = self.student.condition_term(condition)
         x_t = noise.x_T[rows]
         for index, step in enumerate(reversed(range(diffusion.num_steps))):
-            t = torch.full((len(x_t),), step, device=x_t.device)
-            x_start = self.student(x_t, diffusion.model_times[t], condition)
+            t = torch.full((1,), step, device=x_t.device)  # one row: it serves all pairs
+            x_start = self.denoise(x_t, diffusion.model_times[t], condition_term)
             x_start = F.embedding(nearest_word(x_start, table), table)
             if sampler == "ddpm":
                 x_t = diffusion.ddpm_step(x_start, x_t, t, noise.steps[rows, index])
             else:
                 x_t = diffusion.ddim_step(x_start, x_t, t)
         return x_t
+
+    def compile_sampling(self) -> None:
+        """Let torch.compile fuse the network of the sampling steps, once; weights and their names stay as they are."""
+        if self.denoise == self.student.denoise:
+            self.denoise = torch.compile(self.student.denoise)

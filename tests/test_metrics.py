@@ -6,7 +6,7 @@ import statistics
 import numpy as np
 import pytest
 
-from modules.metrics import RECALL_AT, dual_softmax, ranks, text_to_video, video_to_text
+from modules.metrics import RECALL_AT, FirstStage, dual_softmax, log_sums, ranks, text_to_video, video_to_text
 
 
 def slow_rank(row, right):
@@ -124,14 +124,18 @@ def test_median_of_an_even_number_of_queries_is_the_mean_of_the_middle_two():
 
 def test_dual_softmax_equals_the_naive_formula(rng):
     scores = rng.uniform(-1, 1, (12, 9))
-    np.testing.assert_allclose(dual_softmax(scores, axis=0), naive_dual_softmax(scores, True), rtol=1e-10)
-    np.testing.assert_allclose(dual_softmax(scores, axis=1), naive_dual_softmax(scores, False), rtol=1e-10)
+    by_text = dual_softmax(scores, log_sums(scores, axis=0))
+    np.testing.assert_allclose(by_text, naive_dual_softmax(scores, True), rtol=1e-10)
+    by_video = dual_softmax(scores, log_sums(scores, axis=1)[:, None])
+    np.testing.assert_allclose(by_video, naive_dual_softmax(scores, False), rtol=1e-10)
 
 
 def test_dual_softmax_of_large_scores_does_not_overflow():
     scores = np.array([[50.0, 1.0], [49.99, 2.0]], dtype=np.float32)  # exp(5000) is infinite
     share = 1 / (1 + math.exp(-1))  # of the first of two logits that differ by 1
-    np.testing.assert_allclose(dual_softmax(scores, axis=0)[:, 0], [50 * share, 49.99 * (1 - share)], rtol=1e-3)
+    np.testing.assert_allclose(
+        dual_softmax(scores, log_sums(scores, axis=0))[:, 0], [50 * share, 49.99 * (1 - share)], rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize("metric", ["t2v", "v2t"])
@@ -154,3 +158,70 @@ def test_dsl_takes_a_hub_video_down():
     scores = np.array([[0.50, 0.52, 0.10], [0.20, 0.60, 0.10], [0.10, 0.52, 0.50]])
     assert text_to_video(scores, range(3))["R1"] == pytest.approx(100 / 3)
     assert text_to_video(scores, range(3), dsl=True)["R1"] == pytest.approx(100)
+
+
+# reranking: every query ranks its own candidates by their diffused scores, and behind them the rest by the first stage
+
+
+def reranked(rng, num_texts, num_videos, topk):
+    """Diffused scores, -inf where a pair is no candidate of its text nor of its video, and the first stage."""
+    first, scores = (rng.uniform(0, 0.3, (num_texts, num_videos)).round(3).astype(np.float32) for _ in range(2))
+    text_floor = -np.sort(-first, axis=1)[:, topk - 1]
+    video_floor = -np.sort(-first, axis=0)[topk - 1]
+    chosen = (first >= text_floor[:, None]) | (first >= video_floor)
+    return np.where(chosen, scores, -np.inf).astype(np.float32), FirstStage(first, text_floor, video_floor)
+
+
+def slow_weight(scores, text, video, texts_are_queries):
+    """Share of a pair in the softmax over the queries at temperature 100, over the pairs that have a score."""
+    others = scores[:, video] if texts_are_queries else scores[text, :]
+    return math.exp(100 * scores[text, video]) / sum(math.exp(100 * s) for s in others if s > -np.inf)
+
+
+def slow_key(scores, first, text, video, texts_are_queries, dsl):
+    """(part, score): compared part first."""
+    floor = first.text_floor[text] if texts_are_queries else first.video_floor[video]
+    is_candidate = first.scores[text, video] >= floor
+    matrix = (scores if is_candidate else first.scores).astype(np.float64)
+    weight = slow_weight(matrix, text, video, texts_are_queries) if dsl else 1
+    return (is_candidate, matrix[text, video] * weight)
+
+
+@pytest.mark.parametrize("dsl", [False, True])
+@pytest.mark.parametrize("topk", [1, 4])
+def test_reranked_text_to_video_equals_the_slow_loop(rng, topk, dsl):
+    scores, first = reranked(rng, 30, 20, topk)
+    owner = rng.integers(0, 20, 30)
+    found = []
+    for text in range(30):
+        keys = [slow_key(scores, first, text, video, True, dsl) for video in range(20)]
+        found.append(sum(key >= keys[owner[text]] for key in keys))
+    assert text_to_video(scores, owner, dsl, first) == pytest.approx(slow_metrics(found, 20))
+
+
+@pytest.mark.parametrize("dsl", [False, True])
+@pytest.mark.parametrize("topk", [1, 4])
+def test_reranked_video_to_text_equals_the_slow_loop(rng, topk, dsl):
+    scores, first = reranked(rng, 30, 20, topk)
+    owner = np.concatenate([np.arange(20), rng.integers(0, 20, 10)])
+    found = []
+    for video in range(20):
+        keys = [slow_key(scores, first, text, video, False, dsl) for text in range(30)]
+        best = [max(key for key, o in zip(keys, owner, strict=True) if o == other) for other in range(20)]
+        found.append(sum(key >= best[video] for key in best))
+    assert video_to_text(scores, owner, dsl, first) == pytest.approx(slow_metrics(found, 20))
+
+
+def test_a_reranked_candidate_is_above_any_other_however_low_its_score(rng):
+    first = FirstStage(np.array([[0.9, 0.8]]), np.array([0.9]), np.array([0.9, 0.8]))
+    assert text_to_video(np.array([[-1.0, 1.0]]), [0], first=first)["MeanR"] == 1
+    assert text_to_video(np.array([[-1.0, -np.inf]]), [1], first=first)["MeanR"] == 2
+
+
+@pytest.mark.parametrize("dsl", [False, True])
+def test_blocks_of_queries_change_nothing(rng, dsl, monkeypatch):
+    scores, first = reranked(rng, 30, 20, 3)
+    owner = np.concatenate([np.arange(20), rng.integers(0, 20, 10)])
+    whole = [metric(scores, owner, dsl, first) for metric in (text_to_video, video_to_text)]
+    monkeypatch.setattr("modules.metrics.BLOCK_ENTRIES", 70)
+    assert [metric(scores, owner, dsl, first) for metric in (text_to_video, video_to_text)] == whole

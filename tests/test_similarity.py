@@ -1,12 +1,17 @@
 """The similarity engine against a slow double loop over pairs, and the proof that the published protocol leaks."""
 
+import time
+
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from diffusion_lm.errors import RunError
 from modules.metrics import text_to_video, video_to_text
 from modules.noise import sampling_noise
-from modules.similarity import similarity
+from modules.parallel import map_in_order, one_thread_per_item
+from modules.similarity import Share, automatic_block, choose_candidates, similarity
 from tests.small_models import small_textdiffs, small_xpool
 
 CAPTIONS = [
@@ -170,21 +175,202 @@ def test_another_seed_gives_other_scores(textdiffs):
     assert_close(scores.undiffused, other.undiffused)
 
 
-def test_progress_counts_every_pair_once(xpool):
-    texts, frames = make_features(xpool, 7, 3)
-    done = []
-    score(xpool, CAPTIONS, texts, frames, block_pairs=4, progress=done.append)
-    assert sum(done) == 21
-    assert max(done) == 4
-
-
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("where", ["text", "frame"])
-def test_features_that_are_no_numbers_are_an_error(xpool, bad, where):
+def test_features_that_are_no_numbers_are_an_error_that_names_them(xpool, bad):
     texts, frames = make_features(xpool, 7, 3)
-    (texts if where == "text" else frames).view(-1)[17] = bad
-    with pytest.raises(ValueError, match=f"{where} features hold NaN or infinite"):
+    good = frames[1, 2, 17].item()
+    frames[1, 2, 17] = bad
+    with pytest.raises(RunError, match="frame features hold NaN or infinite values: 1 of 3, the first is video 1;"):
         score(xpool, CAPTIONS, texts, frames)
+    frames[1, 2, 17], texts[4, 0] = good, bad
+    with pytest.raises(RunError, match=r"text features .* text 4 .somebody cuts an onion with a knife"):
+        score(xpool, CAPTIONS, texts, frames)
+
+
+def test_scores_that_are_no_numbers_are_an_error_that_names_the_pair(textdiffs):
+    texts, frames = make_features(textdiffs, 7, 3)
+    bias = textdiffs.text_diffusion.linear_sims.bias
+    good = bias.data[0].item()
+    bias.data[0] = 1000.0  # its exponential is infinite
+    try:
+        with pytest.raises(RunError, match='the score of "a man plays a guitar" with video 0 is nan'):
+            score(textdiffs, CAPTIONS, texts, frames)
+    finally:
+        bias.data[0] = good
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("heads", [1, 4])
+def test_undiffused_scores_need_no_pooled_video(heads):
+    """The closed form equals pooling each video for each text, with weights that are not those of the start."""
+    torch.manual_seed(3)
+    model = small_xpool(heads=heads)
+    for parameter in model.pool_frames.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    texts, frames = make_features(model, 150, 70, seed=1)  # more than one part of either
+    scores = score(model, ["a caption"] * 150, 5 * texts, 5 * frames)
+    pooled = model.pool_frames(5 * texts, 5 * frames)
+    assert_close(scores.undiffused, F.cosine_similarity(5 * texts, pooled, dim=-1).t())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory: blocks that do not fit, matrices on disk, the block that is chosen
+
+
+def test_a_block_that_does_not_fit_is_halved(textdiffs, monkeypatch, caplog):
+    texts, frames = make_features(textdiffs, 7, 7)
+    expected = score(textdiffs, CAPTIONS, texts, frames, torch.arange(7), block_pairs=5)
+    tried = []
+    score_pairs = textdiffs.score_pairs
+
+    def limited(texts, videos, text_index, video_index, own_pooled):
+        tried.append(len(text_index))
+        if len(text_index) > 5:
+            raise torch.OutOfMemoryError("out of memory")
+        return score_pairs(texts, videos, text_index, video_index, own_pooled)
+
+    monkeypatch.setattr(textdiffs, "score_pairs", limited)
+    scores = score(textdiffs, CAPTIONS, texts, frames, torch.arange(7), block_pairs=40)
+    assert tried[:5] == [40, 20, 10, 5, 5] and max(tried[3:]) == 5  # the smaller block stays
+    assert_close(scores.strict, expected.strict)
+    assert_close(scores.published, expected.published)
+    assert "out of memory: going on with 5 pairs at once" in caplog.text
+
+
+def test_a_pair_that_does_not_fit_is_an_error(textdiffs, monkeypatch):
+    def hungry(*arguments):
+        torch.empty(2**60)  # what PyTorch itself says when memory does not suffice
+
+    monkeypatch.setattr(textdiffs, "score_pairs", hungry)
+    texts, frames = make_features(textdiffs, 2, 2)
+    with pytest.raises(RunError, match="does not fit into memory"):
+        score(textdiffs, CAPTIONS[:2], texts, frames)
+
+
+def test_other_errors_are_not_taken_for_missing_memory(textdiffs, monkeypatch):
+    monkeypatch.setattr(textdiffs, "score_pairs", lambda *_: torch.ones(2) @ torch.ones(3))
+    texts, frames = make_features(textdiffs, 2, 2)
+    with pytest.raises(RuntimeError, match="size"):
+        score(textdiffs, CAPTIONS[:2], texts, frames)
+
+
+def test_matrices_on_disk_are_the_same(textdiffs, tmp_path):
+    texts, frames = make_features(textdiffs, 7, 7)
+    in_memory = score(textdiffs, CAPTIONS, texts, frames, torch.arange(7))
+    on_disk = score(textdiffs, CAPTIONS, texts, frames, torch.arange(7), folder=tmp_path)
+    for name in ("strict", "published", "undiffused", "mean_pooled"):
+        matrix = getattr(on_disk, name)
+        assert isinstance(matrix, np.memmap) and np.array_equal(matrix, getattr(in_memory, name))
+    assert {path.stat().st_size for path in tmp_path.iterdir()} == {7 * 7 * 4}
+
+
+def test_the_block_grows_with_the_free_memory(monkeypatch):
+    """A power of two of at most half of it; on a CPU also of what its cache holds."""
+    for free, gpu, cpu in ((2**34, 4096, 32), (2**34 - 1, 2048, 32), (2**22, 1, 1), (2**10, 1, 1), (2**50, 8192, 32)):
+        monkeypatch.setattr("modules.similarity._free_bytes", lambda device, free=free: free)
+        assert automatic_block(2**21, torch.device("cuda"), 2**20) == gpu
+        assert automatic_block(2**21, torch.device("cpu"), 2**20) == cpu
+    monkeypatch.undo()
+    assert automatic_block(1, torch.device("cpu"), 2**20) == 8192
+    assert [automatic_block(1, torch.device("cpu"), pairs) for pairs in (7, 8, 100)] == [1, 2, 16]  # four blocks
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reranking
+
+
+def chosen_by_definition(undiffused, topk):
+    """Pairs that are among the K best of their text or of their video."""
+    chosen = np.zeros(undiffused.shape, dtype=bool)
+    for t, row in enumerate(undiffused):
+        chosen[t, np.argsort(-row)[:topk]] = True
+    for v, column in enumerate(undiffused.T):
+        chosen[np.argsort(-column)[:topk], v] = True
+    return chosen
+
+
+@pytest.mark.parametrize(("num_texts", "num_videos", "topk"), [(7, 7, 1), (7, 7, 3), (7, 4, 2), (5, 9, 4)])
+def test_reranking_diffuses_the_best_of_each_query(textdiffs, num_texts, num_videos, topk):
+    texts, frames = make_features(textdiffs, num_texts, num_videos)
+    own_text = torch.arange(7) if num_texts == num_videos else None
+    every = score(textdiffs, CAPTIONS[:num_texts], texts, frames, own_text)
+    scores = score(textdiffs, CAPTIONS[:num_texts], texts, frames, own_text, rerank_topk=topk, block_pairs=4)
+    chosen = chosen_by_definition(every.undiffused, topk)
+    assert scores.pairs_diffused == chosen.sum() < chosen.size
+    assert np.array_equal(scores.strict == -np.inf, ~chosen)
+    assert_close(scores.strict[chosen], every.strict[chosen])
+    assert_close(scores.undiffused, every.undiffused)
+    if own_text is not None:
+        assert np.array_equal(scores.published == -np.inf, ~chosen)
+        assert_close(scores.published[chosen], every.published[chosen])
+
+
+@pytest.mark.parametrize("topk", [0, 5, 7, 50])
+def test_reranking_the_whole_gallery_is_scoring_all_pairs(textdiffs, topk):
+    texts, frames = make_features(textdiffs, 7, 5)
+    every = score(textdiffs, CAPTIONS, texts, frames)
+    scores = score(textdiffs, CAPTIONS, texts, frames, rerank_topk=topk)
+    assert scores.first is None and scores.pairs_diffused == 35
+    assert np.array_equal(scores.strict, every.strict)
+
+
+def test_ties_at_the_border_are_all_candidates():
+    """So the choice does not depend on the order of equal videos."""
+    first = choose_candidates(np.array([[0.3, 0.1, 0.2, 0.2], [0.5, 0.5, 0.5, 0.4]], dtype=np.float32), 2)
+    assert first.candidates_of_texts(slice(None)).tolist() == [[True, False, True, True], [True, True, True, False]]
+    first = choose_candidates(np.array([[0.3, 0.1], [0.3, 0.2], [0.3, 0.1]], dtype=np.float32), 1)
+    assert first.candidates_of_videos(slice(None)).tolist() == [[True, False], [True, True], [True, False]]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Several processes
+
+
+def all_scores(model, threads, share=None):
+    """The four matrices, computed with a number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    texts, frames = make_features(model, 7, 7)
+    with one_thread_per_item(texts.device) as workers:
+        assert workers == threads
+        scores = score(model, CAPTIONS, texts, frames, torch.arange(7), block_pairs=4, share=share, workers=workers)
+    assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    return [getattr(scores, name) for name in ("strict", "published", "undiffused", "mean_pooled")]
+
+
+def test_any_number_of_threads_and_processes_gives_the_same_bits(textdiffs, monkeypatch):
+    """The exchange between real processes is tested with test.py, in test_evaluation.py."""
+    monkeypatch.setattr("modules.similarity.VIDEOS_AT_ONCE", 2)
+    alone = all_scores(textdiffs, 1)
+    for threads in (2, 3):
+        assert all(np.array_equal(*pair) for pair in zip(all_scores(textdiffs, threads), alone, strict=True))
+    for size in (2, 3):
+        parts = [all_scores(textdiffs, 1, Share(rank, size)) for rank in range(size)]
+        for matrices, whole in zip(zip(*parts, strict=True), alone, strict=True):
+            assert np.array_equal(np.maximum.reduce(matrices), whole)
+
+
+def test_threads_keep_the_order_and_pass_errors_on():
+    def double(item):
+        assert torch.get_num_threads() == 1 and not torch.is_grad_enabled()
+        assert torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        time.sleep(0.01 * (item % 3))
+        return 2 * item if item < 20 else 1 // 0
+
+    with torch.autocast("cpu", torch.bfloat16), one_thread_per_item(torch.device("cpu")):
+        assert list(map_in_order(double, range(20), 4)) == list(range(0, 40, 2))
+        with pytest.raises(ZeroDivisionError):
+            list(map_in_order(double, range(30), 4))
+
+
+def test_processes_share_the_work(textdiffs):
+    """Each pair is scored by one process, and every process has a part."""
+    texts, frames = make_features(textdiffs, 7, 7)
+    parts = [score(textdiffs, CAPTIONS, texts, frames, block_pairs=4, share=Share(rank, 3)).strict for rank in range(3)]
+    scored = np.stack([part > -np.inf for part in parts])
+    assert (scored.sum(0) == 1).all()
+    assert scored.sum((1, 2)).min() >= 16
 
 
 # ---------------------------------------------------------------------------------------------------------------------

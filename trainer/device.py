@@ -57,6 +57,14 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
+def check_compiler(device: torch.device) -> None:
+    """:raises InputError: torch.compile does not work here."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(2, device=device))
+    except Exception as error:  # of one of many compilers
+        raise InputError(f"--compile: torch.compile does not work here: {str(error).splitlines()[0]}") from error
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
     """Autocast to `dtype`; a no-op for float32."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)

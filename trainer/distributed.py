@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ START_SECONDS = 300  # that a process waits for the others at the start
 EXCHANGE_SECONDS = 3600  # that an exchange waits for a process that lives; one may be busy alone, writing or evaluating
 WATCH_SECONDS = 0.5  # between two looks at whether another process has failed
 LEAVE_SECONDS = 10  # that a process has to end by itself once one has failed
+MERGED_AT_ONCE = 2**22  # entries of `merge_maximum`
 FAILED = "failed"  # the key under which the first process that fails leaves its rank and exit code
 LEFT = "left"  # the key that counts the processes that know of it
 
@@ -239,6 +241,16 @@ def gather_rows(rows: Tensor, everywhere: bool = False) -> Tensor | None:
     else:
         dist.gather(padded, parts, dst=0)
     return None if parts is None else torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
+
+
+def merge_maximum(matrix: np.ndarray) -> None:
+    """Make every entry of a float32 matrix (rows, columns) its maximum over all processes, in place, some rows at a
+    time."""
+    if not dist.is_initialized():
+        return
+    step = max(1, MERGED_AT_ONCE // max(1, matrix.shape[1]))
+    for start in range(0, len(matrix), step):
+        dist.all_reduce(torch.from_numpy(matrix[start : start + step]), dist.ReduceOp.MAX)
 
 
 def gather_with_gradient(rows: Tensor) -> Tensor:

@@ -2,14 +2,19 @@
 
 import json
 import logging
+import os
+import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 from tqdm import tqdm
 
 from config import Config
@@ -17,15 +22,19 @@ from datasets.annotations import Split
 from datasets.frame_cache import CacheSettings
 from datasets.loading import TestVideos, batches, test_loader
 from diffusion_lm.errors import InputError
-from model.xpool import Texts, Videos, XPool
+from model.xpool import XPool
 from modules.metrics import text_to_video, video_to_text
-from modules.similarity import DEFAULT_BLOCK_PAIRS, SMALL_BLOCK_PAIRS, Similarity, similarity
+from modules.parallel import map_in_order, one_thread_per_item
+from modules.similarity import Share, Similarity, automatic_block, similarity
+from trainer import distributed
 from trainer.device import autocast
+from trainer.embeddings import Embeddings
 
 logger = logging.getLogger(__name__)
 
 PROTOCOLS = ("strict", "published")
 METRICS = {"t2v": text_to_video, "v2t": video_to_text}
+SMALL_BLOCK_PAIRS = 32  # of --save_memory_mode
 REFERENCES = {"undiffused": "no diffusion", "mean_pooled": "mean pooling"}
 
 
@@ -36,6 +45,8 @@ class Evaluation:
     results: list[dict[str, Any]]  # one row for each metric, protocol and dsl
     references: list[dict[str, Any]]  # the same model scored without diffusion and with mean pooling
     seconds: float
+    similarity_seconds: float = 0.0  # the part of it that scored pairs
+    pairs_diffused: int = 0
     videos: int = 0  # that were evaluated
     annotated: int = 0  # that the test split has; more where --allow_missing left some out
 
@@ -47,7 +58,7 @@ class Evaluation:
 
 
 class Evaluator:
-    """Evaluates models on one split; decodes in a fixed order and tokenises once.
+    """Evaluates models on one split. Several processes share decoding, encoding and scoring, by whole batches.
 
     :param split: the test split.
     :param config: batch and block sizes, frames.
@@ -56,56 +67,157 @@ class Evaluator:
 
     def __init__(self, split: Split, config: Config, device: torch.device, dtype: torch.dtype) -> None:
         self.split, self.config, self.device, self.dtype = split, config, device, dtype
-        videos = TestVideos(split, config.num_frames, config.input_res, CacheSettings.of(config))
-        self.loader = test_loader(videos, config.batch_size, config.num_workers, device.type == "cuda")
         owner = split.clip_of_caption
         single = len(owner) == len(split.clips) and len(set(owner)) == len(owner)
         self.own_text = torch.tensor(owner).argsort() if single else None
-        self.block_pairs = (
-            config.batch_size_split
-            or config.chunk_size
-            or (SMALL_BLOCK_PAIRS if config.save_memory_mode else DEFAULT_BLOCK_PAIRS)
+        self.texts_of, self.videos_of = (_shares(len(all_), config.batch_size) for all_ in (owner, split.clips))
+        videos = Subset(
+            TestVideos(split, config.num_frames, config.input_res, CacheSettings.of(config)),
+            self.videos_of[distributed.rank()].tolist(),
         )
+        self.loader = test_loader(videos, config.batch_size, config.num_workers, device.type == "cuda")
+        self.tokens: dict[str, Tensor] | None = None  # of all captions
 
-    @torch.no_grad()
     def __call__(self, model: XPool) -> Evaluation:
-        """Encode, score all pairs, rank."""
+        """Encode, score, rank; the model is left in the mode in which it came."""
         started = time.perf_counter()
         training = model.training
         model.eval()
-        scores = self.similarity(model)
+        evaluation = self.evaluate(model, self.encode(model))
         model.train(training)
-        results, references = evaluate_similarity(scores, self.split.clip_of_caption)
-        evaluated = len(self.split.clips)
-        annotated = evaluated + len(self.split.missing)
-        return Evaluation(results, references, time.perf_counter() - started, evaluated, annotated)
+        return replace(evaluation, seconds=time.perf_counter() - started)
 
     @torch.no_grad()
-    def similarity(self, model: XPool) -> Similarity:
-        """The score matrices of the split."""
-        with autocast(self.device, self.dtype):
-            videos = self.encode_videos(model)
-            texts = self.encode_texts(model)
+    def encode(self, model: XPool) -> Embeddings:
+        """Features of all texts and videos of the split. The model is in evaluation mode, here and below."""
+        with autocast(self.device, self.dtype), one_thread_per_item(self.device) as workers:
+            return Embeddings(self._encode_texts(model, workers), self._encode_videos(model, workers))
+
+    def evaluate(
+        self, model: XPool, embeddings: Embeddings, rerank_topk: int | None = None, sims: Path | None = None
+    ) -> Evaluation:
+        """Score all pairs of what is encoded, and rank.
+
+        :param rerank_topk: instead of that of the configuration.
+        :param sims: file for the score matrices.
+        """
+        started = time.perf_counter()
+        topk = self.config.rerank_topk if rerank_topk is None else rerank_topk
+        with self._matrix_folder() as folder:
+            scores = self.similarity(model, embeddings, topk, folder)
+            seconds = time.perf_counter() - started
+            if sims is not None and distributed.is_main():
+                save_similarity(sims, scores, self.split.clip_of_caption)
+            results, references = evaluate_similarity(scores, self.split.clip_of_caption)
+        videos = len(self.split.clips)
+        return Evaluation(
+            results, references, time.perf_counter() - started, seconds, scores.pairs_diffused,
+            videos=videos, annotated=videos + len(self.split.missing),
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def similarity(self, model: XPool, embeddings: Embeddings, rerank_topk: int, folder: Path | None) -> Similarity:
+        """The score matrices, complete in every process."""
+        if self.config.compile:
+            model.compile_sampling()
+        with autocast(self.device, self.dtype), one_thread_per_item(self.device) as workers:
+            captions = self.split.captions
+            more = {n: rows.to(self.device) for n, rows in self._tokenized(model).items() if n != "token_ids"}
+            texts = model.texts(captions, embeddings.texts.to(self.device), **more)
+            names = [str(clip.path) for clip in self.split.clips]
+            videos = model.videos(embeddings.frames.to(self.device), names)
             logger.info("scoring %d texts x %d videos", len(texts), len(videos))
-            with tqdm(total=len(texts) * len(videos), desc="similarity", unit="pair", leave=False, disable=None) as bar:
-                return similarity(model, texts, videos, self.own_text, self.block_pairs, bar.update)
+            share = Share(distributed.rank(), distributed.size(), distributed.merge_maximum)
+            block = self._block_pairs(model)
+            return similarity(model, texts, videos, self.own_text, block, rerank_topk, share, folder, workers)
 
-    def encode_videos(self, model: XPool) -> Videos:
-        """All videos of the split, in its order."""
-        features: list[Tensor] = []
-        for frames, _ in tqdm(
-            batches(self.loader), total=len(self.loader), desc="videos", unit="batch", leave=False, disable=None
-        ):
-            features.append(model.encode_videos(frames.to(self.device, non_blocking=True)))
-        return model.videos(torch.cat(features))
+    def _block_pairs(self, model: XPool) -> int:
+        """The same in every process: the partition into blocks is one."""
+        given = self.config.batch_size_split or self.config.chunk_size
+        pairs = len(self.split.captions) * len(self.split.clips)
+        automatic = min(distributed.gather_objects(automatic_block(model.pair_bytes, self.device, pairs)))
+        return given or (min(SMALL_BLOCK_PAIRS, automatic) if self.config.save_memory_mode else automatic)
 
-    def encode_texts(self, model: XPool) -> Texts:
-        """All captions of the split, in its order."""
-        captions = self.split.captions
-        tokens = model.tokenize(captions)
-        ids = tokens.pop("token_ids").split(self.config.batch_size)
-        features = torch.cat([model.encode_texts(part.to(self.device)) for part in ids])
-        return model.texts(captions, features, **{name: rows.to(self.device) for name, rows in tokens.items()})
+    @contextmanager
+    def _matrix_folder(self) -> Iterator[Path | None]:
+        """Where --save_memory_mode keeps the score matrices until they are ranked: beside the runs, not in /tmp, which
+        may be memory."""
+        if not self.config.save_memory_mode:
+            yield None
+            return
+        try:
+            Path(self.config.output_dir).mkdir(parents=True, exist_ok=True)
+            folder = tempfile.TemporaryDirectory(prefix=".scores-", dir=self.config.output_dir)
+        except OSError as error:
+            raise InputError(f"--output_dir={self.config.output_dir} cannot be written: {error.strerror}") from error
+        with folder as name:
+            yield Path(name)
+
+    def _encode_videos(self, model: XPool, workers: int) -> Tensor:
+        """Frame features (M, F, D) of all videos, in the order of the split."""
+        shown = None if distributed.is_main() else True
+        loaded = tqdm(batches(self.loader), "videos", len(self.loader), unit="batch", leave=False, disable=shown)
+        frames = (frames for frames, _ in loaded)
+        shape = (self.config.num_frames, model.embed_dim)
+        return self._encode(model.encode_videos, frames, workers, self.videos_of, shape)
+
+    def _encode_texts(self, model: XPool, workers: int) -> Tensor:
+        """Text features (N, D) of all captions, in the order of the split."""
+        ids = self._tokenized(model)["token_ids"][self.texts_of[distributed.rank()]]
+        parts = (part for part in ids.split(self.config.batch_size) if len(part))
+        return self._encode(model.encode_texts, parts, workers, self.texts_of, (model.embed_dim,))
+
+    def _tokenized(self, model: XPool) -> dict[str, Tensor]:
+        """What the model reads of all captions, made once."""
+        if self.tokens is None:
+            self.tokens = model.tokenize(self.split.captions)
+        return self.tokens
+
+    def _encode(
+        self, encoder: Callable[[Tensor], Tensor], inputs: Iterable[Tensor], workers: int, shares: list[Tensor],
+        shape: tuple[int, ...],
+    ) -> Tensor:  # fmt: skip
+        """Features (items, *shape) of all items, in every process, from batches of the share of this one."""
+        features = [torch.empty(0, *shape, device=self.device)]
+        features += map_in_order(lambda batch: encoder(batch.to(self.device, non_blocking=True)), inputs, workers)
+        return _gathered(torch.cat(features), shares)
+
+
+def _shares(count: int, batch_size: int) -> list[Tensor]:
+    """Which of `count` items each process encodes: every so many-th batch, so that batches are the same for any number
+    of processes."""
+    whole = torch.arange(count).split(batch_size)
+    size = distributed.size()
+    return [torch.cat([torch.empty(0, dtype=torch.long), *whole[rank::size]]) for rank in range(size)]
+
+
+def _gathered(features: Tensor, shares: Sequence[Tensor]) -> Tensor:
+    """Features of the share of this process (n, ...) -> those of all items, in order, in every process."""
+    if len(shares) == 1:
+        return features
+    rows = distributed.gather_rows(features.cpu(), everywhere=True)
+    return torch.empty_like(rows).index_copy_(0, torch.cat(list(shares)), rows).to(features.device)
+
+
+def save_similarity(path: Path, scores: Similarity, video_of_text: Sequence[int]) -> None:
+    """Write an npz file: matrices [text, video] strict, undiffused, mean_pooled, and published where it is defined,
+    video_of_text; after reranking also text_floor and video_floor, from which first-stage score on a pair was diffused
+    (strict and published are -inf where it was not).
+
+    :raises InputError: the file cannot be written.
+    """
+    arrays = {name: getattr(scores, name) for name in (*PROTOCOLS, *REFERENCES)}
+    arrays["video_of_text"] = np.asarray(video_of_text)
+    if scores.first is not None:
+        arrays |= {"text_floor": scores.first.text_floor, "video_floor": scores.first.video_floor}
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(unfinished, "wb") as file:
+            np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise InputError(f"score matrices cannot be written to {path}: {error.strerror}") from error
 
 
 def evaluate_similarity(
@@ -113,7 +225,7 @@ def evaluate_similarity(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Metrics of score matrices: rows for every metric, protocol and dsl; and those of the references."""
     results = [
-        {"metric": metric, "protocol": protocol, "dsl": dsl} | METRICS[metric](matrix, video_of_text, dsl)
+        {"metric": metric, "protocol": protocol, "dsl": dsl} | METRICS[metric](matrix, video_of_text, dsl, scores.first)
         for metric in METRICS
         for protocol in PROTOCOLS
         if (matrix := getattr(scores, protocol)) is not None
@@ -173,7 +285,12 @@ def write_results(path: Path, evaluation: Evaluation, config: Config, checkpoint
         "checkpoint": checkpoint,
         "arch": config.arch,
         "recipe": config.recipe,
+        "sampler": config.sampler,
+        "sampling_steps": config.sampling_steps,
+        "rerank_topk": config.rerank_topk,
+        "pairs_diffused": evaluation.pairs_diffused,
         "seconds": round(evaluation.seconds, 3),
+        "seconds_similarity": round(evaluation.similarity_seconds, 3),
         "test_videos": {"evaluated": evaluation.videos, "annotated": evaluation.annotated},
         "results": evaluation.results,
         "references": evaluation.references,

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEncoder
 
@@ -99,12 +100,29 @@ class Denoiser(nn.Module):
         """
         if (condition is None) != (self.num_frames is None):
             raise ValueError("a condition goes with a denoiser that has condition layers, and only with one")
-        length = x_t.shape[1]
+        return self.denoise(x_t, times, None if condition is None else self.condition_term(condition))
+
+    def condition_term(self, condition: Tensor) -> Tensor:
+        """What the condition (N, L, F) adds inside `sims_decoder`: (N, L, 2H).
+
+        The first layer of `sims_decoder` sees x and the condition side by side, so it is a sum of two products. This
+        one depends neither on x_t nor on the time: sampling computes it once for all steps.
+        """
+        expand = self.sims_decoder[0]
+        return F.linear(self.sims_linear(condition), expand.weight[:, self.config.hidden_size :], expand.bias)
+
+    def denoise(self, x_t: Tensor, times: Tensor, condition_term: Tensor | None = None) -> Tensor:
+        """`forward` with what `condition_term` gave in the place of the condition.
+
+        :param times: (N,), or (1,) where all rows are at the same step.
+        """
+        length, hidden = x_t.shape[1], self.config.hidden_size
         time = self.time_embed(timestep_embedding(times))
         x = self.input_up_proj(x_t) + self.position_embeddings.weight[:length] + time[:, None]
         x = self.dropout(self.LayerNorm(x))
-        if condition is not None:
-            x = self.sims_decoder(torch.cat([x, self.sims_linear(condition)], dim=-1))
+        if condition_term is not None:
+            expand, activation, contract = self.sims_decoder
+            x = contract(activation(F.linear(x, expand.weight[:, :hidden]) + condition_term))
         x = self.input_transformers(x).last_hidden_state
         return self.output_down_proj(x)
 

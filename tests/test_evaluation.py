@@ -1,0 +1,217 @@
+"""test.py at scale: several processes, embeddings encoded once, reranking, sweeps; on a made-up MSR-VTT folder."""
+
+import csv
+import json
+import os
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from datasets.annotations import load_captions
+from tests.made_up import TEST_VIDEOS, call_program, make_diffusion_lm, make_msrvtt
+from tests.processes import launch
+
+MATRICES = ("strict", "published", "undiffused", "mean_pooled")
+
+
+class Place:
+    """The made-up data, and how test.py is called on it. The model is untrained, its weights follow from the seed."""
+
+    def __init__(self, root):
+        self.root = root
+        make_msrvtt(root)
+        make_diffusion_lm(root / "teacher", load_captions("MSRVTT", root / "data" / "MSRVTT"))
+
+    def arguments(self, name, *more):
+        """Arguments that keep the score matrices in <name>.npz and the results in <name>.json."""
+        return [
+            "--dataset_name=MSRVTT", f"--data_dir={self.root / 'data'}", f"--videos_dir={self.root / 'videos'}",
+            "--clip_arch=tiny", "--num_frames=3", "--diffusion_text_len=12", "--diffusion_steps=4", "--batch_size=2",
+            f"--diffusion_lm={self.root / 'teacher'}", f"--output_dir={self.root / 'outputs'}", "--num_workers=0",
+            "--gpu=cpu", "--precision=fp32", "--batch_size_split=5", f"--save_sims={self.root / name}.npz",
+            f"--output_json={self.root / name}.json", *more,
+        ]  # fmt: skip
+
+    def matrices(self, name):
+        with np.load(self.root / f"{name}.npz") as file:
+            return dict(file)
+
+    def results(self, name):
+        return json.loads((self.root / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return Place(tmp_path_factory.mktemp("evaluation"))
+
+
+@pytest.fixture
+def evaluate(place, monkeypatch, capfd):
+    """Runs test.py in this process: matrices and results."""
+
+    def run(name, *more):
+        code, err = call_program("test.py", place.arguments(name, *more), monkeypatch, capfd)
+        assert code == 0, err
+        return place.matrices(name), place.results(name)
+
+    return run
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "size", "more"), [("torchrun", 2, ["--rerank_topk=2", "--save_memory_mode"]), ("mpirun", 3, [])]
+)
+def test_processes_give_the_same_bits(place, evaluate, launcher, size, more):
+    """Videos, captions and pairs are shared; four of the processes' parts are empty or small."""
+    alone, results = evaluate("alone", *more)
+    done = launch(launcher, size, "test.py", *place.arguments("together", *more))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("t2v strict") == 1  # one process speaks
+    assert equal(place.matrices("together"), alone)
+    assert place.results("together")["results"] == results["results"]
+
+
+def test_saved_scores_are_those_of_the_results(evaluate):
+    """R@1 of both directions, counted from the saved matrices."""
+    matrices, report = evaluate("sims")
+    assert list(matrices["video_of_text"]) == list(range(TEST_VIDEOS))
+    for row in report["results"]:
+        if not row["dsl"]:
+            scores = matrices[row["protocol"]] if row["metric"] == "t2v" else matrices[row["protocol"]].T
+            first = [np.flatnonzero(line >= line[i]).tolist() == [i] for i, line in enumerate(scores)]
+            assert row["R1"] == pytest.approx(100 * np.mean(first))
+    assert report["pairs_diffused"] == TEST_VIDEOS**2
+
+
+def test_few_pairs_at_once_and_matrices_on_disk(place, evaluate):
+    plain, _ = evaluate("plain")
+    on_disk, _ = evaluate("memory", "--save_memory_mode")
+    assert equal(plain, on_disk)
+    assert not [path for path in (place.root / "outputs").iterdir() if path.name.startswith(".scores-")]
+
+
+def test_reranking(evaluate):
+    every, all_report = evaluate("every")
+    some, report = evaluate("some", "--rerank_topk=2")
+    assert report["rerank_topk"] == 2 and report["pairs_diffused"] == (some["strict"] > -np.inf).sum() < TEST_VIDEOS**2
+    candidates = some["undiffused"] >= some["text_floor"][:, None]
+    assert (candidates.sum(1) == 2).all()
+    np.testing.assert_allclose(some["strict"][candidates], every["strict"][candidates], atol=2e-5)
+    whole, whole_report = evaluate("whole", f"--rerank_topk={TEST_VIDEOS}")
+    assert equal(whole, every) and whole_report["results"] == all_report["results"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision(evaluate, precision):
+    full, _ = evaluate("full", "--diffusion_steps=1")
+    half, _ = evaluate(precision, "--diffusion_steps=1", f"--precision={precision}")
+    for name in MATRICES:
+        np.testing.assert_allclose(half[name], full[name], atol=0.02)
+    assert not np.array_equal(half["strict"], full["strict"])
+
+
+def test_embeddings_are_encoded_once(place, evaluate, monkeypatch):
+    """From the file of --save_embeddings come the same bits, without a video; and its tensors are what they say."""
+    file = place.root / "embeddings" / "file.safetensors"
+    encoded, report = evaluate("encoded", f"--save_embeddings={file}")
+    monkeypatch.setattr(cv2, "VideoCapture", None)  # no video can be opened
+    loaded, loaded_report = evaluate("loaded", f"--load_embeddings={file}", "--videos_dir=/nonexistent")
+    assert equal(loaded, encoded) and loaded_report["results"] == report["results"]
+    tensors = load_file(file)
+    assert tensors["text_features"].shape == (TEST_VIDEOS, 128)
+    assert tensors["frame_features"].shape == (TEST_VIDEOS, 3, 128)
+    torch.testing.assert_close(tensors["video_features"], tensors["frame_features"].mean(1))
+    texts, videos = (torch.nn.functional.normalize(tensors[f"{n}_features"], dim=1) for n in ("text", "video"))
+    np.testing.assert_allclose(texts @ videos.T, encoded["mean_pooled"], atol=1e-5)
+    other, report = evaluate("other", f"--load_embeddings={file}", "--sampler=ddim", "--sampling_steps=2")
+    assert np.array_equal(other["undiffused"], encoded["undiffused"])
+    assert (report["sampler"], report["sampling_steps"]) == ("ddim", 2)
+
+
+def test_embeddings_of_something_else_are_refused(place, evaluate, monkeypatch, capfd):
+    file = place.root / "embeddings.safetensors"
+    evaluate("good", f"--save_embeddings={file}")
+    nan, text = place.root / "nan.safetensors", place.root / "text.safetensors"
+    text.write_text("no tensors")
+    save_file({"x": torch.ones(1)}, place.root / "foreign.safetensors")
+    tensors = load_file(file)
+    tensors["frame_features"][4] = float("nan")
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        save_file(tensors, nan, opened.metadata())
+    captions = place.root / "data" / "MSRVTT" / "MSRVTT_JSFUSION_test.csv"
+    cases = [
+        (file, ["--seed=3"], 2, "differs in CLIP weights"),
+        (file, ["--num_frames=4"], 2, "--num_frames (3 in the file, 4 here)"),
+        (file, ["--input_res=96"], 2, "--input_res (64 in the file, 96 here)"),
+        (text, [], 2, "text.safetensors cannot be read"),
+        (place.root / "foreign.safetensors", [], 2, "no file of --save_embeddings"),
+        (place.root / "missing.safetensors", [], 2, "missing.safetensors cannot be read"),
+        (nan, [], 1, "frame features hold NaN or infinite values: 1 of 6, the first is video 4 (video9004)"),
+    ]
+    for path, more, expected, said in cases:
+        arguments = place.arguments("bad", f"--load_embeddings={path}", *more)
+        code, err = call_program("test.py", arguments, monkeypatch, capfd)
+        assert (code, err.count("\n")) == (expected, 1) and said in err, err
+    original = captions.read_text()
+    captions.write_text(original.replace("circle", "square").replace("square", "round thing"))
+    try:
+        arguments = place.arguments("bad", f"--load_embeddings={file}")
+        code, err = call_program("test.py", arguments, monkeypatch, capfd)
+    finally:
+        captions.write_text(original)
+    assert code == 2 and "differs in captions and videos" in err, err
+    assert not (place.root / "bad.json").exists()
+
+
+def test_sweep(place, evaluate):
+    """A row for each setting, the flags' own first, with the numbers that test.py gives for it alone."""
+    evaluate("sweep", "--sweep=ddim:2, ddpm:4:3,ddpm:4")
+    with open(place.root / "sweep.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["sampler"], r["steps"], r["rerank_topk"]) for r in rows] == [
+        ("ddpm", "4", "0"), ("ddim", "2", "0"), ("ddpm", "4", "3"),
+    ]  # fmt: skip
+    flags = [[], ["--sampler=ddim", "--sampling_steps=2"], ["--rerank_topk=3"]]
+    for row, more in zip(rows, flags, strict=True):
+        _, report = evaluate("alone", *more)
+        strict = {r["metric"]: r["R1"] for r in report["results"] if r["protocol"] == "strict" and not r["dsl"]}
+        assert (float(row["t2v_R1"]), float(row["v2t_R1"])) == pytest.approx((strict["t2v"], strict["v2t"]))
+        assert int(row["pairs_diffused"]) == report["pairs_diffused"]
+        assert float(row["seconds"]) > 0
+    lines = (place.root / "sweep.txt").read_text().splitlines()
+    assert len(lines) == 4 and lines[2].split()[:3] == ["ddim", "2", "all"]
+    assert cv2.imread(str(place.root / "sweep.png")).std() > 1
+
+
+@pytest.mark.parametrize("bad", ["ddpm", "ddpm:5", "ddpm:0", "dpm:3", "ddim:2:x", "ddim:1,", "ddim:-1", "ddim:1:2:3"])
+def test_bad_sweeps_are_refused_before_the_work(place, monkeypatch, capfd, bad):
+    code, err = call_program("test.py", place.arguments("bad-sweep", f"--sweep={bad}"), monkeypatch, capfd)
+    assert code == 2 and err.count("\n") == 1 and "--sweep" in err
+    assert not (place.root / "bad-sweep.json").exists()
+
+
+@pytest.mark.parametrize("flag", ["--save_embeddings", "--save_sims"])
+def test_files_that_cannot_be_written(place, monkeypatch, capfd, flag):
+    (place.root / "in-the-way").write_text("a file")
+    target = place.root / "in-the-way" / "file"
+    code, err = call_program("test.py", place.arguments("unwritten", f"{flag}={target}"), monkeypatch, capfd)
+    assert code == 2 and err.count("\n") == 1 and str(target) in err
+
+
+@pytest.mark.slow
+def test_compiled_network_gives_the_same_scores(evaluate):
+    if os.system("command -v g++ >/dev/null") != 0:
+        pytest.skip("no C++ compiler")
+    more = ["--diffusion_steps=1", "--batch_size_split=36"]
+    plain, _ = evaluate("eager", *more)
+    compiled, _ = evaluate("compiled", *more, "--compile")
+    np.testing.assert_allclose(compiled["strict"], plain["strict"], atol=1e-5)

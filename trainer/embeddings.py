@@ -1,0 +1,103 @@
+"""Encoded texts and videos of a split, and the file that keeps them so that they are encoded once."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from config import Config
+from datasets.annotations import Split
+from diffusion_lm.errors import InputError
+from model.xpool import XPool
+
+FORMAT = "TextDiffs embeddings"
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What the encoders make of a split, float32."""
+
+    texts: Tensor  # features of the N captions (N, D)
+    frames: Tensor  # frame features of the M videos (M, F, D)
+
+
+def fingerprint(model: XPool, split: Split, config: Config) -> dict[str, str]:
+    """All that embeddings depend on, by the name that a message can use. Sampling has no part in it."""
+    weights = hashlib.sha256()
+    for name, tensor in sorted(model.clip.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    pairs = [(clip.video_id, clip.captions, clip.start, clip.end) for clip in split.clips]
+    return {
+        "data set": split.dataset,
+        "split": split.name,
+        "captions and videos": hashlib.sha256(json.dumps(pairs).encode()).hexdigest(),
+        "--num_frames": str(config.num_frames),
+        "--input_res": str(config.input_res),
+        "CLIP weights": weights.hexdigest(),
+    }
+
+
+def save_embeddings(path: Path, embeddings: Embeddings, split: Split, marks: dict[str, str]) -> None:
+    """Write a safetensors file, whole or not at all.
+
+    Tensors text_features (N, D), frame_features (M, F, D), video_features (M, D; their mean over the frames),
+    video_of_text (N,). Metadata: captions and video_ids as JSON lists, and the fingerprint.
+
+    :param marks: what `fingerprint` gave.
+    :raises InputError: the file cannot be written.
+    """
+    tensors = {
+        "text_features": embeddings.texts.cpu(),
+        "frame_features": embeddings.frames.cpu(),
+        "video_features": embeddings.frames.mean(1).cpu(),
+        "video_of_text": torch.tensor(split.clip_of_caption),
+    }
+    metadata = {
+        "format": FORMAT,
+        "captions": json.dumps(split.captions),
+        "video_ids": json.dumps([clip.video_id for clip in split.clips]),
+        "fingerprint": json.dumps(marks),
+    }
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, metadata)
+        os.replace(unfinished, path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"embeddings cannot be written to {path}: {error}") from error
+
+
+def load_embeddings(path: Path, split: Split, marks: dict[str, str]) -> Embeddings:
+    """Read what `save_embeddings` wrote.
+
+    :param marks: what `fingerprint` gives for this model and split.
+    :raises InputError: the file is none of ours, or was made of something else; says of what.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise InputError(f"--load_embeddings={path} is no file of --save_embeddings")
+            made_of = json.loads(metadata["fingerprint"])
+            different = [name for name, value in marks.items() if made_of.get(name) != value]
+            if different:
+                told = ", ".join(name + _values(made_of.get(name), marks[name]) for name in different)
+                raise InputError(f"--load_embeddings={path} does not belong to this run: it differs in {told}")
+            embeddings = Embeddings(file.get_tensor("text_features"), file.get_tensor("frame_features"))
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise InputError(f"--load_embeddings={path} cannot be read: {error}") from error
+    if (len(embeddings.texts), len(embeddings.frames)) != (len(split.captions), len(split.clips)):
+        raise InputError(f"--load_embeddings={path} does not hold one row for each text and video")
+    return embeddings
+
+
+def _values(there: str | None, here: str) -> str:
+    """The two values in brackets, unless they are hashes."""
+    return "" if len(here) == hashlib.sha256().digest_size * 2 else f" ({there} in the file, {here} here)"
