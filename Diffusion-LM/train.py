@@ -68,7 +68,7 @@ def run(args: Namespace, here: distributed.Processes, device: torch.device) -> N
         log_step=args.log_step,
         eval_every=args.eval_every,
     )
-    share = Share(here.rank, here.size, lambda loss: distributed.synchronised(loss, device), distributed.mean)
+    share = Share(here.rank, here.size, distributed.synchronised, distributed.mean)
 
     # 2. captions
     with distributed.main_first():

@@ -58,7 +58,8 @@ def test_a_warm_cache_trains_without_decoding(place, tmp_path, monkeypatch, capf
 
 
 def test_own_videos(place, tmp_path, monkeypatch, capfd):
-    rows = [{"video": f"video{i}.mp4", "caption": f"thing {i} moves", "split": "train"} for i in range(6)]
+    pairs = [(f"video{i}.mp4", f"thing {i} moves {k} times") for i in range(6) for k in range(20)]
+    rows = [{"video": video, "caption": caption, "split": "train"} for video, caption in pairs]
     rows += [{"video": f"video{i}", "caption": f"thing {i}", "split": "test"} for i in (9000, 9001)]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = ["--dataset_name=custom", f"--annotations={tmp_path / 'own.jsonl'}"]
@@ -66,9 +67,9 @@ def test_own_videos(place, tmp_path, monkeypatch, capfd):
     small = ["--denoiser=tiny", "--text_len=20", "--steps=2", "--held_out=0.2", f"--output_dir={teacher}", "--gpu=cpu"]
     code, err = call_program("Diffusion-LM/train.py", [*own, *small], monkeypatch, capfd)
     assert code == 0, err
-    arguments = [*place.train_arguments("own", *own), f"--diffusion_lm={teacher}", "--num_epochs=1"]
+    arguments = [*place.train_arguments("own", *own), f"--diffusion_lm={teacher}", "--num_epochs=1", "--batch_size=40"]
     code, err = call_program("train.py", arguments, monkeypatch, capfd)
     assert code == 0, err
-    assert "6 training pairs of 6 videos" in (place.folder("own") / "log.txt").read_text()
+    assert "120 training pairs of 6 videos" in (place.folder("own") / "log.txt").read_text()
     report = json.loads((place.folder("own") / "results.json").read_text())
     assert (report["dataset"], report["results"][0]["gallery"]) == ("custom", 2)

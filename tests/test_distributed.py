@@ -42,7 +42,7 @@ def test_without_a_launcher_exchanges_are_the_identity():
     assert distributed.gather_objects(5) == [5] and distributed.broadcast_object(5) == 5
     assert distributed.any_process(True) and not distributed.any_process(False)
     module = torch.nn.Linear(2, 2)
-    assert distributed.synchronised(module, torch.device("cpu")) is module
+    assert distributed.synchronised(module) is module
     assert distributed.is_main() and (distributed.rank(), distributed.size()) == (0, 1)
 
 

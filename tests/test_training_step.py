@@ -30,7 +30,7 @@ M_MMAP_THRESHOLD = -3
 
 
 class Settings:
-    clip_lr, noclip_lr, weight_decay = 1e-4, 1e-4, 0.2
+    clip_lr, noclip_lr, weight_decay = 1e-5, 1e-4, 0.2  # AdamW blows up the rounding of gradients that are almost 0
 
 
 def make_model(arch: str, dropout: bool = False):
@@ -58,7 +58,7 @@ def train(arch: str, chunks: int = 1, steps: int = 3, dropout: bool = False):
     model = make_model(arch, dropout)
     own = len(CAPTIONS) // distributed.size()
     rows = range(distributed.rank() * own, (distributed.rank() + 1) * own)
-    step = distributed.synchronised(TrainingStep(model, chunks, CPU, torch.float32), CPU)
+    step = distributed.synchronised(TrainingStep(model, chunks, CPU, torch.float32))
     optimizer = torch.optim.AdamW(parameter_groups(model, Settings), eps=1e-6, fused=True)
     losses, gradients = [], {}
     for index in range(steps):
@@ -86,13 +86,13 @@ def assert_same(found, expected):
     (losses, gradients, parameters), (losses_alone, gradients_alone, parameters_alone) = found, expected
     for step, step_alone in zip(losses, losses_alone, strict=True):
         assert step == pytest.approx(step_alone, abs=1e-5)
-    for tensors, others in ((gradients, gradients_alone), (parameters, parameters_alone)):
+    for kind, tensors, others in (
+        ("gradient", gradients, gradients_alone), ("parameter", parameters, parameters_alone)
+    ):  # fmt: skip
         assert tensors.keys() == others.keys()
-        for name in tensors:
-            torch.testing.assert_close(
-                torch.from_numpy(tensors[name]), torch.from_numpy(others[name]), atol=1e-5, rtol=1e-5,
-                msg=lambda message, name=name: f"{name}: {message}",
-            )  # fmt: skip
+        for name, tensor in tensors.items():
+            scale = max(1.0, abs(others[name]).max())  # some gradients are sums of thousands of pixels
+            assert abs(tensor - others[name]).max() < 1e-5 * scale, f"{kind} of {name}"
 
 
 @pytest.mark.parametrize(("size", "chunks"), [(2, 1), (4, 1), (2, 2)])
@@ -177,9 +177,7 @@ def pretrain():
     """Weights of a Diffusion-LM and its averages after 3 steps, and what was recorded, in one process of a group."""
     torch.manual_seed(1)
     denoiser = Denoiser(replace(SMALL, dropout=0.0), 30)
-    share = Share(
-        distributed.rank(), distributed.size(), lambda loss: distributed.synchronised(loss, CPU), distributed.mean
-    )
+    share = Share(distributed.rank(), distributed.size(), distributed.synchronised, distributed.mean)
     word_ids = torch.randint(30, (50, 7), generator=torch.Generator().manual_seed(2))
     records = []
     settings = TrainingSettings(steps=3, batch_size=8, lr=1e-3, log_step=1, eval_every=10)

@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -280,15 +281,16 @@ class _GatherRows(torch.autograd.Function):
         return own
 
 
-def synchronised(module: nn.Module, device: torch.device) -> nn.Module:
+def synchronised(module: nn.Module) -> nn.Module:
     """The module with the weights of the main process; its backward pass averages the gradients of all processes.
 
     Unused parameters are looked for in each step, because the buckets of gradients then stay as they are: with buckets
     that are made anew after the first step, sums of more than two processes would round otherwise after a resumption.
+    Inputs stay where they are: the training step moves them chunk by chunk.
     """
     if not dist.is_initialized():
         return module
-    ids = [device.index] if device.type == "cuda" else None
+    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
     return DistributedDataParallel(
-        module, ids, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+        module, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
     )

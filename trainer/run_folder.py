@@ -27,6 +27,7 @@ def log_to_console() -> None:
     """Log lines on standard output, as they are; progress bars go to standard error."""
     level = logging.INFO if speaks() else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout, force=True)
+    logging.raiseExceptions = False  # a full disk is told once, by what must be written, not for each line of the log
     for noisy in ("httpx", "huggingface_hub", "transformers"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 

@@ -21,8 +21,9 @@ logger = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
 
 SLOW_LOADING = 0.3  # share of the time spent waiting for data, from which loading is the bottleneck
-MATRIX_SIZE = {"cuda": 8192, "cpu": 1024}
-MATRIX_REPEATS = 5
+MATRIX_SIZES = {"cuda": (1024, 8192), "cpu": (128, 256, 512, 1024, 2048)}
+MATRIX_REPEATS = 3
+LONG_PRODUCT = 0.01  # seconds, from which on no larger product is tried
 PROFILE_ROWS = 15  # operations in the log
 
 
@@ -69,20 +70,25 @@ def memory_gb(device: torch.device) -> float:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product on this device, measured."""
-    size = MATRIX_SIZE[device.type]
-    a, b = (torch.randn(size, size, device=device, dtype=torch.float32).to(dtype) for _ in range(2))
+    """FLOP/s of a large matrix product on this device, measured; smaller ones where a device is slow at the type."""
+    rate = 0.0
+    for size in MATRIX_SIZES[device.type]:
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        seconds = min(_seconds_of_product(a, b, device) for _ in range(MATRIX_REPEATS))
+        rate = 2 * size**3 / seconds
+        if seconds > LONG_PRODUCT:
+            break
+    return rate
+
+
+def _seconds_of_product(a: Tensor, b: Tensor, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
     torch.mm(a, b)
-    best = float("inf")
-    for _ in range(MATRIX_REPEATS):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        started = time.perf_counter()
-        torch.mm(a, b)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
 
 
 def flops_per_pair(

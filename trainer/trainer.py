@@ -97,7 +97,7 @@ class Trainer:
         model.freeze(config.freeze_layer_num)
         self.share_of_flops = self._share_of_flops() if distributed.is_main() else 0.0
         model.prepare(config.gradient_checkpointing, config.compile)
-        self.training_step = distributed.synchronised(TrainingStep(model, config.grad_accum, device, dtype), device)
+        self.training_step = distributed.synchronised(TrainingStep(model, config.grad_accum, device, dtype))
         self.optimizer = AdamW(parameter_groups(model, config), betas=ADAM_BETAS, eps=ADAM_EPS, fused=True)
         total = self.steps_of_epoch * config.num_epochs
         warmup = math.ceil(total * config.warmup_proportion)
@@ -142,7 +142,7 @@ class Trainer:
         self.told_slow = False
         started = time.perf_counter()
         self.watch.restart()
-        failed = FailedVideos(steps * self.config.batch_size * self.config.grad_accum)
+        failed = FailedVideos(steps * len(self.rows))
         for frames, index in self._progress(self.watch.waiting(batches(self.loader, failed))):
             self._train_step(frames, index)
             self.epoch_step += 1
@@ -263,7 +263,7 @@ class Trainer:
         if workers < cores:
             flag = f"raise --num_workers={workers}: this machine has {cores} cores"
         else:
-            flag = "all cores decode already: keep decoded frames with --frame_cache"
+            flag = "all cores decode already: keep decoded frames with --frame_cache=FOLDER"
         return f"loading is the bottleneck, {100 * waited:.0f} % of the time is spent waiting for data; {flag}"
 
     def _share_of_flops(self) -> float:

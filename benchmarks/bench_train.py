@@ -1,0 +1,287 @@
+"""Speed of training: `python benchmarks/bench_train.py [--quick] [--json FILE]`.
+
+One batch and one set of random weights (ViT-B/32 and the base denoiser; --quick: both tiny) go through the plain loop
+that the field runs (fp32, eager attention, captions tokenised in each step, AdamW parameter by parameter, the loss read
+after each step), and then through what train.py does, one change after the other. Then two processes on this machine
+against one, with the tiny model.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state
+from torch.optim import AdamW
+from transformers import CLIPConfig
+
+from diffusion_lm.denoiser import DENOISERS, Denoiser
+from diffusion_lm.gaussian_diffusion import GaussianDiffusion
+from diffusion_lm.vocabulary import Vocabulary
+from model.clip import TINY_FOLDER, build_clip
+from model.textdiffs import TextDiffs
+from modules.text_diffusion import TextDiffusion
+from trainer import distributed
+from trainer.device import choose_device, choose_precision
+from trainer.launch import Processes, free_port
+from trainer.throughput import flops_per_pair, matmul_rate
+from trainer.trainer import ADAM_BETAS, ADAM_EPS, GRADIENT_NORM, parameter_groups
+from trainer.training_step import TrainingStep
+
+FRAMES, LENGTH, DIFFUSION_STEPS = 12, 64, 10
+TEXT = (
+    "a man woman dog cat plays runs cooks sings eats reads holds the red blue old young guitar ball fish song book in "
+    "on with street kitchen park room"
+)
+WORDS = TEXT.split()
+CAPTION_WORDS = 10
+DDP_BATCH = 32
+
+
+class Rates:
+    """Learning rates of `parameter_groups`."""
+
+    clip_lr, noclip_lr, weight_decay = 1e-6, 1e-5, 0.2
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to train, by what it changes in the plain loop."""
+
+    name: str
+    attention: str = "eager"
+    tokenise_once: bool = False
+    fused: bool = False
+    read_loss: bool = True
+    dtype: torch.dtype = torch.float32
+    tf32: bool = False
+    compiled: bool = False
+
+
+def ladder(device: torch.device, compiled: bool) -> list[Way]:
+    """From the plain loop to what train.py does, one change at a time."""
+    ways = [Way("plain loop, fp32")]
+    ways.append(replace(ways[-1], name="+ SDPA attention", attention="sdpa"))
+    ways.append(replace(ways[-1], name="+ tokens once, no reading", tokenise_once=True, read_loss=False))
+    ways.append(replace(ways[-1], name="+ fused AdamW", fused=True))
+    if device.type == "cuda":
+        ways.append(replace(ways[-1], name="+ TF32", tf32=True))
+    if choose_precision("auto", device) == torch.bfloat16:
+        ways.append(replace(ways[-1], name="+ bf16", dtype=torch.bfloat16))
+    if compiled:
+        ways.append(replace(ways[-1], name="+ compiled", compiled=True))
+    return ways
+
+
+def make_model(tiny: bool, way: Way, device: torch.device) -> TextDiffs:
+    """TextDiffs with the same random weights for every way, in training mode but without dropout."""
+    torch.manual_seed(0)
+    clip_config = CLIPConfig.from_pretrained(TINY_FOLDER) if tiny else CLIPConfig()  # the default is ViT-B/32
+    clip, tokenizer = build_clip(clip_config.to_dict(), TINY_FOLDER)
+    sizes = replace(DENOISERS["tiny" if tiny else "base"], dropout=0.0)
+    vocabulary = Vocabulary.from_captions([TEXT] * 5)
+    student, teacher = (Denoiser(sizes, len(vocabulary), FRAMES) for _ in range(2))
+    diffusion = TextDiffusion(
+        student, teacher, GaussianDiffusion.sqrt(DIFFUSION_STEPS), clip.config.projection_dim, LENGTH
+    )
+    clip.set_attn_implementation(way.attention)
+    for denoiser in (student, teacher):
+        denoiser.input_transformers.config._attn_implementation = way.attention
+    model = TextDiffs(clip, tokenizer, diffusion, vocabulary, transformer_dropout=0.0).to(device).train()
+    model.prepare(gradient_checkpointing=False, compiled=way.compiled)
+    return model
+
+
+def make_batch(model: TextDiffs, size: int) -> tuple[Tensor, list[str]]:
+    """Random frames (size, F, 3, R, R) and captions."""
+    generator = torch.Generator().manual_seed(1)
+    side = model.clip.config.vision_config.image_size
+    frames = torch.randint(256, (size, FRAMES, 3, side, side), dtype=torch.uint8, generator=generator)
+    words = torch.randint(len(WORDS), (size, CAPTION_WORDS), generator=generator)
+    return frames, [" ".join(WORDS[i] for i in row) for row in words.tolist()]
+
+
+def stepper(
+    model: TextDiffs, way: Way, size: int, device: torch.device, shared: bool = False
+) -> Callable[[int], Tensor]:
+    """One training step as a function of its number; returns the loss.
+
+    :param shared: with the gradients of all processes.
+    """
+    frames, captions = make_batch(model, size)
+    step = TrainingStep(model, 1, device, way.dtype)
+    if shared:
+        step = distributed.synchronised(step)
+    optimizer = AdamW(
+        parameter_groups(model, Rates),
+        betas=ADAM_BETAS,
+        eps=ADAM_EPS,
+        fused=way.fused,
+        foreach=False if not way.fused else None,
+    )
+    tokens = model.tokenize(captions) if way.tokenise_once else None
+    index = torch.arange(size)
+
+    def run(number: int) -> Tensor:
+        chosen = model.select(tokens if way.tokenise_once else model.tokenize(captions), index)
+        loss = sum(step(frames, chosen, model.draw_noise(number, range(size))).values())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
+        optimizer.step()
+        if way.read_loss:
+            loss.item()
+        return loss.detach()
+
+    return run
+
+
+def seconds_of(run: Callable[[int], Tensor], steps: int, device: torch.device) -> tuple[float, float]:
+    """Seconds of the fastest step, and the loss of the first one, which is not timed."""
+    first = run(0).item()
+    best = float("inf")
+    for number in range(1, steps + 1):
+        started = time.perf_counter()
+        run(number)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return best, first
+
+
+def compare_ways(args: argparse.Namespace, device: torch.device, report: dict) -> None:
+    """Time each way with the same weights and batch."""
+    plain = plain_loss = None
+    for way in ladder(device, args.compile):
+        torch.set_float32_matmul_precision("high" if way.tf32 else "highest")
+        model = make_model(args.quick, way, device)
+        if plain is None:
+            tokens = model.select(model.tokenize(make_batch(model, 1)[1]), torch.tensor([0]))
+            flops = flops_per_pair(model, make_batch(model, 1)[0], tokens, device, way.dtype)
+        seconds, loss = seconds_of(stepper(model, way, args.batch_size, device), args.steps, device)
+        plain, plain_loss = plain or seconds, loss if plain_loss is None else plain_loss
+        rate = args.batch_size / seconds
+        share = rate * flops / matmul_rate(device, way.dtype)
+        say(f"{way.name:<28}{seconds:9.3f} s{rate:10.2f} pairs/s{plain / seconds:8.2f} x{100 * share:8.0f} %")
+        report["seconds"][way.name] = seconds
+        report["ratios"][way.name] = plain / seconds
+        report["ratios"][f"matrix rate, {way.name}"] = share
+        report["errors"][f"loss, {way.name}"] = abs(loss - plain_loss)
+        report["memory_gb"][way.name] = (
+            torch.cuda.max_memory_allocated(device) / 1e9
+            if device.type == "cuda"
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        )
+        del model
+
+
+def compare_batched_denoisers(args: argparse.Namespace, device: torch.device, report: dict) -> None:
+    """Student and teacher one after the other, against one call over their stacked weights: forward passes."""
+    model = make_model(args.quick, Way("any", attention="sdpa"), device).text_diffusion
+    pair = [model.student, model.teacher]
+    for denoiser in pair:  # stacking wants modules of one kind
+        denoiser.train().requires_grad_(False)
+    x = torch.randn(args.batch_size, LENGTH, model.student.config.channels, device=device)
+    times, condition = torch.zeros(len(x), device=device), torch.randn(len(x), LENGTH, FRAMES, device=device)
+    weights, buffers = stack_module_state(pair)
+
+    def one(weights: dict, buffers: dict) -> Tensor:
+        return functional_call(model.student, (weights, buffers), (x, times, condition))
+
+    def stacked(number: int) -> Tensor:
+        return torch.vmap(one)(weights, buffers)[0].sum()
+
+    def separate(number: int) -> Tensor:
+        return sum(denoiser(x, times, condition).sum() for denoiser in pair)
+
+    with torch.no_grad():
+        found = {
+            name: seconds_of(run, args.steps, device)[0] for name, run in (("separate", separate), ("stacked", stacked))
+        }
+    say(f"student and teacher: {found['separate']:.3f} s one after the other, {found['stacked']:.3f} s in one call")
+    report["seconds"] |= {f"denoisers, {name}": seconds for name, seconds in found.items()}
+    report["ratios"]["denoisers in one call"] = found["separate"] / found["stacked"]
+
+
+def compare_processes(args: argparse.Namespace, report: dict) -> None:
+    """One process with two threads, against two processes with one each, with and without shared gradients."""
+    alone = _in_processes(1, False, args.steps)
+    apart = _in_processes(2, False, args.steps)
+    shared = _in_processes(2, True, args.steps)
+    rows = {"1 process, 2 threads": alone, "2 processes, nothing shared": apart, "2 processes, DDP": shared}
+    for name, seconds in rows.items():
+        say(f"{name:<28}{seconds:9.3f} s{DDP_BATCH / seconds:10.2f} pairs/s{alone / seconds:8.2f} x")
+        report["seconds"][f"batch {DDP_BATCH}, {name}"] = seconds
+    report["ratios"]["2 processes against 1"] = alone / shared
+    report["ratios"]["DDP overhead"] = shared / apart - 1
+
+
+def _in_processes(size: int, shared: bool, steps: int) -> float:
+    context = multiprocessing.get_context("spawn")
+    queue, port = context.Queue(), free_port()
+    members = [context.Process(target=_member, args=(rank, size, port, shared, steps, queue)) for rank in range(size)]
+    for member in members:
+        member.start()
+    seconds = max(queue.get() for _ in members)
+    for member in members:
+        member.join()
+    return seconds
+
+
+def _member(rank: int, size: int, port: int, shared: bool, steps: int, queue: multiprocessing.Queue) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(max(1, 2 // size))
+    device, way = torch.device("cpu"), Way("ours", "sdpa", tokenise_once=True, fused=True, read_loss=False)
+    here = Processes(rank, size, rank, size) if shared else Processes()
+    with distributed.process_group(here, device):
+        run = stepper(make_model(True, way, device), way, DDP_BATCH // size, device, shared)
+        queue.put(seconds_of(run, steps, device)[0])
+
+
+def say(line: str) -> None:
+    """A line of the table."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--quick", action="store_true", help="tiny models")
+    parser.add_argument("--batch_size", type=int, help="pairs (CPU 4, GPU 32)")
+    parser.add_argument(
+        "--steps", type=int, default=2, help="timed steps of each way, the fastest counts (%(default)s)"
+    )
+    parser.add_argument("--compile", action="store_true", help="time torch.compile as well")
+    parser.add_argument("--gpu", help="index of the GPU, or cpu")
+    args = parser.parse_args()
+    device = choose_device(args.gpu)
+    args.batch_size = args.batch_size or (32 if device.type == "cuda" else 4)
+    report = {
+        "device": str(device),
+        "batch_size": args.batch_size,
+        "ratios": {},
+        "seconds": {},
+        "memory_gb": {},
+        "errors": {},
+    }
+    models = "tiny" if args.quick else "ViT-B/32, base"
+    say(f"{device}, {torch.get_num_threads()} threads, batch of {args.batch_size}, {models}")
+    say(f"{'':<28}{'step':>11}{'':>18}{'plain':>10}{'matrix rate':>12}")
+    compare_ways(args, device, report)
+    compare_batched_denoisers(args, device, report)
+    compare_processes(args, report)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
