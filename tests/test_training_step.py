@@ -36,7 +36,7 @@ class Settings:
 def make_model(arch: str, dropout: bool = False):
     """A small model in training mode, the same in every process."""
     torch.manual_seed(1)
-    model = small_textdiffs(CAPTIONS) if arch == "textdiffs" else small_xpool()
+    model = small_textdiffs(CAPTIONS, scaled=False) if arch == "textdiffs" else small_xpool()
     model.train()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout) and not dropout:
