@@ -43,7 +43,7 @@ class Evaluation:
     """The metrics of one evaluation."""
 
     results: list[dict[str, Any]]  # one row for each metric, protocol and dsl
-    references: list[dict[str, Any]]  # the same model scored without diffusion and with mean pooling
+    references: list[dict[str, Any]]  # the same model scored with texts as encoded and with mean pooling
     seconds: float
     similarity_seconds: float = 0.0  # the part of it that scored pairs
     pairs_diffused: int = 0
@@ -248,7 +248,7 @@ COLUMNS = ("R1", "R5", "R10", "R50", "R100", "MedR", "MeanR")
 def format_table(evaluation: Evaluation, metric: str, dsl: bool) -> str:
     """A recall table for people: rows of one direction, with DSL rows if wanted.
 
-    The last rows score the same checkpoint without its diffusion and with plain mean pooling.
+    The last rows score the same checkpoint with the texts as encoded and with plain mean pooling.
     """
     wanted = (False, True) if dsl else (False,)
     lines = [
