@@ -17,13 +17,16 @@ from model.factory import create_model, restore_model
 from model.published import TEXTDIFFS_RENAMES, rename_published
 from model.textdiffs import TextDiffs
 from modules.noise import sampling_noise
+from modules.stochastic_text import Prior
 from modules.text_diffusion import TextDiffusion
 from tests.made_up import make_diffusion_lm
 from tests.small_models import small_clip
 from trainer.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 
 CAPTIONS = ["a man plays a guitar", "two dogs run on the beach", "somebody cuts an onion", "a cat"]
-ARCHS = ["--arch=clip_stochastic", "--arch=clip_stochastic --recipe=published", "--arch=clip_transformer"]
+ARCHS = ["--arch=clip_stochastic", "--arch=clip_stochastic --recipe=published", "--arch=clip_transformer",
+         "--arch=clip_tmass --stochastic_prior=normal --stochastic_prior_std=0.5",
+         "--arch=clip_baseline --pooling_type=topk --k=2"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +91,10 @@ def test_round_trip_is_bit_identical(parse, tmp_path, line):
     assert type(restored) is type(model)
     assert_equal_states(restored.state_dict(), model.state_dict())
     assert (config.num_frames, config.num_mha_heads, config.input_res) == (3, 4, 64)
+    if "tmass" in line:
+        assert restored.prior == model.prior == Prior("normal", 0.5)
+    if "baseline" in line:
+        assert (restored.pool_frames.kind, restored.pool_frames.k) == ("topk", 2)
     if isinstance(model, TextDiffs):
         assert restored.vocabulary.token_to_id == model.vocabulary.token_to_id
         assert restored.text_diffusion.text_length == 9
@@ -214,6 +221,7 @@ def test_checkpoints_of_other_projects_are_named(parse, tmp_path, content):
         ("--num_mha_heads=2", "--num_mha_heads=1"),
         ("--clip_arch=ViT-B/32", "--clip_arch=tiny"),
         ("--input_res=96", "--input_res=64"),
+        ("--pooling_type=avg", "--pooling_type=transformer"),
     ],
 )
 def test_flags_that_contradict_the_checkpoint_are_named(parse, tmp_path, flag, trained):
