@@ -110,7 +110,7 @@ def test_twenty_kills_leave_no_trace(training, uninterrupted):
 @pytest.mark.slow
 def test_kills_of_two_processes_leave_no_trace(training):
     expected = training.finished("two", size=2)
-    kill_at_random(training, "two-killed", kills=4, size=2, seed=2)
+    kill_at_random(training, "two-killed", kills=3, size=2, seed=2)
     assert_same_run(training.place.folder("two-killed"), expected)
 
 
