@@ -14,7 +14,7 @@ from diffusion_lm.denoiser import DENOISERS, Denoiser
 from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from model.factory import create_model, restore_model
-from model.published import TEXTDIFFS_RENAMES, rename_published
+from model.published import TEXTDIFFS, rename_published, to_published
 from model.textdiffs import TextDiffs
 from modules.noise import sampling_noise
 from modules.text_diffusion import TextDiffusion
@@ -430,22 +430,9 @@ def test_teacher_and_student_share_noise_unless_published(parse, recipe):
 
 
 def published_names(state):
-    """Our names back to the published ones, through the table, with what only published files have."""
-    prefixes = [(ours, pattern.replace("\\", "")) for pattern, ours in TEXTDIFFS_RENAMES if ours]
-    renamed = {}
-    for name, tensor in state.items():
-        if name == "text_diffusion.rounding_table":
-            continue
-        ours, theirs = next(((o, t) for o, t in prefixes if name.startswith(o)), ("", ""))
-        renamed[theirs + name.removeprefix(ours)] = tensor
-    position_ids = {
-        f"{prefix}.position_ids": torch.arange(512)[None]
-        for prefix in ("textdiffs.diffusion.run_diffusion.student_model",
-                       "textdiffs.diffusion.run_diffusion.teacher_model",
-                       "clip.text_model.embeddings", "clip.vision_model.embeddings")
-    }  # fmt: skip
-    unused = {f"textdiffs.diffusion.diff_proj.{name}": torch.ones(3) for name in ("weight", "bias")}
-    return renamed | position_ids | unused
+    """The names of a published file, with what only such a file holds."""
+    state = to_published(state)
+    return state | {name: make(state) for name, make in TEXTDIFFS.unread.items()}
 
 
 @pytest.mark.parametrize("recipe", ["textdiffs", "published"])
@@ -465,14 +452,14 @@ def test_published_names_that_do_not_fit_are_listed(parse, tmp_path, change):
     path = tmp_path / "published.pth"
     state = published_names(create_model(parse()).state_dict())
     if change == "missing":
-        del state["textdiffs.diffusion.linear_text.bias"]
-        named = "text_diffusion.linear_text.bias"
+        named = "textdiffs.diffusion.linear_text.bias"
+        del state[named]
     elif change == "left over":
-        named = state["textdiffs.diffusion.new_layer.bias"] = "text_diffusion.new_layer.bias"
-        state["textdiffs.diffusion.new_layer.bias"] = torch.ones(2)
+        named = "textdiffs.diffusion.new_layer.bias"
+        state[named] = torch.ones(2)
     else:
-        named = "text_diffusion.student.sims_linear.weight"
-        state["textdiffs.diffusion.run_diffusion.student_model.sims_linear.weight"] = torch.ones(32, 12)
+        named = "textdiffs.diffusion.run_diffusion.student_model.sims_linear.bias"
+        state[named] = torch.ones(31)
     torch.save({"epoch": 5, "state_dict": state}, path)
     message = failure(restore_model, parse(), load_checkpoint(path), path)
     assert str(path) in message
