@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import shutil
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from diffusion_lm import weights
 from diffusion_lm.denoiser import DENOISERS, Denoiser
 from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
+from model.clip import TINY_FOLDER
 from model.factory import create_model, restore_model
-from model.published import TEXTDIFFS, rename_published, to_published
+from model.published import TEXTDIFFS, XPOOL, rename_published, to_published
 from model.textdiffs import TextDiffs
 from modules.noise import sampling_noise
 from modules.text_diffusion import TextDiffusion
@@ -464,6 +466,94 @@ def test_published_names_that_do_not_fit_are_listed(parse, tmp_path, change):
     message = failure(restore_model, parse(), load_checkpoint(path), path)
     assert str(path) in message
     assert named in message
+
+
+def published_file(parse, path, line=""):
+    """A published checkpoint of small size."""
+    model = saved(parse, path, line)
+    state = published_names(model.state_dict()) if isinstance(model, TextDiffs) else model.state_dict()
+    torch.save({"epoch": 5, "state_dict": state}, path)
+    return model
+
+
+def test_published_sizes_and_recipe_are_read_from_the_checkpoint(parse, tmp_path):
+    path = tmp_path / "published.pth"
+    model = published_file(parse, path, "--recipe=published")
+    config = parse(small=False)
+    restored = restore_model(config, load_checkpoint(path), path)
+    assert_equal_states(restored.state_dict(), model.state_dict())
+    assert (config.clip_arch, config.num_frames, config.diffusion_text_len) == ("tiny", 3, 9)
+    assert (config.recipe, config.input_res, config.embed_dim) == ("published", 64, 128)
+
+
+def test_published_xpool_loads(parse, tmp_path):
+    """Told from TextDiffs by its names, with the position_ids that older versions of transformers saved."""
+    path = tmp_path / "published.pth"
+    model = published_file(parse, path, "--arch=clip_transformer")
+    checkpoint = load_checkpoint(path)
+    checkpoint["state_dict"] |= {name: make(checkpoint["state_dict"]) for name, make in XPOOL.unread.items()}
+    config = parse(small=False)
+    restored = restore_model(config, checkpoint, path)
+    assert type(restored) is type(model)
+    assert_equal_states(restored.state_dict(), model.state_dict())
+    assert (config.arch, config.clip_arch) == ("clip_transformer", "tiny")
+
+
+@pytest.mark.parametrize(
+    ("flag", "shown"),
+    [
+        ("--arch=clip_transformer", "--arch=clip_stochastic"),
+        ("--num_frames=12", "--num_frames=3"),
+        ("--diffusion_text_len=64", "--diffusion_text_len=9"),
+        ("--clip_arch=ViT-B/32", "--clip_arch=tiny"),
+    ],
+)
+def test_flags_that_contradict_a_published_checkpoint_are_named(parse, tmp_path, flag, shown):
+    path = tmp_path / "published.pth"
+    published_file(parse, path)
+    message = failure(restore_model, parse(flag, small=False), load_checkpoint(path), path)
+    assert str(path) in message
+    assert flag in message
+    assert shown in message
+
+
+def test_a_diffusion_lm_with_other_words_is_named(parse, tmp_path):
+    path, other = tmp_path / "published.pth", tmp_path / "other"
+    published_file(parse, path)
+    other.mkdir()
+    make_diffusion_lm(other, CAPTIONS[:2])
+    message = failure(restore_model, parse(f"--diffusion_lm={other}", small=False), load_checkpoint(path), path)
+    assert str(path) in message
+    assert str(other) in message
+
+
+def test_a_published_clip_that_is_not_known_is_named(parse, tmp_path):
+    path = tmp_path / "published.pth"
+    published_file(parse, path, "--arch=clip_transformer")
+    checkpoint = load_checkpoint(path)
+    checkpoint["state_dict"]["clip.vision_model.embeddings.patch_embedding.weight"] = torch.ones(96, 3, 7, 7)
+    message = failure(restore_model, parse(small=False), checkpoint, path)
+    assert "width 96" in message
+    assert "ViT-B/32" in message
+
+
+def test_xpool_without_huggingface_is_refused_with_the_reason(parse, tmp_path):
+    state = {"clip.visual.conv1.weight": torch.ones(2), "pool_frames.linear_proj.bias": torch.ones(2)}
+    message = failure(restore_model, parse(small=False), {"epoch": 1, "state_dict": state}, tmp_path / "x.pth")
+    assert "--huggingface" in message
+
+
+def test_the_path_of_the_tokenizer_may_change(parse, tmp_path):
+    """The weights come from the checkpoint: --clip_path only says where the tokenizer lies on this machine."""
+    path = tmp_path / "model.pth"
+    model = saved(parse, path, "--arch=clip_transformer")
+    shutil.copytree(TINY_FOLDER, tmp_path / "moved")
+    line = f"--clip_path={tmp_path / 'moved'}"
+    restored = restore_model(parse(line, small=False), load_checkpoint(path), path)
+    assert_equal_states(restored.state_dict(), model.state_dict())
+    (tmp_path / "empty").mkdir()
+    line = f"--clip_path={tmp_path / 'empty'}"
+    assert "vocab.json" in failure(restore_model, parse(line, small=False), load_checkpoint(path), path)
 
 
 def test_names_and_shapes_of_the_published_checkpoint(conformance_dir):
