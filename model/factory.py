@@ -26,8 +26,12 @@ from model.published import (
     rename_published,
     shown_settings,
 )
+from model.retrieval import RetrievalModel
 from model.textdiffs import TextDiffs
+from model.tmass import TMass
 from model.xpool import XPool
+from modules.frame_pooling import SimplePooling
+from modules.stochastic_text import Prior
 from modules.text_diffusion import TextDiffusion
 
 logger = logging.getLogger(__name__)
@@ -37,11 +41,37 @@ DIFFUSION_MODELS = Path(__file__).resolve().parent.parent / "Diffusion-LM" / "di
 # settings that shape a model: a checkpoint brings its own, and one given on the command line must agree
 MODEL_SETTINGS = (
     "arch", "clip_arch", "clip_path", "num_frames", "input_res", "num_mha_heads", "recipe", "diffusion_steps",
-    "diffusion_text_len",
+    "diffusion_text_len", "pooling_type", "k", "attention_temperature", "stochastic_prior", "stochastic_prior_std",
 )  # fmt: skip
 
 
-def create_model(config: Config) -> XPool:
+def _xpool(config: Config, clip: CLIPModel, tokenizer: CLIPTokenizer) -> XPool:
+    return XPool(clip, tokenizer, config.num_mha_heads, config.transformer_dropout)
+
+
+def _tmass(config: Config, clip: CLIPModel, tokenizer: CLIPTokenizer) -> TMass:
+    return TMass(
+        clip,
+        tokenizer,
+        config.num_frames,
+        Prior(config.stochastic_prior, config.stochastic_prior_std),
+        config.num_mha_heads,
+        config.transformer_dropout,
+        support_loss_weight=config.support_loss_weight,
+        trials=config.stochasic_trials,
+        seed=config.seed,
+    )
+
+
+def _baseline(config: Config, clip: CLIPModel, tokenizer: CLIPTokenizer) -> RetrievalModel:
+    pooling = SimplePooling(config.pooling_type, config.k, config.attention_temperature)
+    return RetrievalModel(clip, tokenizer, pooling)
+
+
+WITHOUT_DIFFUSION = {"clip_transformer": _xpool, "clip_tmass": _tmass, "clip_baseline": _baseline}
+
+
+def create_model(config: Config) -> RetrievalModel:
     """A model before training: CLIP, identity pooling, and for TextDiffs a student that starts from the teacher.
 
     :raises InputError: CLIP or the pre-trained Diffusion-LM is not there.
@@ -61,7 +91,7 @@ def create_model(config: Config) -> XPool:
     return _assemble(config, clip, tokenizer, student, teacher, pretrained.vocabulary, random_table)
 
 
-def restore_model(config: Config, checkpoint: dict[str, Any], path: Path) -> XPool:
+def restore_model(config: Config, checkpoint: dict[str, Any], path: Path) -> RetrievalModel:
     """The model of a checkpoint, with its weights. `config` takes the checkpoint's model settings.
 
     :param checkpoint: what `torch.load` gave.
@@ -153,7 +183,7 @@ def _take_settings(config: Config, trained: dict[str, Any], path: Path) -> None:
         setattr(config, name, trained[name])
 
 
-def _build_ours(config: Config, checkpoint: dict[str, Any], path: Path) -> XPool:
+def _build_ours(config: Config, checkpoint: dict[str, Any], path: Path) -> RetrievalModel:
     trained = checkpoint.get("config")
     if not isinstance(trained, dict) or not trained.keys() >= set(MODEL_SETTINGS) or "clip_config" not in checkpoint:
         names = ", ".join(family.name for family in FAMILIES)
@@ -166,7 +196,9 @@ def _build_ours(config: Config, checkpoint: dict[str, Any], path: Path) -> XPool
     return _build_from(config, checkpoint, clip, tokenizer)
 
 
-def _build_from(config: Config, parts: dict[str, Any], clip: CLIPModel, tokenizer: CLIPTokenizer | None) -> XPool:
+def _build_from(
+    config: Config, parts: dict[str, Any], clip: CLIPModel, tokenizer: CLIPTokenizer | None
+) -> RetrievalModel:
     """A model of the sizes that a checkpoint says."""
     if "denoiser" not in parts:
         return _assemble(config, clip, tokenizer)
@@ -177,7 +209,7 @@ def _build_from(config: Config, parts: dict[str, Any], clip: CLIPModel, tokenize
     return _assemble(config, clip, tokenizer, student, teacher, vocabulary, random_table)
 
 
-def description(model: XPool) -> dict[str, Any]:
+def description(model: RetrievalModel) -> dict[str, Any]:
     """What a checkpoint must hold beside the weights and the configuration to build the model again."""
     parts: dict[str, Any] = {"clip_config": model.clip.config.to_dict()}
     if isinstance(model, TextDiffs):
@@ -224,9 +256,9 @@ def _assemble(
     teacher: Denoiser | None = None,
     vocabulary: Vocabulary | None = None,
     random_table: torch.Tensor | None = None,
-) -> XPool:
-    if config.arch == "clip_transformer":
-        return XPool(clip, tokenizer, config.num_mha_heads, config.transformer_dropout)
+) -> RetrievalModel:
+    if config.arch in WITHOUT_DIFFUSION:
+        return WITHOUT_DIFFUSION[config.arch](config, clip, tokenizer)
     diffusion = TextDiffusion(
         student,
         teacher,

@@ -64,8 +64,16 @@ TEXTDIFFS = Family(
     },
     frames=f"{STUDENT}sims_linear.weight",
 )
+TMASS = Family(
+    name="T-MASS",
+    arch="clip_tmass",
+    marker="stochastic.",
+    renames=(),
+    unread=CLIP_POSITION_IDS,
+    frames="stochastic.std_branch.linear_proj.weight",
+)
 XPOOL = Family("X-Pool", "clip_transformer", "pool_frames.", renames=(), unread=CLIP_POSITION_IDS)
-FAMILIES = (TEXTDIFFS, XPOOL)
+FAMILIES = (TEXTDIFFS, TMASS, XPOOL)
 
 
 def family_of(checkpoint: Mapping[str, Any]) -> Family | None:
@@ -107,7 +115,10 @@ def published_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> dict[str,
     state = to_published(checkpoint["state_dict"], family)
     unread = checkpoint.get("published")
     if unread is None:
-        unread = {name: make(state) for name, make in family.unread.items()}
+        try:
+            unread = {name: make(state) for name, make in family.unread.items()}
+        except KeyError as error:
+            raise InputError(f"{path} lacks {error}") from error
     return {"epoch": checkpoint.get("epoch", 0), "state_dict": state | unread}
 
 

@@ -1,4 +1,4 @@
-"""Convert a checkpoint: published (TextDiffs, X-Pool) to ours, ours to published; .pth or .safetensors.
+"""Convert a checkpoint: published (TextDiffs, T-MASS, X-Pool) to ours, ours to published; .pth or .safetensors.
 
 `python preprocess/convert_checkpoint.py --input=FILE --output=FILE` takes the flags of test.py as well. The direction
 follows from what is in the file. A published file does not hold all that ours does: flags say the rest (as

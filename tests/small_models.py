@@ -7,8 +7,12 @@ from diffusion_lm.denoiser import Denoiser, DenoiserConfig
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
 from model.clip import TINY_FOLDER, build_clip
+from model.retrieval import RetrievalModel
 from model.textdiffs import TextDiffs
+from model.tmass import TMass
 from model.xpool import XPool
+from modules.frame_pooling import SimplePooling
+from modules.stochastic_text import Prior
 from modules.text_diffusion import TextDiffusion
 
 SMALL = DenoiserConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
@@ -23,6 +27,20 @@ def small_clip(embed_dim: int = 128) -> tuple[CLIPModel, CLIPTokenizer]:
 def small_xpool(embed_dim: int = 128, heads: int = 1) -> XPool:
     """X-Pool in evaluation mode."""
     return XPool(*small_clip(embed_dim), num_mha_heads=heads).eval()
+
+
+def small_tmass(embed_dim: int = 128, num_frames: int = 5, prior: Prior | None = None, **options) -> TMass:
+    """T-MASS in evaluation mode, whose radius is not that of the start."""
+    model = TMass(*small_clip(embed_dim), num_frames, prior or Prior(), **options).eval()
+    with torch.no_grad():
+        projection = model.stochastic.std_branch.linear_proj
+        projection.weight.add_(0.5 * torch.randn_like(projection.weight))
+    return model
+
+
+def small_baseline(kind: str, embed_dim: int = 128, k: int = 3, temperature: float = 0.1) -> RetrievalModel:
+    """CLIP with simple pooling, in evaluation mode."""
+    return RetrievalModel(*small_clip(embed_dim), SimplePooling(kind, k, temperature)).eval()
 
 
 def small_textdiffs(

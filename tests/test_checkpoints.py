@@ -16,16 +16,19 @@ from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from model.clip import TINY_FOLDER
 from model.factory import create_model, restore_model
-from model.published import TEXTDIFFS, XPOOL, rename_published, to_published
+from model.published import TEXTDIFFS, family_of, rename_published, to_published
 from model.textdiffs import TextDiffs
 from modules.noise import sampling_noise
+from modules.stochastic_text import Prior
 from modules.text_diffusion import TextDiffusion
 from tests.made_up import make_diffusion_lm
 from tests.small_models import small_clip
 from trainer.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 
 CAPTIONS = ["a man plays a guitar", "two dogs run on the beach", "somebody cuts an onion", "a cat"]
-ARCHS = ["--arch=clip_stochastic", "--arch=clip_stochastic --recipe=published", "--arch=clip_transformer"]
+ARCHS = ["--arch=clip_stochastic", "--arch=clip_stochastic --recipe=published", "--arch=clip_transformer",
+         "--arch=clip_tmass --stochastic_prior=normal --stochastic_prior_std=0.5",
+         "--arch=clip_baseline --pooling_type=topk --k=2"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +93,10 @@ def test_round_trip_is_bit_identical(parse, tmp_path, line):
     assert type(restored) is type(model)
     assert_equal_states(restored.state_dict(), model.state_dict())
     assert (config.num_frames, config.num_mha_heads, config.input_res) == (3, 4, 64)
+    if "tmass" in line:
+        assert restored.prior == model.prior == Prior("normal", 0.5)
+    if "baseline" in line:
+        assert (restored.pool_frames.kind, restored.pool_frames.k) == ("topk", 2)
     if isinstance(model, TextDiffs):
         assert restored.vocabulary.token_to_id == model.vocabulary.token_to_id
         assert restored.text_diffusion.text_length == 9
@@ -216,6 +223,7 @@ def test_checkpoints_of_other_projects_are_named(parse, tmp_path, content):
         ("--num_mha_heads=2", "--num_mha_heads=1"),
         ("--clip_arch=ViT-B/32", "--clip_arch=tiny"),
         ("--input_res=96", "--input_res=64"),
+        ("--pooling_type=avg", "--pooling_type=transformer"),
     ],
 )
 def test_flags_that_contradict_the_checkpoint_are_named(parse, tmp_path, flag, trained):
@@ -431,10 +439,10 @@ def test_teacher_and_student_share_noise_unless_published(parse, recipe):
 # published checkpoints
 
 
-def published_names(state):
+def published_names(state, family=TEXTDIFFS):
     """The names of a published file, with what only such a file holds."""
-    state = to_published(state)
-    return state | {name: make(state) for name, make in TEXTDIFFS.unread.items()}
+    state = to_published(state, family)
+    return state | {name: make(state) for name, make in family.unread.items()}
 
 
 @pytest.mark.parametrize("recipe", ["textdiffs", "published"])
@@ -469,10 +477,10 @@ def test_published_names_that_do_not_fit_are_listed(parse, tmp_path, change):
 
 
 def published_file(parse, path, line=""):
-    """A published checkpoint of small size."""
+    """A published checkpoint of small size, with all that only such a file holds."""
     model = saved(parse, path, line)
-    state = published_names(model.state_dict()) if isinstance(model, TextDiffs) else model.state_dict()
-    torch.save({"epoch": 5, "state_dict": state}, path)
+    family = family_of({"state_dict": to_published(model.state_dict())})
+    torch.save({"epoch": 5, "state_dict": published_names(model.state_dict(), family)}, path)
     return model
 
 
@@ -486,17 +494,25 @@ def test_published_sizes_and_recipe_are_read_from_the_checkpoint(parse, tmp_path
     assert (config.recipe, config.input_res, config.embed_dim) == ("published", 64, 128)
 
 
-def test_published_xpool_loads(parse, tmp_path):
-    """Told from TextDiffs by its names, with the position_ids that older versions of transformers saved."""
+@pytest.mark.parametrize("arch", ["clip_transformer", "clip_tmass"])
+def test_published_xpool_and_tmass_load(parse, tmp_path, arch):
+    """Told from each other by their names."""
     path = tmp_path / "published.pth"
-    model = published_file(parse, path, "--arch=clip_transformer")
-    checkpoint = load_checkpoint(path)
-    checkpoint["state_dict"] |= {name: make(checkpoint["state_dict"]) for name, make in XPOOL.unread.items()}
-    config = parse(small=False)
-    restored = restore_model(config, checkpoint, path)
+    model = published_file(parse, path, f"--arch={arch}")
+    config = parse("--num_frames=3" if arch == "clip_transformer" else "", small=False)  # X-Pool does not show it
+    restored = restore_model(config, load_checkpoint(path), path)
     assert type(restored) is type(model)
     assert_equal_states(restored.state_dict(), model.state_dict())
-    assert (config.arch, config.clip_arch) == ("clip_transformer", "tiny")
+    assert (config.arch, config.clip_arch, config.num_frames) == (arch, "tiny", 3)
+
+
+def test_the_arch_that_tmass_gives_itself_is_answered(parse, tmp_path):
+    """T-MASS calls itself clip_stochastic, which is TextDiffs here."""
+    path = tmp_path / "published.pth"
+    published_file(parse, path, "--arch=clip_tmass")
+    message = failure(restore_model, parse("--arch=clip_stochastic", small=False), load_checkpoint(path), path)
+    assert "--arch=clip_tmass" in message
+    assert "--arch=clip_stochastic" in message
 
 
 @pytest.mark.parametrize(

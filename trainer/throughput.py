@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.profiler import profile, schedule
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.xpool import XPool
+from model.retrieval import RetrievalModel
 from trainer.device import autocast, random_state, set_random_state
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def _seconds_of_product(a: Tensor, b: Tensor, device: torch.device) -> float:
 
 
 def flops_per_pair(
-    model: XPool, frames: Tensor, tokens: dict[str, Tensor], device: torch.device, dtype: torch.dtype
+    model: RetrievalModel, frames: Tensor, tokens: dict[str, Tensor], device: torch.device, dtype: torch.dtype
 ) -> int:
     """FLOPs of the matrix products in the forward and backward pass of a pair, without the loss, which is small.
 
