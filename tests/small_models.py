@@ -44,17 +44,24 @@ def small_baseline(kind: str, embed_dim: int = 128, k: int = 3, temperature: flo
 
 
 def small_textdiffs(
-    captions: list[str], embed_dim: int = 128, num_frames: int = 5, steps: int = 3, length: int = 8, **options
+    captions: list[str],
+    embed_dim: int = 128,
+    num_frames: int = 5,
+    steps: int = 3,
+    length: int = 8,
+    scaled: bool = True,
+    **options,
 ) -> TextDiffs:
     """TextDiffs in evaluation mode.
 
-    Some layers are scaled up, so that the condition moves words as it does in a trained model.
+    :param scaled: some layers are scaled up, so that the condition moves words as it does in a trained model; rounding
+        errors grow with them.
     """
     vocabulary = Vocabulary.from_captions(captions)
     student, teacher = (Denoiser(SMALL, len(vocabulary), num_frames) for _ in range(2))
     with torch.no_grad():
         for layer in (student.sims_linear, student.sims_decoder[0], student.sims_decoder[2]):
-            layer.weight.mul_(20)
-        student.output_down_proj[2].weight.mul_(100)
+            layer.weight.mul_(20 if scaled else 1)
+        student.output_down_proj[2].weight.mul_(100 if scaled else 1)
     diffusion = TextDiffusion(student, teacher, GaussianDiffusion.sqrt(steps), embed_dim, length)
     return TextDiffs(*small_clip(embed_dim), diffusion, vocabulary, **options).eval()

@@ -72,8 +72,9 @@ def memory_gb(device: torch.device) -> float:
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a large matrix product on this device, measured; smaller ones where a device is slow at the type."""
     rate = 0.0
+    apart = torch.Generator(device)  # how many numbers are drawn depends on the clock
     for size in MATRIX_SIZES[device.type]:
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        a, b = (torch.randn(size, size, device=device, generator=apart).to(dtype) for _ in range(2))
         seconds = min(_seconds_of_product(a, b, device) for _ in range(MATRIX_REPEATS))
         rate = 2 * size**3 / seconds
         if seconds > LONG_PRODUCT:

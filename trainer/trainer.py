@@ -281,11 +281,13 @@ class Trainer:
             self._save(step_file(self.epoch, self.epoch_step))
         if stopping:
             number = signal.Signals(self.stop.number or signal.SIGTERM)
-            raise distributed.RunStopped(
+            message = (
                 f"stopped by {number.name} after step {self.epoch_step} of epoch {self.epoch}, which is saved; "
-                f"{how_to_go_on(self.folder)}",
-                number,
+                f"{how_to_go_on(self.folder)}"
             )
+            logger.info(message)
+            distributed.barrier()  # a launcher ends all processes as soon as one has left
+            raise distributed.RunStopped(message, number)
 
     def _evaluate(self) -> None:
         self._read_recent()
