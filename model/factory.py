@@ -162,7 +162,7 @@ def _check_words(state: dict[str, torch.Tensor], pretrained: PretrainedDiffusion
             f"{path} knows {len(table)} words, but the Diffusion-LM of {pretrained.folder} {len(own)}: "
             f"--diffusion_lm=FOLDER names the one that it was trained with"
         )
-    if not torch.equal(table, own):
+    if not torch.equal(table.float(), own.float()):
         logger.warning("the teacher of %s is not the Diffusion-LM of %s: words may differ", path, pretrained.folder)
 
 
