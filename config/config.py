@@ -126,7 +126,10 @@ class Config:
         choices=tuple(CLIP_INPUT_RES),
     )
     clip_path: str | None = flag(
-        None, "hub id or local folder of a CLIP (config, weights, tokenizer) instead of --clip_arch", group="model"
+        None,
+        "CLIP instead of --clip_arch: hub id, local folder (config, weights, tokenizer) or state dict with OpenAI's"
+        " names; with a checkpoint only its tokenizer is read",
+        group="model",
     )
     embed_dim: int | None = flag(
         None, "width of the CLIP embedding; checked against the CLIP (ViT-B/32: 512)", group="model", minimum=1
