@@ -13,12 +13,14 @@ from typing import Any, get_args
 from diffusion_lm.errors import InputError
 
 DATASETS = ("MSRVTT", "MSVD", "LSMDC", "DiDeMo", "ActivityNet", "MovingShapes", "custom")
-ARCHS = ("clip_stochastic", "clip_transformer")
+ARCHS = ("clip_stochastic", "clip_tmass", "clip_transformer", "clip_baseline")
 ARCH_ALIASES = {"clip_textdiffs": "clip_stochastic"}
 CLIP_INPUT_RES = {"ViT-B/32": 224, "ViT-B/16": 224, "ViT-L/14": 224, "tiny": 64}
 PUBLISHED_TEXT_LENGTH = 64
 DIFFUSION_ARCHS = ("clip_stochastic",)
-TEXT_POOLING_ARCHS = ("clip_stochastic", "clip_transformer")
+TMASS = ("clip_tmass",)
+BASELINE = ("clip_baseline",)
+CROSS_ATTENTION_ARCHS = ("clip_stochastic", "clip_tmass", "clip_transformer")
 
 
 def flag(
@@ -40,7 +42,7 @@ def flag(
     :param archs: the archs for which the flag does something; None means all of them.
     :param no_effect: why the flag never does anything here, for flags kept so that known commands run.
     :param alone: the value of the flag when it is given without one.
-    :param needs: the flag without which it does nothing.
+    :param needs: the flag without which it does nothing, or FLAG=VALUE.
     """
     metadata = {
         "help": help,
@@ -105,7 +107,8 @@ class Config:
     # model
     arch: str = flag(
         "clip_stochastic",
-        "retrieval model: TextDiffs (clip_stochastic, alias clip_textdiffs) or X-Pool (clip_transformer)",
+        "retrieval model: TextDiffs (clip_stochastic, alias clip_textdiffs), T-MASS (clip_tmass), X-Pool"
+        " (clip_transformer) or CLIP with simple pooling (clip_baseline)",
         group="model",
         choices=(*ARCHS, *ARCH_ALIASES),
     )
@@ -123,25 +126,33 @@ class Config:
         choices=tuple(CLIP_INPUT_RES),
     )
     clip_path: str | None = flag(
-        None, "hub id or local folder of a CLIP (config, weights, tokenizer) instead of --clip_arch", group="model"
+        None,
+        "CLIP instead of --clip_arch: hub id, local folder (config, weights, tokenizer) or state dict with OpenAI's"
+        " names; with a checkpoint only its tokenizer is read",
+        group="model",
     )
     embed_dim: int | None = flag(
         None, "width of the CLIP embedding; checked against the CLIP (ViT-B/32: 512)", group="model", minimum=1
     )
     pooling_type: str = flag(
         "transformer",
-        "how frames become a video",
+        "how frames become a video with clip_baseline (there avg is the default): their mean, the mean of the k most"
+        " similar to the text, or weights by a softmax of that similarity; transformer is clip_transformer",
         group="model",
         choices=("avg", "topk", "attention", "transformer"),
-        archs=(),
+        archs=BASELINE,
     )
-    k: int = flag(-1, "frames of top-k pooling", group="model", archs=())
-    attention_temperature: float = flag(0.01, "temperature of attention pooling", group="model", archs=())
+    k: int = flag(
+        -1, "frames of top-k pooling, at most --num_frames", group="model", archs=BASELINE, needs="pooling_type=topk"
+    )
+    attention_temperature: float = flag(
+        0.01, "temperature of attention pooling", group="model", archs=BASELINE, needs="pooling_type=attention"
+    )
     num_mha_heads: int = flag(
-        1, "heads of the text-frame attention", group="model", minimum=1, archs=TEXT_POOLING_ARCHS
+        1, "heads of the text-frame attention", group="model", minimum=1, archs=CROSS_ATTENTION_ARCHS
     )
     transformer_dropout: float = flag(
-        0.3, "dropout of the frame pooling", group="model", minimum=0, maximum=1, archs=TEXT_POOLING_ARCHS
+        0.3, "dropout of the frame pooling", group="model", minimum=0, maximum=1, archs=CROSS_ATTENTION_ARCHS
     )
 
     # diffusion
@@ -173,19 +184,34 @@ class Config:
         minimum=1,
         archs=DIFFUSION_ARCHS,
     )
-    support_loss_weight: float = flag(0.8, "weight of the support loss of T-MASS", group="diffusion", archs=())
+
+    # T-MASS
+    support_loss_weight: float = flag(0.8, "weight of the support loss", group="T-MASS", minimum=0, archs=TMASS)
     stochastic_prior: str = flag(
-        "uniform01", "prior of T-MASS", group="diffusion", choices=("uniform01", "normal"), archs=()
+        "uniform01",
+        "what the text is sampled with: uniform numbers of [0, 1) or normal ones",
+        group="T-MASS",
+        choices=("uniform01", "normal"),
+        archs=TMASS,
     )
-    stochastic_prior_std: float = flag(1.0, "spread of the normal prior of T-MASS", group="diffusion", archs=())
+    stochastic_prior_std: float = flag(
+        1.0, "spread of the normal prior", group="T-MASS", minimum=0, archs=TMASS, needs="stochastic_prior=normal"
+    )
     stochasic_trials: int = flag(
-        20, "samples per pair of T-MASS at inference", group="diffusion", aliases=("stochastic_trials",), archs=()
+        20,
+        "samples of the text for each pair at inference, of which the best counts",
+        group="T-MASS",
+        aliases=("stochastic_trials",),
+        minimum=1,
+        archs=TMASS,
     )
 
     # training
     loss: str = flag("clip", "retrieval loss: symmetric InfoNCE", group="training", choices=("clip",))
     clip_lr: float = flag(1e-6, "learning rate of CLIP", group="training", minimum=0)
-    noclip_lr: float = flag(1e-5, "learning rate of everything else", group="training", minimum=0)
+    noclip_lr: float = flag(
+        1e-5, "learning rate of everything else", group="training", minimum=0, archs=CROSS_ATTENTION_ARCHS
+    )
     batch_size: int = flag(
         32,
         "pairs of a training step in each process; videos or captions of an encoding step in evaluation",
@@ -254,11 +280,11 @@ class Config:
     )
     rerank_topk: int = flag(
         0,
-        "K: rank all pairs without diffusion, then diffuse only the K best of each query, in each direction;"
-        " 0 diffuses all pairs",
+        "K: rank all pairs with the texts as encoded, then move (diffuse, sample) only the K best of each query, in"
+        " each direction; 0: all pairs",
         group="evaluation",
         minimum=0,
-        archs=DIFFUSION_ARCHS,
+        archs=(*DIFFUSION_ARCHS, *TMASS),
     )
     save_embeddings: str | None = flag(
         None, "safetensors file for the text and frame features that test.py encodes", group="evaluation"
@@ -331,12 +357,24 @@ class Config:
             raise InputError(
                 f"--frame_cache_side={self.frame_cache_side} is less than the {self.input_res} pixels of the input"
             )
+        if self.arch == "clip_baseline":
+            self._resolve_pooling()
         if self.sampling_steps is None:
             self.sampling_steps = self.diffusion_steps
         if self.sampling_steps > self.diffusion_steps:
             raise InputError(
                 f"--sampling_steps={self.sampling_steps} is more than --diffusion_steps={self.diffusion_steps}"
             )
+
+    def _resolve_pooling(self) -> None:
+        if self.pooling_type == "transformer":
+            if "pooling_type" in self.explicit:
+                raise InputError("--pooling_type=transformer is --arch=clip_transformer; clip_baseline has the others")
+            self.pooling_type = "avg"
+        if self.pooling_type == "topk" and not 1 <= self.k <= self.num_frames:
+            raise InputError(f"--pooling_type=topk needs --k of 1 to --num_frames={self.num_frames}, not {self.k}")
+        if self.pooling_type == "attention" and self.attention_temperature <= 0:
+            raise InputError(f"--attention_temperature={self.attention_temperature} is too small: it divides")
 
     def notes(self) -> list[str]:
         """One line for every given flag that cannot do anything in this run."""
@@ -349,12 +387,16 @@ class Config:
                 lines.append(f"--{f.name} has no effect: {f.metadata['no_effect']}")
             elif f.name == "annotations" and self.dataset_name != "custom":
                 lines.append("--annotations has no effect without --dataset_name=custom")
-            elif f.metadata["needs"] and not getattr(self, f.metadata["needs"]):
-                lines.append(f"--{f.name} has no effect without --{f.metadata['needs']}")
             elif archs is not None and self.arch not in archs:
-                used_by = f"it belongs to {', '.join(archs)}" if archs else "it belongs to another method"
-                lines.append(f"--{f.name} has no effect with --arch={self.arch}: {used_by}")
+                lines.append(f"--{f.name} has no effect with --arch={self.arch}: it belongs to {', '.join(archs)}")
+            elif not self._has(f.metadata["needs"]):
+                lines.append(f"--{f.name} has no effect without --{f.metadata['needs']}")
         return lines
+
+    def _has(self, needed: str) -> bool:
+        """Whether a flag is set, or has the value of FLAG=VALUE."""
+        name, _, value = needed.partition("=")
+        return not needed or (getattr(self, name) == value if value else bool(getattr(self, name)))
 
     @property
     def run_dir(self) -> Path:

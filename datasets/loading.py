@@ -6,6 +6,7 @@ epoch, sample), so it does not depend on the number of workers or processes, nor
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -229,11 +230,21 @@ def batches(loader: DataLoader, failed: FailedVideos | None = None) -> Iterator[
 def _init_worker(worker_id: int) -> None:
     """One thread per worker: the workers are the parallelism. OpenCV has one wherever datasets.video is imported.
 
-    Signals that stop a run go to all its processes; the main one still needs its batches then, and ends the workers.
+    Signals that stop a run go to all its processes, but the main one still needs its batches then: a worker ends when
+    the main process says so.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # which macOS does not have
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    """Leave at a SIGTERM of the main process, whose exit waits for its workers; others may send what they like."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        continue
+    os._exit(0)
 
 
 def _channels_first(frames: np.ndarray) -> Tensor:

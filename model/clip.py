@@ -10,6 +10,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from diffusion_lm.errors import InputError
+from model.openai_clip import read_openai
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,23 @@ HUB_IDS = {
 TINY_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "clip-tiny"
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
-NEEDED_FILES = "config.json, model.safetensors (or pytorch_model.bin), vocab.json and merges.txt"
+TOKENIZER_FILES = "vocab.json and merges.txt (or tokenizer.json)"
+NEEDED_FILES = f"config.json, model.safetensors (or pytorch_model.bin), {TOKENIZER_FILES}"
+_EMPTY_TOKENIZER = 3  # words of the tokenizer that transformers makes up where it finds no files, at most
+# what CLIPConfig must be told beyond its defaults, which are ViT-B/32
+CLIP_CONFIGS: dict[str, dict] = {
+    "ViT-B/32": CLIPConfig().to_dict(),
+    "ViT-B/16": CLIPConfig(vision_config={"patch_size": 16}).to_dict(),
+    "ViT-L/14": CLIPConfig(
+        projection_dim=768,
+        text_config={"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
+        vision_config={
+            "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+            "patch_size": 14,
+        },
+    ).to_dict(),
+    "tiny": CLIPConfig.from_pretrained(TINY_FOLDER).to_dict(),
+}  # fmt: skip
 
 
 class ClipRetrieval(nn.Module):
@@ -102,17 +119,45 @@ class ClipRetrieval(nn.Module):
 def load_clip(clip_arch: str, clip_path: str | None = None) -> tuple[CLIPModel, CLIPTokenizer]:
     """CLIP with its weights: pre-trained, or random for `tiny`.
 
+    :param clip_path: hub id, folder, or file with OpenAI's names.
     :raises InputError: neither a local folder nor the hub's cache nor the hub has it; says which files to put where.
     """
     if clip_path is None and clip_arch == "tiny":
-        return build_clip(CLIPConfig.from_pretrained(TINY_FOLDER).to_dict(), TINY_FOLDER)
+        return build_clip(CLIP_CONFIGS["tiny"], TINY_FOLDER)
+    if clip_path is not None and Path(clip_path).is_file():
+        return _load_openai(Path(clip_path), clip_arch)
     source = clip_path or HUB_IDS[clip_arch]
     transformers_logging.disable_progress_bar()
     try:
         clip = CLIPModel.from_pretrained(source, attn_implementation="sdpa")
-        return clip, CLIPTokenizer.from_pretrained(source)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(_not_found(source, clip_path)) from error
+    return clip, load_tokenizer(source)
+
+
+def _load_openai(path: Path, clip_arch: str) -> tuple[CLIPModel, CLIPTokenizer]:
+    state, clip_config = read_openai(path)
+    clip, tokenizer = build_clip(clip_config, tokenizer_source(clip_arch, str(path)))
+    try:
+        clip.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"{path} does not fit CLIP: {' '.join(str(error).split())[:600]}") from error
+    return clip, tokenizer
+
+
+def load_tokenizer(source: str | Path) -> CLIPTokenizer:
+    """The tokenizer of a CLIP.
+
+    :param source: hub id or folder.
+    :raises InputError: it is not there. transformers says nothing then, and makes an empty one.
+    """
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise InputError(_no_tokenizer(source)) from error
+    if len(tokenizer) <= _EMPTY_TOKENIZER:
+        raise InputError(_no_tokenizer(source))
+    return tokenizer
 
 
 def build_clip(clip_config: dict, tokenizer_source: str | Path) -> tuple[CLIPModel, CLIPTokenizer]:
@@ -120,18 +165,41 @@ def build_clip(clip_config: dict, tokenizer_source: str | Path) -> tuple[CLIPMod
 
     :param clip_config: what CLIPConfig.to_dict gave.
     :param tokenizer_source: hub id or folder of the tokenizer.
+    :raises InputError: the tokenizer is not there, or has more tokens than the CLIP.
     """
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(tokenizer_source)
-    except (OSError, ValueError) as error:
-        raise InputError(_not_found(str(tokenizer_source), None)) from error
-    clip = CLIPModel._from_config(CLIPConfig.from_dict(clip_config), attn_implementation="sdpa")
-    return clip, tokenizer
+    tokenizer = load_tokenizer(tokenizer_source)
+    config = CLIPConfig.from_dict(clip_config)
+    if len(tokenizer) > config.text_config.vocab_size:
+        raise InputError(
+            f"the tokenizer of {tokenizer_source} has {len(tokenizer)} tokens, more than the "
+            f"{config.text_config.vocab_size} of this CLIP: --clip_path=FOLDER names another"
+        )
+    config.text_config.eos_token_id = tokenizer.eos_token_id  # the feature of a caption is that of this token
+    return clip_of(config), tokenizer
+
+
+def clip_of(config: CLIPConfig) -> CLIPModel:
+    """CLIP of a configuration with random weights."""
+    return CLIPModel._from_config(config, attn_implementation="sdpa")
 
 
 def tokenizer_source(clip_arch: str, clip_path: str | None) -> str | Path:
-    """Where the tokenizer of a CLIP lies: a folder or a hub id."""
+    """Where the tokenizer of a CLIP lies: a folder or a hub id. That of a file lies beside it, if there is one."""
+    if clip_path is not None and Path(clip_path).is_file():
+        folder = Path(clip_path).parent
+        if any((folder / name).is_file() for name in ("vocab.json", "tokenizer.json")):
+            return folder
+        clip_path = None
     return clip_path or (TINY_FOLDER if clip_arch == "tiny" else HUB_IDS[clip_arch])
+
+
+def _no_tokenizer(source: str | Path) -> str:
+    if Path(source).is_dir():
+        return f"{source} holds no tokenizer of CLIP: it needs {TOKENIZER_FILES}"
+    return (
+        f"the tokenizer of CLIP {source} is not in the local cache and cannot be downloaded: put {TOKENIZER_FILES} of "
+        f"it into a folder and give --clip_path=FOLDER"
+    )
 
 
 def _not_found(source: str, clip_path: str | None) -> str:

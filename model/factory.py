@@ -5,19 +5,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from config import Config
+from config.config import CLIP_INPUT_RES, DIFFUSION_ARCHS
 from diffusion_lm import weights
 from diffusion_lm.denoiser import Denoiser, DenoiserConfig
 from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
 from diffusion_lm.weights import PretrainedDiffusionLM
-from model.clip import build_clip, load_clip, tokenizer_source
-from model.published import is_published_textdiffs, rename_published
+from model.clip import CLIP_CONFIGS, build_clip, clip_of, load_clip, tokenizer_source
+from model.published import (
+    FAMILIES,
+    ROUNDING_TABLE,
+    TEACHER,
+    Family,
+    check_names,
+    family_of,
+    rename_published,
+    shown_settings,
+)
+from model.retrieval import RetrievalModel
 from model.textdiffs import TextDiffs
+from model.tmass import TMass
 from model.xpool import XPool
+from modules.frame_pooling import SimplePooling
+from modules.stochastic_text import Prior
 from modules.text_diffusion import TextDiffusion
 
 logger = logging.getLogger(__name__)
@@ -27,16 +41,42 @@ DIFFUSION_MODELS = Path(__file__).resolve().parent.parent / "Diffusion-LM" / "di
 # settings that shape a model: a checkpoint brings its own, and one given on the command line must agree
 MODEL_SETTINGS = (
     "arch", "clip_arch", "clip_path", "num_frames", "input_res", "num_mha_heads", "recipe", "diffusion_steps",
-    "diffusion_text_len",
+    "diffusion_text_len", "pooling_type", "k", "attention_temperature", "stochastic_prior", "stochastic_prior_std",
 )  # fmt: skip
 
 
-def create_model(config: Config) -> XPool:
+def _xpool(config: Config, clip: CLIPModel, tokenizer: CLIPTokenizer) -> XPool:
+    return XPool(clip, tokenizer, config.num_mha_heads, config.transformer_dropout)
+
+
+def _tmass(config: Config, clip: CLIPModel, tokenizer: CLIPTokenizer) -> TMass:
+    return TMass(
+        clip,
+        tokenizer,
+        config.num_frames,
+        Prior(config.stochastic_prior, config.stochastic_prior_std),
+        config.num_mha_heads,
+        config.transformer_dropout,
+        support_loss_weight=config.support_loss_weight,
+        trials=config.stochasic_trials,
+        seed=config.seed,
+    )
+
+
+def _baseline(config: Config, clip: CLIPModel, tokenizer: CLIPTokenizer) -> RetrievalModel:
+    pooling = SimplePooling(config.pooling_type, config.k, config.attention_temperature)
+    return RetrievalModel(clip, tokenizer, pooling)
+
+
+WITHOUT_DIFFUSION = {"clip_transformer": _xpool, "clip_tmass": _tmass, "clip_baseline": _baseline}
+
+
+def create_model(config: Config) -> RetrievalModel:
     """A model before training: CLIP, identity pooling, and for TextDiffs a student that starts from the teacher.
 
     :raises InputError: CLIP or the pre-trained Diffusion-LM is not there.
     """
-    pretrained = load_teacher(config) if config.arch == "clip_stochastic" else None
+    pretrained = load_teacher(config, config.recipe == "published") if config.arch == "clip_stochastic" else None
     clip, tokenizer = load_clip(config.clip_arch, config.clip_path)
     check_embed_dim(config, clip)
     if pretrained is None:
@@ -51,33 +91,89 @@ def create_model(config: Config) -> XPool:
     return _assemble(config, clip, tokenizer, student, teacher, pretrained.vocabulary, random_table)
 
 
-def restore_model(config: Config, checkpoint: dict[str, Any], path: Path) -> XPool:
+def restore_model(config: Config, checkpoint: dict[str, Any], path: Path) -> RetrievalModel:
     """The model of a checkpoint, with its weights. `config` takes the checkpoint's model settings.
 
     :param checkpoint: what `torch.load` gave.
     :param path: where it lies, for messages.
     :raises InputError: a setting on the command line contradicts the checkpoint, or names or sizes do not fit.
     """
-    state = checkpoint["state_dict"]
-    if is_published_textdiffs(state):
-        model = create_model(config)
-        state = rename_published(state)
-        if config.recipe == "published":
-            state["text_diffusion.rounding_table"] = model.text_diffusion.rounding_table
-    else:
-        model = _build_ours(config, checkpoint, path)
+    family = family_of(checkpoint)
+    if family:
+        logger.info("%s is a published %s checkpoint", path, family.name)
+        checkpoint = from_published(config, checkpoint, family, path)
+    model = _build_ours(config, checkpoint, path)
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         raise InputError(f"{path} belongs to another model: {' '.join(str(error).split())[:600]}") from error
     return model
 
 
-def _build_ours(config: Config, checkpoint: dict[str, Any], path: Path) -> XPool:
-    trained = checkpoint.get("config")
-    if not isinstance(trained, dict) or not trained.keys() >= set(MODEL_SETTINGS) or "clip_config" not in checkpoint:
-        raise InputError(f"{path} is neither a checkpoint of this project nor a published TextDiffs checkpoint")
+def from_published(config: Config, checkpoint: dict[str, Any], family: Family, path: Path) -> dict[str, Any]:
+    """A published checkpoint as one of ours. `config` takes the settings that it shows.
+
+    Words, and for --recipe=published the table that they are rounded to, come from the Diffusion-LM folder.
+
+    :return: what `restore_model` reads, with the tensors that nothing computes with under "published".
+    :raises InputError: a setting on the command line contradicts the checkpoint, the folder is not the one that it was
+        trained with, or names or sizes do not fit; lists them.
+    """
+    state = checkpoint["state_dict"]
+    if any(name.startswith("clip.visual.") for name in state):
+        raise InputError(f"{path} is a {family.name} checkpoint with OpenAI's CLIP: it loads if trained --huggingface")
+    _take_settings(config, shown_settings(state, family, path), path)
+    if "input_res" not in config.explicit:
+        config.input_res = CLIP_INPUT_RES[config.clip_arch]
+    parts: dict[str, Any] = {"clip_config": CLIP_CONFIGS[config.clip_arch]}
+    ours = rename_published(state, family)
+    if config.arch in DIFFUSION_ARCHS:
+        if "recipe" not in config.explicit:
+            config.recipe = "published"  # it was trained so
+        pretrained = load_teacher(config, published_first=True)
+        _check_words(state, pretrained, path)
+        parts |= {
+            "denoiser": pretrained.denoiser_config.to_dict(),
+            "vocabulary": pretrained.vocabulary.token_to_id,
+        }
+        if config.recipe == "published":
+            ours[ROUNDING_TABLE] = pretrained.random_table
+    with torch.device("meta"):
+        model = _build_from(config, parts, clip_of(CLIPConfig.from_dict(parts["clip_config"])), None)
+    check_names(state, model.state_dict(), family, path)
+    return {
+        "epoch": checkpoint.get("epoch", 0),
+        "step": 0,
+        "state_dict": ours,
+        "config": config.to_dict(),
+        "published": {name: tensor for name, tensor in state.items() if name in family.unread},
+        **parts,
+    }
+
+
+def _check_words(state: dict[str, torch.Tensor], pretrained: PretrainedDiffusionLM, path: Path) -> None:
+    """The words of a checkpoint must be those of the Diffusion-LM folder."""
+    table = state.get(f"{TEACHER}word_embedding.weight")
+    if table is None:
+        return  # named later, with all that is missing
+    own = pretrained.state_dict["word_embedding.weight"]
+    if len(table) != len(own):
+        raise InputError(
+            f"{path} knows {len(table)} words, but the Diffusion-LM of {pretrained.folder} {len(own)}: "
+            f"--diffusion_lm=FOLDER names the one that it was trained with"
+        )
+    if not torch.equal(table.float(), own.float()):
+        logger.warning("the teacher of %s is not the Diffusion-LM of %s: words may differ", path, pretrained.folder)
+
+
+def _take_settings(config: Config, trained: dict[str, Any], path: Path) -> None:
+    """Settings that shape the model, from the checkpoint.
+
+    :raises InputError: one on the command line contradicts them.
+    """
     for name in MODEL_SETTINGS:
+        if name not in trained or (name == "clip_path" and name in config.explicit):
+            continue  # the weights come from the checkpoint: a path only says where the tokenizer lies now
         given = getattr(config, name)
         if name in config.explicit and given != trained[name]:
             raise InputError(
@@ -85,20 +181,35 @@ def _build_ours(config: Config, checkpoint: dict[str, Any], path: Path) -> XPool
                 f"leave the flag out or name another checkpoint"
             )
         setattr(config, name, trained[name])
+
+
+def _build_ours(config: Config, checkpoint: dict[str, Any], path: Path) -> RetrievalModel:
+    trained = checkpoint.get("config")
+    if not isinstance(trained, dict) or not trained.keys() >= set(MODEL_SETTINGS) or "clip_config" not in checkpoint:
+        names = ", ".join(family.name for family in FAMILIES)
+        raise InputError(f"{path} is neither a checkpoint of this project nor a published one of {names}")
+    _take_settings(config, trained, path)
     if "sampling_steps" not in config.explicit:
         config.sampling_steps = config.diffusion_steps
     clip, tokenizer = build_clip(checkpoint["clip_config"], tokenizer_source(config.clip_arch, config.clip_path))
     check_embed_dim(config, clip)
-    if "denoiser" not in checkpoint:
+    return _build_from(config, checkpoint, clip, tokenizer)
+
+
+def _build_from(
+    config: Config, parts: dict[str, Any], clip: CLIPModel, tokenizer: CLIPTokenizer | None
+) -> RetrievalModel:
+    """A model of the sizes that a checkpoint says."""
+    if "denoiser" not in parts:
         return _assemble(config, clip, tokenizer)
-    vocabulary = Vocabulary(checkpoint["vocabulary"])
-    sizes = DenoiserConfig(**checkpoint["denoiser"])
+    vocabulary = Vocabulary(parts["vocabulary"])
+    sizes = DenoiserConfig(**parts["denoiser"])
     student, teacher = (Denoiser(sizes, len(vocabulary), config.num_frames) for _ in range(2))
     random_table = torch.empty(len(vocabulary), sizes.channels) if config.recipe == "published" else None
     return _assemble(config, clip, tokenizer, student, teacher, vocabulary, random_table)
 
 
-def description(model: XPool) -> dict[str, Any]:
+def description(model: RetrievalModel) -> dict[str, Any]:
     """What a checkpoint must hold beside the weights and the configuration to build the model again."""
     parts: dict[str, Any] = {"clip_config": model.clip.config.to_dict()}
     if isinstance(model, TextDiffs):
@@ -107,16 +218,17 @@ def description(model: XPool) -> dict[str, Any]:
     return parts
 
 
-def load_teacher(config: Config) -> PretrainedDiffusionLM:
+def load_teacher(config: Config, published_first: bool = False) -> PretrainedDiffusionLM:
     """The pre-trained Diffusion-LM of a run: --diffusion_lm, else the data set's own, else the one that was dropped in.
 
+    :param published_first: take the data set's own only where none was dropped in.
     :raises InputError: there is none; says which command makes one.
     """
     if config.diffusion_lm:
         return weights.load(Path(config.diffusion_lm))
     own = DIFFUSION_MODELS / config.dataset_name
     dropped_in = [DIFFUSION_MODELS, *sorted(path.parent for path in DIFFUSION_MODELS.glob("1000diff_e2e*/ema_*.pt"))]
-    order = [*dropped_in, own] if config.recipe == "published" else [own, *dropped_in]
+    order = [*dropped_in, own] if published_first else [own, *dropped_in]
     for folder in order:
         if weights.find_weights(folder):
             logger.info("teacher: %s", folder)
@@ -139,14 +251,14 @@ def check_embed_dim(config: Config, clip: CLIPModel) -> None:
 def _assemble(
     config: Config,
     clip: CLIPModel,
-    tokenizer: CLIPTokenizer,
+    tokenizer: CLIPTokenizer | None,
     student: Denoiser | None = None,
     teacher: Denoiser | None = None,
     vocabulary: Vocabulary | None = None,
     random_table: torch.Tensor | None = None,
-) -> XPool:
-    if config.arch == "clip_transformer":
-        return XPool(clip, tokenizer, config.num_mha_heads, config.transformer_dropout)
+) -> RetrievalModel:
+    if config.arch in WITHOUT_DIFFUSION:
+        return WITHOUT_DIFFUSION[config.arch](config, clip, tokenizer)
     diffusion = TextDiffusion(
         student,
         teacher,

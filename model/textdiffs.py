@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
 from diffusion_lm.vocabulary import Vocabulary
-from model.xpool import EncodedPairs, Texts, Videos, XPool
+from model.retrieval import EncodedPairs, Texts, Videos
+from model.xpool import XPool
 from modules.losses import teacher_student
 from modules.noise import sampling_noise, training_noise
 from modules.text_diffusion import Sampler, TextDiffusion, TrainingNoise
@@ -25,7 +26,7 @@ class TextDiffs(XPool):
     :param sampling_steps: S, steps at inference.
     """
 
-    diffuses = True
+    moves_text = diffuses = True
 
     def __init__(
         self,
@@ -73,10 +74,10 @@ class TextDiffs(XPool):
         words = self.text_diffusion.student.vocabulary_size
         return 4 * length * (2 * sizes.intermediate_size + 10 * sizes.hidden_size + 2 * words)
 
-    def text_embedding(
+    def text_embeddings(
         self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor, features: Tensor
     ) -> Tensor:
-        """Diffused text c + exp(l) of each pair, (P, D)."""
+        """Diffused text c + exp(l) of each pair, (P, 1, D)."""
         used, rows = text_index.unique(return_inverse=True)  # the texts of the block, each once
         noise = sampling_noise(
             [texts.captions[index] for index in used.tolist()],
@@ -94,7 +95,7 @@ class TextDiffs(XPool):
             self.sampling_diffusion,
             self.sampler,
         )
-        return features + self.text_diffusion.log_shift(x).exp()
+        return (features + self.text_diffusion.log_shift(x).exp())[:, None]
 
     def draw_noise(self, step: int, rows: range) -> tuple[TrainingNoise, TrainingNoise]:
         """Noise of the student and of the teacher for rows of the batch of a training step, on the CPU."""

@@ -1,7 +1,11 @@
-"""Frame pooling: one embedding of a video for each text that asks about it (X-Pool, Gorti et al. 2022)."""
+"""Frame pooling: one embedding of a video for each text that asks about it (Gorti et al. 2022).
+
+FramePooling is X-Pool's cross-attention; SimplePooling holds the poolings without parameters, with the same methods.
+"""
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -127,6 +131,76 @@ class FramePooling(nn.Module):
     def _project(self, attended: Tensor) -> Tensor:
         x = self.layer_norm2(self.cross_attn.out_proj(attended.flatten(-2)))
         return self.layer_norm3(x + self.dropout(self.linear_proj(x)))
+
+
+class SimplePooling(nn.Module):
+    """Unit frame features weighed by a rule: all alike, the k most similar to the text, or a softmax of similarity.
+
+    The baselines of X-Pool's code base, which normalises texts and frames first. No parameters. p(v|t) is a weighted
+    mean of frames, so its norm and its product with a text follow from the frames' products alone.
+
+    :param kind: avg, topk or attention.
+    :param k: frames of topk.
+    :param temperature: of attention: softmax(cosine / temperature).
+    """
+
+    def __init__(self, kind: Literal["avg", "topk", "attention"], k: int = -1, temperature: float = 0.01) -> None:
+        super().__init__()
+        self.kind, self.k, self.temperature = kind, k, temperature
+
+    def queries(self, texts: Tensor) -> Tensor:
+        """Text features (T, D) -> unit vectors (T, 1, D): one head."""
+        return F.normalize(texts.float(), dim=-1)[..., None, :]
+
+    def keys_values(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Frame features (V, F, D) -> unit vectors, twice (V, F, 1, D)."""
+        frames = F.normalize(frames.float(), dim=-1)[..., None, :]
+        return frames, frames
+
+    def weights(self, cosines: Tensor) -> Tensor:
+        """Weights of the frames, which sum to 1, from their cosines with a text; both (..., F)."""
+        if self.kind == "avg":
+            return torch.full_like(cosines, 1 / cosines.shape[-1])
+        if self.kind == "topk":
+            return torch.zeros_like(cosines).scatter(-1, cosines.topk(self.k, dim=-1).indices, 1 / self.k)
+        return (cosines / self.temperature).softmax(-1)
+
+    def forward(self, texts: Tensor, frames: Tensor) -> Tensor:
+        """Pool every video for every text.
+
+        :param texts: text features (T, D).
+        :param frames: frame features (V, F, D).
+        :return: p(v|t), (V, T, D), float32: a temperature of 0.01 is too fine for half precision.
+        """
+        with torch.autocast(frames.device.type, enabled=False):
+            keys, values = self.keys_values(frames)
+            cosines = torch.einsum("thd,vfhd->vtf", self.queries(texts), keys)
+            return torch.einsum("vtf,vfhd->vtd", self.weights(cosines), values)
+
+    def pool_pairs(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Pool P videos, each for one text, from what `queries` and `keys_values` gave.
+
+        :param queries: (P, 1, D).
+        :param keys: (P, F, 1, D), `values` likewise.
+        :return: p(v|t), (P, D), float32.
+        """
+        with torch.autocast(keys.device.type, enabled=False):
+            cosines = torch.einsum("phd,pfhd->pf", queries, keys)
+            return torch.einsum("pf,pfhd->pd", self.weights(cosines), values)
+
+    def atoms(self, values: Tensor) -> Tensor:
+        """Values (M, F, 1, D) -> products of the frames of each video (M, F, F), which `cosines` needs."""
+        return _gram(values[:, :, 0])
+
+    def cosines(self, texts: Tensor, queries: Tensor, keys: Tensor, atoms: Tensor) -> Tensor:
+        """cos(t, p(v|t)) of every text with every video, without making p(v|t): (T, V).
+
+        :param texts: text features (T, D), whose unit vectors are `queries` (T, 1, D).
+        :param keys: (V, F, 1, D), and `atoms`, of the same videos.
+        """
+        cosines = torch.einsum("thd,vfhd->vtf", queries, keys)
+        weights = self.weights(cosines)
+        return ((weights * cosines).sum(-1) / _norm(weights, atoms, 0.0)[..., 0]).t()
 
 
 def _centred(x: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The similarity engine: score matrices of all (text, video) pairs, streamed in blocks of pairs.
 
-Two stages. The first scores all pairs without diffusion, which is cheap. The second diffuses texts towards videos: all
-pairs, or with `rerank_topk` only the best of each query. Memory is set by the block: nothing of size texts x videos x D
-ever exists, only the N x M float32 matrices themselves, which can lie on disk.
+Two stages. The first scores all pairs with the texts as encoded, which is cheap. The second moves texts towards videos,
+by diffusion or as the model does it: all pairs, or with `rerank_topk` only the best of each query. Memory is set by the
+block: nothing of size texts x videos x D ever exists, only the N x M float32 matrices, which can lie on disk.
 
 Several processes share the work by whole blocks of one fixed partition, so that a pair is computed with the same
 neighbours, and has the same bits, whatever their number (on a CPU inside `one_thread_per_item`).
@@ -38,7 +38,7 @@ FALLBACK_FREE_BYTES = 2**31  # where a system does not tell its free memory
 class PairScorer(Protocol):
     """What the engine needs of a model."""
 
-    diffuses: bool  # False: the strict score is the undiffused one, and there is no second stage
+    moves_text: bool  # False: the strict score is the undiffused one, and there is no second stage
     pair_bytes: int  # memory that a pair of a block takes, about
 
     def pool(self, texts: object, videos: object, text_index: Tensor, video_index: Tensor) -> Tensor:
@@ -112,8 +112,8 @@ def similarity(
     problem = _Problem(model, texts, videos, own_pooled, share or Share(), workers)
     undiffused, mean_pooled = new_matrix("undiffused"), new_matrix("mean_pooled")
     published = None if own_text is None else new_matrix("published")
-    _first_stage(problem, undiffused, mean_pooled, None if model.diffuses else published)
-    if not model.diffuses:
+    _first_stage(problem, undiffused, mean_pooled, None if model.moves_text else published)
+    if not model.moves_text:
         return Similarity(undiffused, published, undiffused, mean_pooled)
     first = None if not 0 < rerank_topk < min(shape) else choose_candidates(undiffused, rerank_topk)
     strict = new_matrix("strict")

@@ -7,8 +7,12 @@ from diffusion_lm.denoiser import Denoiser, DenoiserConfig
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
 from model.clip import TINY_FOLDER, build_clip
+from model.retrieval import RetrievalModel
 from model.textdiffs import TextDiffs
+from model.tmass import TMass
 from model.xpool import XPool
+from modules.frame_pooling import SimplePooling
+from modules.stochastic_text import Prior
 from modules.text_diffusion import TextDiffusion
 
 SMALL = DenoiserConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
@@ -25,18 +29,39 @@ def small_xpool(embed_dim: int = 128, heads: int = 1) -> XPool:
     return XPool(*small_clip(embed_dim), num_mha_heads=heads).eval()
 
 
+def small_tmass(embed_dim: int = 128, num_frames: int = 5, prior: Prior | None = None, **options) -> TMass:
+    """T-MASS in evaluation mode, whose radius is not that of the start."""
+    model = TMass(*small_clip(embed_dim), num_frames, prior or Prior(), **options).eval()
+    with torch.no_grad():
+        projection = model.stochastic.std_branch.linear_proj
+        projection.weight.add_(0.5 * torch.randn_like(projection.weight))
+    return model
+
+
+def small_baseline(kind: str, embed_dim: int = 128, k: int = 3, temperature: float = 0.1) -> RetrievalModel:
+    """CLIP with simple pooling, in evaluation mode."""
+    return RetrievalModel(*small_clip(embed_dim), SimplePooling(kind, k, temperature)).eval()
+
+
 def small_textdiffs(
-    captions: list[str], embed_dim: int = 128, num_frames: int = 5, steps: int = 3, length: int = 8, **options
+    captions: list[str],
+    embed_dim: int = 128,
+    num_frames: int = 5,
+    steps: int = 3,
+    length: int = 8,
+    scaled: bool = True,
+    **options,
 ) -> TextDiffs:
     """TextDiffs in evaluation mode.
 
-    Some layers are scaled up, so that the condition moves words as it does in a trained model.
+    :param scaled: some layers are scaled up, so that the condition moves words as it does in a trained model; rounding
+        errors grow with them.
     """
     vocabulary = Vocabulary.from_captions(captions)
     student, teacher = (Denoiser(SMALL, len(vocabulary), num_frames) for _ in range(2))
     with torch.no_grad():
         for layer in (student.sims_linear, student.sims_decoder[0], student.sims_decoder[2]):
-            layer.weight.mul_(20)
-        student.output_down_proj[2].weight.mul_(100)
+            layer.weight.mul_(20 if scaled else 1)
+        student.output_down_proj[2].weight.mul_(100 if scaled else 1)
     diffusion = TextDiffusion(student, teacher, GaussianDiffusion.sqrt(steps), embed_dim, length)
     return TextDiffs(*small_clip(embed_dim), diffusion, vocabulary, **options).eval()

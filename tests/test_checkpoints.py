@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import shutil
 
 import pytest
 import torch
@@ -13,17 +14,21 @@ from diffusion_lm import weights
 from diffusion_lm.denoiser import DENOISERS, Denoiser
 from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
+from model.clip import TINY_FOLDER
 from model.factory import create_model, restore_model
-from model.published import TEXTDIFFS_RENAMES, rename_published
+from model.published import TEXTDIFFS, family_of, rename_published, to_published
 from model.textdiffs import TextDiffs
 from modules.noise import sampling_noise
+from modules.stochastic_text import Prior
 from modules.text_diffusion import TextDiffusion
 from tests.made_up import make_diffusion_lm
 from tests.small_models import small_clip
 from trainer.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 
 CAPTIONS = ["a man plays a guitar", "two dogs run on the beach", "somebody cuts an onion", "a cat"]
-ARCHS = ["--arch=clip_stochastic", "--arch=clip_stochastic --recipe=published", "--arch=clip_transformer"]
+ARCHS = ["--arch=clip_stochastic", "--arch=clip_stochastic --recipe=published", "--arch=clip_transformer",
+         "--arch=clip_tmass --stochastic_prior=normal --stochastic_prior_std=0.5",
+         "--arch=clip_baseline --pooling_type=topk --k=2"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +93,10 @@ def test_round_trip_is_bit_identical(parse, tmp_path, line):
     assert type(restored) is type(model)
     assert_equal_states(restored.state_dict(), model.state_dict())
     assert (config.num_frames, config.num_mha_heads, config.input_res) == (3, 4, 64)
+    if "tmass" in line:
+        assert restored.prior == model.prior == Prior("normal", 0.5)
+    if "baseline" in line:
+        assert (restored.pool_frames.kind, restored.pool_frames.k) == ("topk", 2)
     if isinstance(model, TextDiffs):
         assert restored.vocabulary.token_to_id == model.vocabulary.token_to_id
         assert restored.text_diffusion.text_length == 9
@@ -214,6 +223,7 @@ def test_checkpoints_of_other_projects_are_named(parse, tmp_path, content):
         ("--num_mha_heads=2", "--num_mha_heads=1"),
         ("--clip_arch=ViT-B/32", "--clip_arch=tiny"),
         ("--input_res=96", "--input_res=64"),
+        ("--pooling_type=avg", "--pooling_type=transformer"),
     ],
 )
 def test_flags_that_contradict_the_checkpoint_are_named(parse, tmp_path, flag, trained):
@@ -429,23 +439,10 @@ def test_teacher_and_student_share_noise_unless_published(parse, recipe):
 # published checkpoints
 
 
-def published_names(state):
-    """Our names back to the published ones, through the table, with what only published files have."""
-    prefixes = [(ours, pattern.replace("\\", "")) for pattern, ours in TEXTDIFFS_RENAMES if ours]
-    renamed = {}
-    for name, tensor in state.items():
-        if name == "text_diffusion.rounding_table":
-            continue
-        ours, theirs = next(((o, t) for o, t in prefixes if name.startswith(o)), ("", ""))
-        renamed[theirs + name.removeprefix(ours)] = tensor
-    position_ids = {
-        f"{prefix}.position_ids": torch.arange(512)[None]
-        for prefix in ("textdiffs.diffusion.run_diffusion.student_model",
-                       "textdiffs.diffusion.run_diffusion.teacher_model",
-                       "clip.text_model.embeddings", "clip.vision_model.embeddings")
-    }  # fmt: skip
-    unused = {f"textdiffs.diffusion.diff_proj.{name}": torch.ones(3) for name in ("weight", "bias")}
-    return renamed | position_ids | unused
+def published_names(state, family=TEXTDIFFS):
+    """The names of a published file, with what only such a file holds."""
+    state = to_published(state, family)
+    return state | {name: make(state) for name, make in family.unread.items()}
 
 
 @pytest.mark.parametrize("recipe", ["textdiffs", "published"])
@@ -465,18 +462,114 @@ def test_published_names_that_do_not_fit_are_listed(parse, tmp_path, change):
     path = tmp_path / "published.pth"
     state = published_names(create_model(parse()).state_dict())
     if change == "missing":
-        del state["textdiffs.diffusion.linear_text.bias"]
-        named = "text_diffusion.linear_text.bias"
+        named = "textdiffs.diffusion.linear_text.bias"
+        del state[named]
     elif change == "left over":
-        named = state["textdiffs.diffusion.new_layer.bias"] = "text_diffusion.new_layer.bias"
-        state["textdiffs.diffusion.new_layer.bias"] = torch.ones(2)
+        named = "textdiffs.diffusion.new_layer.bias"
+        state[named] = torch.ones(2)
     else:
-        named = "text_diffusion.student.sims_linear.weight"
-        state["textdiffs.diffusion.run_diffusion.student_model.sims_linear.weight"] = torch.ones(32, 12)
+        named = "textdiffs.diffusion.run_diffusion.student_model.sims_linear.bias"
+        state[named] = torch.ones(31)
     torch.save({"epoch": 5, "state_dict": state}, path)
     message = failure(restore_model, parse(), load_checkpoint(path), path)
     assert str(path) in message
     assert named in message
+
+
+def published_file(parse, path, line=""):
+    """A published checkpoint of small size, with all that only such a file holds."""
+    model = saved(parse, path, line)
+    family = family_of({"state_dict": to_published(model.state_dict())})
+    torch.save({"epoch": 5, "state_dict": published_names(model.state_dict(), family)}, path)
+    return model
+
+
+def test_published_sizes_and_recipe_are_read_from_the_checkpoint(parse, tmp_path):
+    path = tmp_path / "published.pth"
+    model = published_file(parse, path, "--recipe=published")
+    config = parse(small=False)
+    restored = restore_model(config, load_checkpoint(path), path)
+    assert_equal_states(restored.state_dict(), model.state_dict())
+    assert (config.clip_arch, config.num_frames, config.diffusion_text_len) == ("tiny", 3, 9)
+    assert (config.recipe, config.input_res, config.embed_dim) == ("published", 64, 128)
+
+
+@pytest.mark.parametrize("arch", ["clip_transformer", "clip_tmass"])
+def test_published_xpool_and_tmass_load(parse, tmp_path, arch):
+    """Told from each other by their names."""
+    path = tmp_path / "published.pth"
+    model = published_file(parse, path, f"--arch={arch}")
+    config = parse("--num_frames=3" if arch == "clip_transformer" else "", small=False)  # X-Pool does not show it
+    restored = restore_model(config, load_checkpoint(path), path)
+    assert type(restored) is type(model)
+    assert_equal_states(restored.state_dict(), model.state_dict())
+    assert (config.arch, config.clip_arch, config.num_frames) == (arch, "tiny", 3)
+
+
+def test_the_arch_that_tmass_gives_itself_is_answered(parse, tmp_path):
+    """T-MASS calls itself clip_stochastic, which is TextDiffs here."""
+    path = tmp_path / "published.pth"
+    published_file(parse, path, "--arch=clip_tmass")
+    message = failure(restore_model, parse("--arch=clip_stochastic", small=False), load_checkpoint(path), path)
+    assert "--arch=clip_tmass" in message
+    assert "--arch=clip_stochastic" in message
+
+
+@pytest.mark.parametrize(
+    ("flag", "shown"),
+    [
+        ("--arch=clip_transformer", "--arch=clip_stochastic"),
+        ("--num_frames=12", "--num_frames=3"),
+        ("--diffusion_text_len=64", "--diffusion_text_len=9"),
+        ("--clip_arch=ViT-B/32", "--clip_arch=tiny"),
+    ],
+)
+def test_flags_that_contradict_a_published_checkpoint_are_named(parse, tmp_path, flag, shown):
+    path = tmp_path / "published.pth"
+    published_file(parse, path)
+    message = failure(restore_model, parse(flag, small=False), load_checkpoint(path), path)
+    assert str(path) in message
+    assert flag in message
+    assert shown in message
+
+
+def test_a_diffusion_lm_with_other_words_is_named(parse, tmp_path):
+    path, other = tmp_path / "published.pth", tmp_path / "other"
+    published_file(parse, path)
+    other.mkdir()
+    make_diffusion_lm(other, CAPTIONS[:2])
+    message = failure(restore_model, parse(f"--diffusion_lm={other}", small=False), load_checkpoint(path), path)
+    assert str(path) in message
+    assert str(other) in message
+
+
+def test_a_published_clip_that_is_not_known_is_named(parse, tmp_path):
+    path = tmp_path / "published.pth"
+    published_file(parse, path, "--arch=clip_transformer")
+    checkpoint = load_checkpoint(path)
+    checkpoint["state_dict"]["clip.vision_model.embeddings.patch_embedding.weight"] = torch.ones(96, 3, 7, 7)
+    message = failure(restore_model, parse(small=False), checkpoint, path)
+    assert "width 96" in message
+    assert "ViT-B/32" in message
+
+
+def test_xpool_without_huggingface_is_refused_with_the_reason(parse, tmp_path):
+    state = {"clip.visual.conv1.weight": torch.ones(2), "pool_frames.linear_proj.bias": torch.ones(2)}
+    message = failure(restore_model, parse(small=False), {"epoch": 1, "state_dict": state}, tmp_path / "x.pth")
+    assert "--huggingface" in message
+
+
+def test_the_path_of_the_tokenizer_may_change(parse, tmp_path):
+    """The weights come from the checkpoint: --clip_path only says where the tokenizer lies on this machine."""
+    path = tmp_path / "model.pth"
+    model = saved(parse, path, "--arch=clip_transformer")
+    shutil.copytree(TINY_FOLDER, tmp_path / "moved")
+    line = f"--clip_path={tmp_path / 'moved'}"
+    restored = restore_model(parse(line, small=False), load_checkpoint(path), path)
+    assert_equal_states(restored.state_dict(), model.state_dict())
+    (tmp_path / "empty").mkdir()
+    line = f"--clip_path={tmp_path / 'empty'}"
+    assert "vocab.json" in failure(restore_model, parse(line, small=False), load_checkpoint(path), path)
 
 
 def test_names_and_shapes_of_the_published_checkpoint(conformance_dir):

@@ -214,6 +214,40 @@ def test_flags_of_the_diffusion_are_noted_for_xpool_only(flag):
     assert parse(f"--arch=clip_stochastic {flag}").notes() == []
 
 
+def test_pooling_of_the_baseline():
+    baseline = "--arch=clip_baseline"
+    assert parse(baseline).pooling_type == "avg"  # transformer, the default of the flag, is another arch
+    assert parse(f"{baseline} --pooling_type=topk --k=12").notes() == []
+    assert parse(f"{baseline} --pooling_type=attention --attention_temperature=0.1").notes() == []
+    for line, said in (
+        ("--k=3", "--k has no effect without --pooling_type=topk"),
+        ("--pooling_type=topk --k=3 --attention_temperature=0.1",
+         "--attention_temperature has no effect without --pooling_type=attention"),
+        ("--noclip_lr=1e-7", "--noclip_lr has no effect with --arch=clip_baseline: it belongs to clip_stochastic, "
+         "clip_tmass, clip_transformer"),
+    ):  # fmt: skip
+        assert parse(f"{baseline} {line}").notes() == [said]
+    for line, said in (
+        ("--pooling_type=transformer", "--arch=clip_transformer"),
+        ("--pooling_type=topk", "--num_frames=12, not -1"),
+        ("--pooling_type=topk --k=7 --num_frames=6", "--num_frames=6, not 7"),
+        ("--pooling_type=attention --attention_temperature=0", "--attention_temperature=0.0"),
+    ):
+        with pytest.raises(InputError, match=said):
+            parse(f"{baseline} {line}")
+
+
+def test_flags_of_tmass():
+    flags = "--support_loss_weight=0.5 --stochastic_trials=3 --rerank_topk=5 --num_mha_heads=2"
+    assert parse(f"--arch=clip_tmass --stochastic_prior=normal --stochastic_prior_std=2 {flags}").notes() == []
+    (line,) = parse("--arch=clip_tmass --stochastic_prior_std=2").notes()
+    assert line == "--stochastic_prior_std has no effect without --stochastic_prior=normal"
+    (line,) = parse("--arch=clip_tmass --diffusion_steps=5").notes()
+    assert "clip_stochastic" in line
+    with pytest.raises(InputError, match="--stochasic_trials=0"):
+        parse("--arch=clip_tmass --stochastic_trials=0")
+
+
 def test_flags_that_were_not_given_are_not_noted():
     assert parse().notes() == []
     assert parse("--arch=clip_transformer --num_mha_heads=2 --batch_size=3").notes() == []

@@ -197,11 +197,14 @@ def test_same_seed_same_run(place, trained, monkeypatch, capfd):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
-    [["--arch=clip_transformer"], ["--recipe=published"], ["--sampler=ddim", "--sampling_steps=4"],
+    [["--arch=clip_transformer"], ["--arch=clip_tmass", "--stochastic_trials=3", "--grad_accum=2", "--batch_size=2"],
+     ["--arch=clip_baseline"], ["--arch=clip_baseline", "--pooling_type=topk", "--k=2"],
+     ["--arch=clip_baseline", "--pooling_type=attention"], ["--recipe=published"],
+     ["--sampler=ddim", "--sampling_steps=4"],
      ["--precision=bf16", "--video_sample_type=rand", "--msrvtt_train_file=7k"]],
 )  # fmt: skip
 def test_other_models_train_and_load(place, tmp_path, monkeypatch, capfd, more):
-    name = more[0].strip("-").replace("=", "_")
+    name = "".join(more[:2]).strip("-").replace("=", "_")
     code, err = call_program(
         "train.py", place.train_arguments(name, *more, "--num_epochs=1", "--skip_eval"), monkeypatch, capfd
     )
@@ -211,7 +214,7 @@ def test_other_models_train_and_load(place, tmp_path, monkeypatch, capfd, more):
     code, err = call_program("test.py", plain, monkeypatch, capfd)
     assert code == 0, err
     if more[0].startswith("--arch"):
-        assert results(output)["arch"] == "clip_transformer"
+        assert more[0] == f"--arch={results(output)['arch']}"
     if more[0].startswith("--recipe"):
         assert results(output)["recipe"] == "published"
 

@@ -1,8 +1,8 @@
 """The training step: one loss for any number of processes and chunks, against a slow computation of its own."""
 
 import ctypes
-import resource
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from diffusion_lm.training import Share, TrainingSettings
 from diffusion_lm.training import train as pretrain_denoiser
 from modules.losses import teacher_student
 from tests.processes import in_processes
-from tests.small_models import SMALL, small_textdiffs, small_xpool
+from tests.small_models import SMALL, small_baseline, small_textdiffs, small_tmass, small_xpool
 from trainer import distributed
 from trainer.trainer import parameter_groups
 from trainer.training_step import TrainingStep
@@ -36,7 +36,12 @@ class Settings:
 def make_model(arch: str, dropout: bool = False):
     """A small model in training mode, the same in every process."""
     torch.manual_seed(1)
-    model = small_textdiffs(CAPTIONS) if arch == "textdiffs" else small_xpool()
+    model = {
+        "textdiffs": lambda: small_textdiffs(CAPTIONS, scaled=False),
+        "xpool": small_xpool,
+        "tmass": lambda: small_tmass(support_loss_weight=0.7),
+        "attention": lambda: small_baseline("attention"),
+    }[arch]()
     model.train()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout) and not dropout:
@@ -77,7 +82,7 @@ def as_lists(tensors):
     return {name: tensor.detach().numpy() for name, tensor in tensors.items()}
 
 
-@pytest.fixture(scope="module", params=["textdiffs", "xpool"])
+@pytest.fixture(scope="module", params=["textdiffs", "xpool", "tmass"])
 def alone(request):
     return request.param, train(request.param)
 
@@ -108,6 +113,10 @@ def test_chunks_change_nothing(alone, chunks):
     assert_same(train(arch, chunks), expected)
 
 
+def test_chunks_change_nothing_for_the_baseline():
+    assert_same(train("attention", 4), train("attention"))
+
+
 def test_the_loss_is_that_of_every_text_with_every_video():
     """Pair by pair, with nothing batched."""
     model = make_model("textdiffs").eval()
@@ -130,6 +139,56 @@ def test_the_loss_is_that_of_every_text_with_every_video():
     assert terms["teacher_student"].item() == pytest.approx(0.1 * distance.item(), rel=1e-4)
 
 
+@torch.no_grad()
+def test_the_loss_of_tmass_is_that_of_sampled_and_support_texts():
+    """Pair by pair; the sample is c + eps exp(r), the support text lies at exp(r) towards the mean pooled video."""
+    model = make_model("tmass").eval()
+    frames, tokens, noise = make_batch(model, range(len(CAPTIONS)))
+    terms = TrainingStep(model, 1, CPU, torch.float32)(frames, tokens, noise)
+    texts, videos, projection = (
+        model.encode_texts(tokens["token_ids"]), model.encode_videos(frames), model.stochastic.std_branch.linear_proj
+    )  # fmt: skip
+    assert noise[0].eps.min() >= 0 and noise[0].eps.max() < 1 and noise[0].eps.std() > 0.2
+    count = len(CAPTIONS)
+    pooled = [[model.pool_frames(texts[j][None], videos[i][None])[0, 0] for j in range(count)] for i in range(count)]
+    sampled, support = torch.empty(count, count), torch.empty(count, count)
+    for i in range(count):
+        cosines = torch.stack([F.cosine_similarity(texts[i], frame, dim=0) for frame in videos[i]])
+        radius = (projection.weight @ cosines + projection.bias).exp()
+        pointer = sum(pooled[i]) / count - texts[i]
+        for j in range(count):
+            sampled[i, j] = F.cosine_similarity(texts[i] + noise[0].eps[i] * radius, pooled[j][i], dim=0)
+            moved = texts[i] + radius * pointer / pointer.square().sum().sqrt()
+            support[i, j] = F.cosine_similarity(moved, pooled[j][i], dim=0)
+    scale, right = model.clip.logit_scale.exp().clamp(max=100), torch.arange(count)
+    for name, sims, weight in (("retrieval", sampled, 1.0), ("support", support, 0.7)):
+        expected = (F.cross_entropy(scale * sims, right) + F.cross_entropy(scale * sims.t(), right)) / 2
+        assert terms[name].item() == pytest.approx(weight * expected.item(), abs=1e-4)
+    assert terms.keys() == {"retrieval", "support"}
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_the_mean_pooled_video_is_that_of_the_similarities(chunks):
+    """Dropout included: both see the same pooled videos."""
+    model = make_model("tmass", dropout=True)
+    batch = make_batch(model, range(len(CAPTIONS)))
+    seen = {"sums": [], "sims": []}
+    forward = model.pool_frames.forward
+
+    def spy(texts, frames):
+        pooled = forward(texts, frames)
+        seen["sums" if len(seen["sums"]) < chunks else "sims"].append(pooled.detach())
+        return pooled
+
+    model.pool_frames.forward = spy
+    TrainingStep(model, chunks, CPU, torch.float32)(*batch)
+    assert len(seen["sims"]) == chunks
+    assert all(torch.equal(*pair) for pair in zip(*seen.values(), strict=True))
+    model.pool_frames.forward = forward
+    inputs = torch.randn(1, 128), torch.randn(1, 5, 128)
+    assert not torch.equal(forward(*inputs), forward(*inputs))  # there is dropout
+
+
 class KeepsEverything(TrainingStep):
     """The same chunks, but each keeps what its backward pass needs."""
 
@@ -137,11 +196,12 @@ class KeepsEverything(TrainingStep):
         return function(*arguments)
 
 
-def test_chunks_see_one_dropout_mask():
+@pytest.mark.parametrize("arch", ["textdiffs", "tmass"])
+def test_chunks_see_one_dropout_mask(arch):
     """The backward pass must drop what the forward pass dropped."""
     gradients = []
     for kind in (TrainingStep, KeepsEverything):
-        model = make_model("textdiffs", dropout=True)
+        model = make_model(arch, dropout=True)
         batch = make_batch(model, range(len(CAPTIONS)))
         torch.manual_seed(5)
         sum(kind(model, 4, CPU, torch.float32)(*batch).values()).backward()
@@ -151,19 +211,25 @@ def test_chunks_see_one_dropout_mask():
         torch.testing.assert_close(gradient, gradients[1][name], atol=1e-6, rtol=1e-5, msg=name)
 
 
+def resident_mb(which: str) -> float:
+    """VmRSS, what this process holds, or VmHWM, the most that it has held."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(which))
+    return int(line.split()[1]) / 1024
+
+
 def peak_mb(chunks: int, chunk_size: int) -> float:
-    """Growth of the peak memory of this process by one training step."""
+    """What one training step takes more than the process held before."""
     ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 1 << 16)  # what is freed goes back at once
     model = make_model("xpool")
     size = chunks * chunk_size
     frames = torch.zeros(size, 12, 3, SIDE, SIDE, dtype=torch.uint8)
     tokens = model.select(model.tokenize(CAPTIONS * size), torch.arange(size))
-    sum(
-        TrainingStep(model, 1, CPU, torch.float32)(frames[:1], {"token_ids": tokens["token_ids"][:1]}, ()).values()
-    ).backward()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    first = TrainingStep(model, 1, CPU, torch.float32)(frames[:1], {"token_ids": tokens["token_ids"][:1]}, ())
+    sum(first.values()).backward()  # makes the gradients
+    before = resident_mb("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak, see proc(5)
     sum(TrainingStep(model, chunks, CPU, torch.float32)(frames, tokens, ()).values()).backward()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return resident_mb("VmHWM") - before
 
 
 def test_memory_is_flat_in_chunks():

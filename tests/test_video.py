@@ -1,5 +1,6 @@
 """Which frames are read, what is in them, and what training makes of them."""
 
+import multiprocessing
 import subprocess
 import sys
 from itertools import pairwise
@@ -402,3 +403,18 @@ def test_workers_start_after_opencv_was_used(split):
     command = [sys.executable, "-c", program, str(path)]
     done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=60)
     assert done.stdout == "8\n", done.stderr
+
+
+def test_workers_end_when_their_process_says_so_and_only_then(split):
+    """A signal of somebody else, as schedulers send it to all processes, leaves them at work."""
+    loader = train_loader(TrainPairs(split, 3, 16, "uniform", 1), 1, 1, 1, pin_memory=False)
+    stream = iter(batches(loader))
+    next(stream)
+    (worker,) = multiprocessing.active_children()
+    subprocess.run(["sh", "-c", f"kill -TERM {worker.pid}"], check=True)
+    for _ in stream:
+        continue
+    assert worker.is_alive()
+    worker.terminate()  # what the exit of a process does to its workers, before it waits for them
+    worker.join(20)
+    assert worker.exitcode == 0

@@ -11,7 +11,7 @@ from config import Config
 from diffusion_lm.errors import InputError
 from diffusion_lm.weights import load_tensors, save_atomically
 from model.factory import description
-from model.xpool import XPool
+from model.retrieval import RetrievalModel
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def step_file(epoch: int, epoch_step: int) -> str:
 
 
 def save_checkpoint(
-    path: Path, model: XPool, config: Config, epoch: int, step: int, training: Mapping[str, Any] | None = None
+    path: Path, model: RetrievalModel, config: Config, epoch: int, step: int, training: Mapping[str, Any] | None = None
 ) -> None:
     """Write a checkpoint whole or not at all.
 

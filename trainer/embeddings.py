@@ -14,7 +14,7 @@ from torch import Tensor
 from config import Config
 from datasets.annotations import Split
 from diffusion_lm.errors import InputError
-from model.xpool import XPool
+from model.retrieval import RetrievalModel
 
 FORMAT = "TextDiffs embeddings"
 
@@ -27,7 +27,7 @@ class Embeddings:
     frames: Tensor  # frame features of the M videos (M, F, D)
 
 
-def fingerprint(model: XPool, split: Split, config: Config) -> dict[str, str]:
+def fingerprint(model: RetrievalModel, split: Split, config: Config) -> dict[str, str]:
     """All that embeddings depend on, by the name that a message can use. Sampling has no part in it."""
     weights = hashlib.sha256()
     for name, tensor in sorted(model.clip.state_dict().items()):

@@ -22,7 +22,7 @@ from datasets.annotations import Split
 from datasets.frame_cache import CacheSettings
 from datasets.loading import TestVideos, batches, test_loader
 from diffusion_lm.errors import InputError
-from model.xpool import XPool
+from model.retrieval import RetrievalModel
 from modules.metrics import text_to_video, video_to_text
 from modules.parallel import map_in_order, one_thread_per_item
 from modules.similarity import Share, Similarity, automatic_block, similarity
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 PROTOCOLS = ("strict", "published")
 METRICS = {"t2v": text_to_video, "v2t": video_to_text}
 SMALL_BLOCK_PAIRS = 32  # of --save_memory_mode
-REFERENCES = {"undiffused": "no diffusion", "mean_pooled": "mean pooling"}
+REFERENCES = {"undiffused": "text as encoded", "mean_pooled": "mean pooling"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Evaluation:
     """The metrics of one evaluation."""
 
     results: list[dict[str, Any]]  # one row for each metric, protocol and dsl
-    references: list[dict[str, Any]]  # the same model scored without diffusion and with mean pooling
+    references: list[dict[str, Any]]  # the same model scored with texts as encoded and with mean pooling
     seconds: float
     similarity_seconds: float = 0.0  # the part of it that scored pairs
     pairs_diffused: int = 0
@@ -78,7 +78,7 @@ class Evaluator:
         self.loader = test_loader(videos, config.batch_size, config.num_workers, device.type == "cuda")
         self.tokens: dict[str, Tensor] | None = None  # of all captions
 
-    def __call__(self, model: XPool) -> Evaluation:
+    def __call__(self, model: RetrievalModel) -> Evaluation:
         """Encode, score, rank; the model is left in the mode in which it came."""
         started = time.perf_counter()
         training = model.training
@@ -88,13 +88,13 @@ class Evaluator:
         return replace(evaluation, seconds=time.perf_counter() - started)
 
     @torch.no_grad()
-    def encode(self, model: XPool) -> Embeddings:
+    def encode(self, model: RetrievalModel) -> Embeddings:
         """Features of all texts and videos of the split. The model is in evaluation mode, here and below."""
         with autocast(self.device, self.dtype), one_thread_per_item(self.device) as workers:
             return Embeddings(self._encode_texts(model, workers), self._encode_videos(model, workers))
 
     def evaluate(
-        self, model: XPool, embeddings: Embeddings, rerank_topk: int | None = None, sims: Path | None = None
+        self, model: RetrievalModel, embeddings: Embeddings, rerank_topk: int | None = None, sims: Path | None = None
     ) -> Evaluation:
         """Score all pairs of what is encoded, and rank.
 
@@ -116,7 +116,9 @@ class Evaluator:
         )  # fmt: skip
 
     @torch.no_grad()
-    def similarity(self, model: XPool, embeddings: Embeddings, rerank_topk: int, folder: Path | None) -> Similarity:
+    def similarity(
+        self, model: RetrievalModel, embeddings: Embeddings, rerank_topk: int, folder: Path | None
+    ) -> Similarity:
         """The score matrices, complete in every process."""
         if self.config.compile:
             model.compile_sampling()
@@ -131,7 +133,7 @@ class Evaluator:
             block = self._block_pairs(model)
             return similarity(model, texts, videos, self.own_text, block, rerank_topk, share, folder, workers)
 
-    def _block_pairs(self, model: XPool) -> int:
+    def _block_pairs(self, model: RetrievalModel) -> int:
         """The same in every process: the partition into blocks is one."""
         given = self.config.batch_size_split or self.config.chunk_size
         pairs = len(self.split.captions) * len(self.split.clips)
@@ -153,7 +155,7 @@ class Evaluator:
         with folder as name:
             yield Path(name)
 
-    def _encode_videos(self, model: XPool, workers: int) -> Tensor:
+    def _encode_videos(self, model: RetrievalModel, workers: int) -> Tensor:
         """Frame features (M, F, D) of all videos, in the order of the split."""
         shown = None if distributed.is_main() else True
         loaded = tqdm(batches(self.loader), "videos", len(self.loader), unit="batch", leave=False, disable=shown)
@@ -161,13 +163,13 @@ class Evaluator:
         shape = (self.config.num_frames, model.embed_dim)
         return self._encode(model.encode_videos, frames, workers, self.videos_of, shape)
 
-    def _encode_texts(self, model: XPool, workers: int) -> Tensor:
+    def _encode_texts(self, model: RetrievalModel, workers: int) -> Tensor:
         """Text features (N, D) of all captions, in the order of the split."""
         ids = self._tokenized(model)["token_ids"][self.texts_of[distributed.rank()]]
         parts = (part for part in ids.split(self.config.batch_size) if len(part))
         return self._encode(model.encode_texts, parts, workers, self.texts_of, (model.embed_dim,))
 
-    def _tokenized(self, model: XPool) -> dict[str, Tensor]:
+    def _tokenized(self, model: RetrievalModel) -> dict[str, Tensor]:
         """What the model reads of all captions, made once."""
         if self.tokens is None:
             self.tokens = model.tokenize(self.split.captions)
@@ -246,7 +248,7 @@ COLUMNS = ("R1", "R5", "R10", "R50", "R100", "MedR", "MeanR")
 def format_table(evaluation: Evaluation, metric: str, dsl: bool) -> str:
     """A recall table for people: rows of one direction, with DSL rows if wanted.
 
-    The last rows score the same checkpoint without its diffusion and with plain mean pooling.
+    The last rows score the same checkpoint with the texts as encoded and with plain mean pooling.
     """
     wanted = (False, True) if dsl else (False,)
     lines = [

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -46,6 +47,10 @@ def run_program(program: str, main: Callable[[], None]) -> int:
         if speaks():
             sys.stderr.write(f"{program}: error: {error}\n")
         return error.exit_code
+    except KeyboardInterrupt:
+        if speaks():
+            sys.stderr.write(f"{program}: error: interrupted\n")
+        return 128 + signal.SIGINT
     return 0
 
 

@@ -1,28 +1,35 @@
 """Signals that stop a run: noted, and obeyed where the run can be saved."""
 
 import signal
+import time
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+IMPATIENT_SECONDS = 1.0  # after a Ctrl-C, from which on another one is meant: launchers pass the first on once more
 
 
 class StopSignal:
-    """A context in which SIGTERM and SIGINT are noted in `number`. A second one acts as it does without this."""
+    """A context in which SIGTERM and SIGINT are noted in `number`.
+
+    More of them change nothing, as a scheduler and a launcher may both send one, but for a second Ctrl-C of somebody
+    who will not wait.
+    """
 
     def __init__(self) -> None:
-        self.number = 0  # of the signal that came, or 0
+        self.number = 0  # of the first signal that came, or 0
+        self.at = 0.0
 
     def __enter__(self) -> "StopSignal":
         self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._restore()
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        self._restore()
-
-    def _restore(self) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.number == 0:
+            self.number, self.at = number, now
+        elif number == signal.SIGINT and now - self.at > IMPATIENT_SECONDS:
+            raise KeyboardInterrupt

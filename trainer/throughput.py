@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.profiler import profile, schedule
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.xpool import XPool
+from model.retrieval import RetrievalModel
 from trainer.device import autocast, random_state, set_random_state
 
 logger = logging.getLogger(__name__)
@@ -72,8 +72,9 @@ def memory_gb(device: torch.device) -> float:
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a large matrix product on this device, measured; smaller ones where a device is slow at the type."""
     rate = 0.0
+    apart = torch.Generator(device)  # how many numbers are drawn depends on the clock
     for size in MATRIX_SIZES[device.type]:
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        a, b = (torch.randn(size, size, device=device, generator=apart).to(dtype) for _ in range(2))
         seconds = min(_seconds_of_product(a, b, device) for _ in range(MATRIX_REPEATS))
         rate = 2 * size**3 / seconds
         if seconds > LONG_PRODUCT:
@@ -92,7 +93,7 @@ def _seconds_of_product(a: Tensor, b: Tensor, device: torch.device) -> float:
 
 
 def flops_per_pair(
-    model: XPool, frames: Tensor, tokens: dict[str, Tensor], device: torch.device, dtype: torch.dtype
+    model: RetrievalModel, frames: Tensor, tokens: dict[str, Tensor], device: torch.device, dtype: torch.dtype
 ) -> int:
     """FLOPs of the matrix products in the forward and backward pass of a pair, without the loss, which is small.
 

@@ -23,7 +23,7 @@ from datasets.failures import FailedVideos
 from datasets.frame_cache import CacheSettings
 from datasets.loading import TrainPairs, batches, train_loader
 from diffusion_lm.errors import InputError, RunError
-from model.xpool import XPool
+from model.retrieval import RetrievalModel
 from trainer import distributed
 from trainer.anomaly import find_anomalies
 from trainer.checkpoints import BEST, delete_old, epoch_file, newest_first, save_checkpoint, step_file
@@ -43,7 +43,7 @@ WINDOW_COLUMNS = ("R1", "R5", "R10", "MedR", "MeanR")
 SHOWN_PAIRS = 8  # of a batch, in an error
 
 
-def parameter_groups(model: XPool, config: Config) -> list[dict]:
+def parameter_groups(model: RetrievalModel, config: Config) -> list[dict]:
     """CLIP parameters at clip_lr, the rest at noclip_lr; no weight decay on biases, norms, tables and scales."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -74,7 +74,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: XPool,
+        model: RetrievalModel,
         config: Config,
         split: Split,
         evaluator: Evaluator | None,
@@ -281,11 +281,13 @@ class Trainer:
             self._save(step_file(self.epoch, self.epoch_step))
         if stopping:
             number = signal.Signals(self.stop.number or signal.SIGTERM)
-            raise distributed.RunStopped(
+            message = (
                 f"stopped by {number.name} after step {self.epoch_step} of epoch {self.epoch}, which is saved; "
-                f"{how_to_go_on(self.folder)}",
-                number,
+                f"{how_to_go_on(self.folder)}"
             )
+            logger.info(message)
+            distributed.barrier()  # a launcher ends all processes as soon as one has left
+            raise distributed.RunStopped(message, number)
 
     def _evaluate(self) -> None:
         self._read_recent()

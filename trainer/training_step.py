@@ -1,16 +1,16 @@
 """The loss of one training step: of the batch of all processes, in one pass or in chunks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.xpool import EncodedPairs, XPool
+from model.retrieval import EncodedPairs, RetrievalModel
 from modules.losses import symmetric_infonce
-from modules.text_diffusion import TrainingNoise
 from trainer import distributed
-from trainer.device import autocast, to_device
+from trainer.device import autocast, random_state, set_random_state, to_device
 
 
 class TrainingStep(nn.Module):
@@ -28,11 +28,11 @@ class TrainingStep(nn.Module):
     :param chunks: K; the memory is that of 1/K of the pairs.
     """
 
-    def __init__(self, model: XPool, chunks: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, model: RetrievalModel, chunks: int, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         self.model, self.chunks, self.device, self.dtype = model, chunks, device, dtype
 
-    def forward(self, frames: Tensor, tokens: dict[str, Tensor], noise: tuple[TrainingNoise, ...]) -> dict[str, Tensor]:
+    def forward(self, frames: Tensor, tokens: dict[str, Tensor], noise: tuple[NamedTuple, ...]) -> dict[str, Tensor]:
         """Terms of the loss; their sum is minimised.
 
         :param frames: uint8 (B, F, 3, R, R), on the CPU, as are all inputs.
@@ -43,23 +43,41 @@ class TrainingStep(nn.Module):
         parts = zip(
             frames.split(size),
             _split(tokens, size),
-            zip(*(_split(n._asdict(), size) for n in noise), strict=True) if noise else [()] * self.chunks,
+            zip(*(_split_noise(n, size) for n in noise), strict=True) if noise else [()] * self.chunks,
             strict=True,
         )
         with autocast(self.device, self.dtype):
             pairs = _join([self._pass(self._encode, *part) for part in parts])
             all_frames = distributed.gather_with_gradient(pairs.frames)
-            queries = zip(pairs.texts.split(size), pairs.embeddings.split(size), strict=True)
+            texts = pairs.texts.split(size)
+            mean_pooled = self._mean_pooled(texts, all_frames) if self.model.needs_mean_pooled else None
+            queries = zip(texts, self.model.scored_texts(pairs, mean_pooled).split(size), strict=True)
             sims = torch.cat([self._pass(self.model.similarities, *query, all_frames) for query in queries])
-            sims = distributed.gather_with_gradient(sims)
-            return {"retrieval": symmetric_infonce(sims, self.model.clip.logit_scale)} | {
-                name: distributed.gather_with_gradient(value[None]).sum() for name, value in pairs.penalties.items()
-            }
+            sims = distributed.gather_with_gradient(sims)  # (texts, embeddings of each, videos)
+            weights = self.model.loss_weights.items()
+            return {
+                name: weight * symmetric_infonce(sims[:, index], self.model.clip.logit_scale)
+                for index, (name, weight) in enumerate(weights)
+            } | {name: distributed.gather_with_gradient(value[None]).sum() for name, value in pairs.penalties.items()}
 
-    def _encode(self, frames: Tensor, tokens: dict[str, Tensor], noise: tuple[dict[str, Tensor], ...]) -> EncodedPairs:
+    def _mean_pooled(self, texts: Sequence[Tensor], all_frames: Tensor) -> Tensor:
+        """Mean over the texts of all processes of the pooled videos of this process, (B, D).
+
+        :param texts: text features of this process in chunks.
+        :param all_frames: of the videos of all processes.
+        """
+        before = random_state(self.device)
+        sums = sum(self._pass(self.model.pooled_sum, chunk, all_frames) for chunk in texts)
+        set_random_state(before, self.device)  # the similarities drop out what these did
+        videos = len(all_frames)
+        means = distributed.gather_with_gradient(sums).unflatten(0, (-1, videos)).sum(0) / videos  # B texts, B videos
+        own = videos // distributed.size()
+        return means[distributed.rank() * own :][:own]
+
+    def _encode(self, frames: Tensor, tokens: dict[str, Tensor], noise: tuple[NamedTuple, ...]) -> EncodedPairs:
         """Of one chunk, which only now goes to the device."""
         there = {name: to_device(rows, self.device) for name, rows in tokens.items()}
-        drawn = tuple(TrainingNoise(**{name: to_device(x, self.device) for name, x in n.items()}) for n in noise)
+        drawn = tuple(type(n)(*(to_device(rows, self.device) for rows in n)) for n in noise)
         return self.model.encode_pairs(to_device(frames, self.device), **there, noise=drawn)
 
     def _pass(self, function: Callable, *arguments: object) -> object:
@@ -73,6 +91,11 @@ def _split(tensors: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
     """Chunks of tensors with B rows each."""
     rows = zip(*(tensor.split(size) for tensor in tensors.values()), strict=True)
     return [dict(zip(tensors, chunk, strict=True)) for chunk in rows]
+
+
+def _split_noise(noise: NamedTuple, size: int) -> list[NamedTuple]:
+    """Chunks of a named tuple of tensors with B rows each."""
+    return [type(noise)(*chunk) for chunk in zip(*(rows.split(size) for rows in noise), strict=True)]
 
 
 def _join(parts: list[EncodedPairs]) -> EncodedPairs:

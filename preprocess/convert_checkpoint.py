@@ -1,0 +1,126 @@
+"""Convert a checkpoint: published (TextDiffs, T-MASS, X-Pool) to ours, ours to published; .pth or .safetensors.
+
+`python preprocess/convert_checkpoint.py --input=FILE --output=FILE` takes the flags of test.py as well. The direction
+follows from what is in the file. A published file does not hold all that ours does: flags say the rest (as
+--num_mha_heads, --diffusion_steps), and --diffusion_lm names the folder with the words. Tensors are not changed;
+optimizer states, which depend on the order of parameters, are left out.
+"""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from config import Config
+from diffusion_lm.command_line import Parser
+from diffusion_lm.errors import InputError
+from diffusion_lm.weights import save_atomically
+from model.factory import from_published
+from model.published import family_of, published_checkpoint
+from trainer.checkpoints import load_checkpoint
+from trainer.run_folder import run_program
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".pth", ".pt", ".safetensors")
+_SETTINGS = "textdiffs"  # metadata of a safetensors file: all of ours but tensors, as JSON
+_UNREAD = "published/"  # before the names of tensors that only a published file has
+
+
+def main() -> None:
+    parser = Parser("convert_checkpoint.py", "Published checkpoint to ours, or ours to published; flags of test.py.")
+    parser.add_argument("--input", type=Path, required=True, help="checkpoint: .pth, .pt or .safetensors")
+    parser.add_argument("--output", type=Path, required=True, help="file to write, of one of these formats")
+    args, others = parser.parse_known_args()
+    config = Config.parse(others, prog="convert_checkpoint.py")
+    _check_places(args.input, args.output)
+    checkpoint = read(args.input)
+    if family := family_of(checkpoint):
+        converted, form = from_published(config, checkpoint, family, args.input), "ours"
+    else:
+        converted, form = published_checkpoint(checkpoint, args.input), "published"
+    if "optimizer" in checkpoint:
+        logger.info("the state of the optimizer is left out: training cannot go on from %s", args.output)
+    write(converted, args.output)
+    logger.info("%s (%s): %d tensors", args.output, form, len(converted["state_dict"]))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint as `trainer.checkpoints` has it, from either format.
+
+    :raises InputError: it is damaged, no checkpoint, or holds more than tensors and plain values.
+    """
+    if path.suffix != ".safetensors":
+        return load_checkpoint(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dictionary)
+            metadata = file.metadata() or {}
+        others = json.loads(metadata[_SETTINGS]) if _SETTINGS in metadata else {"epoch": int(metadata.get("epoch", 0))}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{path} is no safetensors file, or damaged: {' '.join(str(error).split())}") from error
+    state = {name: tensor for name, tensor in tensors.items() if not name.startswith(_UNREAD)}
+    unread = {name.removeprefix(_UNREAD): tensor for name, tensor in tensors.items() if name.startswith(_UNREAD)}
+    return {**others, "state_dict": state, **({"published": unread} if "published" in others else {})}
+
+
+def write(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint, whole or not at all, in the format of the suffix.
+
+    :raises InputError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            _write_safetensors(checkpoint, path)
+        else:
+            save_atomically(checkpoint, path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise InputError(f"{path} cannot be written: {reason}") from error
+
+
+def _write_safetensors(checkpoint: dict[str, Any], path: Path) -> None:
+    unread = {_UNREAD + name: tensor for name, tensor in checkpoint.get("published", {}).items()}
+    others = {name: value for name, value in checkpoint.items() if name != "state_dict"}
+    if "published" in others:
+        others["published"] = len(unread)  # also where there are none
+    ours = "clip_config" in checkpoint
+    metadata = {_SETTINGS: json.dumps(others)} if ours else {"epoch": str(others["epoch"])}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(_separate(checkpoint["state_dict"] | unread), temporary, metadata)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _separate(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that share memory (tied weights) as tensors of their own: the format knows no sharing."""
+    seen: set[int] = set()
+    separate = {}
+    for name, tensor in state.items():
+        place = tensor.untyped_storage().data_ptr()
+        separate[name] = tensor.clone() if place in seen else tensor.contiguous()
+        seen.add(place)
+    return separate
+
+
+def _check_places(source: Path, target: Path) -> None:
+    for flag, path in (("input", source), ("output", target)):
+        if path.suffix not in SUFFIXES:
+            raise InputError(f"--{flag}={path}: the name must end in one of {', '.join(SUFFIXES)}")
+    if not source.is_file():
+        raise InputError(f"--input={source} does not exist")
+    if target.exists():
+        raise InputError(f"--output={target} exists: name another file")
+
+
+if __name__ == "__main__":
+    sys.exit(run_program("convert_checkpoint.py", main))

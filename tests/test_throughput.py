@@ -1,0 +1,62 @@
+"""Figures of speed: against counting by hand, and without a trace in what they measure."""
+
+import time
+
+import pytest
+import torch
+
+from tests.small_models import small_xpool
+from trainer.device import random_state
+from trainer.throughput import Stopwatch, flops_per_pair, matmul_rate
+
+CPU = torch.device("cpu")
+
+
+def test_measuring_draws_no_random_numbers():
+    """Else dropout would depend on how fast the machine is."""
+    model = small_xpool()
+    before = random_state(CPU)
+    rate = matmul_rate(CPU, torch.float32)
+    tokens = model.select(model.tokenize(["a cat"]), torch.tensor([0]))
+    flops_per_pair(model, torch.zeros(1, 2, 3, 64, 64, dtype=torch.uint8), tokens, CPU, torch.float32)
+    after = random_state(CPU)
+    assert torch.equal(before["torch"], after["torch"]) and before["python"] == after["python"]
+    assert torch.equal(before["numpy"]["state"]["key"], after["numpy"]["state"]["key"])
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert 1e8 < rate < 1e14
+
+
+def test_flops_are_those_of_the_layers():
+    """Twice the weights of the linear layers for each token, forward, and twice that backward."""
+    model = small_xpool()
+    frames = 3
+    tokens = model.select(model.tokenize(["a cat"]), torch.tensor([0]))
+
+    def weights(encoder) -> int:
+        return sum(module.weight.numel() for module in encoder.modules() if isinstance(module, torch.nn.Linear))
+
+    vision, text = model.clip.vision_model, model.clip.text_model
+    patches = vision.embeddings.num_patches
+    layers = frames * (patches + 1) * weights(vision.encoder) + tokens["token_ids"].shape[1] * weights(text.encoder)
+    images = frames * patches * vision.embeddings.patch_embedding.weight.numel()
+    images_backward = images  # of the weights alone: nobody asks for the gradient of pixels
+    expected = 2 * (3 * layers + images + images_backward)
+    counted = flops_per_pair(model, torch.zeros(1, frames, 3, 64, 64, dtype=torch.uint8), tokens, CPU, torch.float32)
+    assert counted == pytest.approx(expected, rel=0.1)  # attention and projections are the rest
+
+
+def test_stopwatch_counts_waiting_and_leaves_out_pauses():
+    def slow():
+        for _ in range(3):
+            time.sleep(0.05)
+            yield 1
+
+    watch = Stopwatch()
+    for _ in watch.waiting(slow()):
+        time.sleep(0.05)
+        watch.pairs += 4
+        with watch.paused():
+            time.sleep(0.1)
+    speed, waited = watch.read()
+    assert speed == pytest.approx(12 / 0.3, rel=0.3)
+    assert waited == pytest.approx(0.5, abs=0.15)
