@@ -1,6 +1,7 @@
 """The training step: one loss for any number of processes and chunks, against a slow computation of its own."""
 
 import ctypes
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
@@ -234,7 +235,10 @@ def peak_mb(chunks: int, chunk_size: int) -> float:
 
 def test_memory_is_flat_in_chunks():
     """Sixteen chunks of 4 pairs take hardly more than two, and far less than half as many pairs at once."""
-    two, sixteen, whole = (in_processes(1, peak_mb, *sizes)[0] for sizes in ((2, 4), (16, 4), (1, 32)))
+    context = multiprocessing.get_context("forkserver")  # forks of this process would grow into what it has freed
+    context.set_forkserver_preload([__name__])
+    with context.Pool(1, torch.set_num_threads, (1,), maxtasksperchild=1) as pool:
+        two, sixteen, whole = pool.starmap(peak_mb, [(2, 4), (16, 4), (1, 32)], chunksize=1)
     assert sixteen < 1.6 * two  # the uint8 frames are 9 MB more
     assert whole > 2.5 * sixteen
 
