@@ -14,7 +14,7 @@ folder=outputs/demo/$run
 # holds it back: five epochs are too few to overfit.
 model=(--dataset_name=$dataset --clip_arch=tiny --num_frames=6 --diffusion_text_len=20 --transformer_dropout=0)
 place=(--exp_name=demo --datetime="$run" --frame_cache=data/frame_cache) # decodes each video once
-quick=(--sampler=ddim --sampling_steps=2) # of the evaluations before the last one, which takes all 10 steps
+quick=(--sampler=ddim --sampling_steps=2 --rerank_topk=10) # of all evaluations but the last
 
 step() { printf '\n== %s (%d s)\n' "$1" $((SECONDS - started)); }
 
