@@ -13,6 +13,7 @@ import torch
 
 from tests.test_end_to_end import Place
 from tests.training_runs import Run, final_state, losses, small_files
+from trainer.checkpoints import newest_first
 
 EPOCHS, STEPS = 7, 6  # of 24 pairs in batches of 4
 LAST = f"checkpoint-epoch{EPOCHS}.pth"
@@ -67,9 +68,9 @@ def wait_for(condition, run: Run, seconds: float = 60) -> bool:
     return False
 
 
-def newest(folder: Path) -> tuple[int, str]:
-    """The checkpoint of a run that was written last."""
-    return max(((p.stat().st_mtime_ns, p.name) for p in folder.glob("checkpoint-*.pth")), default=(0, ""))
+def newest(folder: Path) -> str:
+    """The newest checkpoint of a run, by name."""
+    return next((path.name for path in newest_first(folder)), "")
 
 
 def is_writing(folder: Path, run: Run) -> bool:

@@ -70,7 +70,7 @@ def resume(config: Config) -> tuple[Path | None, dict[str, Any] | None]:
 def _newest_run(experiment: Path) -> Path | None:
     """The run of an experiment that was written to last."""
     runs = [config.parent for config in experiment.glob(f"*/{CONFIG_FILE}")]
-    return max(runs, key=lambda run: max(path.stat().st_mtime for path in run.iterdir()), default=None)
+    return max(runs, key=lambda run: run.stat().st_mtime, default=None)  # checkpoints are renamed into it
 
 
 def _take_over(config: Config, trained: dict[str, Any], path: Path) -> None:
