@@ -28,3 +28,13 @@ def conformance_dir() -> Path:
 def annotations_dir() -> Path:
     """Annotation files of the five data sets as they are distributed (variable ANNOTATIONS_DIR)."""
     return _folder("ANNOTATIONS_DIR", "annotations")
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory) -> Path:
+    """A small untrained Diffusion-LM folder with the words of CAPTIONS. Nobody writes to it."""
+    from tests.made_up import CAPTIONS, make_diffusion_lm  # imports torch, which reads the variable above
+
+    folder = tmp_path_factory.mktemp("teacher")
+    make_diffusion_lm(folder, CAPTIONS)
+    return folder

@@ -18,6 +18,7 @@ from diffusion_lm.vocabulary import Vocabulary
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = DenoiserConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
 TRAIN_VIDEOS, TEST_VIDEOS, SEED = 12, 6, 5
+CAPTIONS = ["a man plays a guitar", "two dogs run on the beach", "somebody cuts an onion", "a cat"]
 
 
 def write_video(path: Path, frames) -> None:

@@ -21,21 +21,13 @@ from model.textdiffs import TextDiffs
 from modules.noise import sampling_noise
 from modules.stochastic_text import Prior
 from modules.text_diffusion import TextDiffusion
-from tests.made_up import make_diffusion_lm
+from tests.made_up import CAPTIONS, make_diffusion_lm
 from tests.small_models import small_clip
 from trainer.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 
-CAPTIONS = ["a man plays a guitar", "two dogs run on the beach", "somebody cuts an onion", "a cat"]
 ARCHS = ["--arch=clip_stochastic", "--arch=clip_stochastic --recipe=published", "--arch=clip_transformer",
          "--arch=clip_tmass --stochastic_prior=normal --stochastic_prior_std=0.5",
          "--arch=clip_baseline --pooling_type=topk --k=2"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("teacher")
-    make_diffusion_lm(folder, CAPTIONS)
-    return folder
 
 
 @pytest.fixture
@@ -212,6 +204,14 @@ def test_checkpoints_of_other_projects_are_named(parse, tmp_path, content):
 # checkpoints of other models
 
 
+def assert_contradiction_is_named(parse, path, flag, value_of_checkpoint):
+    """One line with the file, the flag that was given, and what it should be."""
+    message = failure(restore_model, parse(flag, small=False), load_checkpoint(path), path)
+    assert str(path) in message
+    assert flag in message
+    assert value_of_checkpoint in message
+
+
 @pytest.mark.parametrize(
     ("flag", "trained"),
     [
@@ -229,10 +229,7 @@ def test_checkpoints_of_other_projects_are_named(parse, tmp_path, content):
 def test_flags_that_contradict_the_checkpoint_are_named(parse, tmp_path, flag, trained):
     path = tmp_path / "model.pth"
     saved(parse, path)
-    message = failure(restore_model, parse(flag, small=False), load_checkpoint(path), path)
-    assert str(path) in message
-    assert flag in message
-    assert trained in message
+    assert_contradiction_is_named(parse, path, flag, trained)
     restore_model(parse(trained, small=False), load_checkpoint(path), path)  # the same value may be given
 
 
@@ -527,10 +524,7 @@ def test_the_arch_that_tmass_gives_itself_is_answered(parse, tmp_path):
 def test_flags_that_contradict_a_published_checkpoint_are_named(parse, tmp_path, flag, shown):
     path = tmp_path / "published.pth"
     published_file(parse, path)
-    message = failure(restore_model, parse(flag, small=False), load_checkpoint(path), path)
-    assert str(path) in message
-    assert flag in message
-    assert shown in message
+    assert_contradiction_is_named(parse, path, flag, shown)
 
 
 def test_a_diffusion_lm_with_other_words_is_named(parse, tmp_path):

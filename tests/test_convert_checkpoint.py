@@ -10,19 +10,11 @@ from config import Config
 from model.factory import create_model, restore_model
 from model.published import FAMILIES, TEXTDIFFS, XPOOL, to_published
 from preprocess.convert_checkpoint import read
-from tests.made_up import call_program, make_diffusion_lm
+from tests.made_up import call_program
 from trainer.checkpoints import load_checkpoint, save_checkpoint
 
-CAPTIONS = ["a man plays a guitar", "two dogs run on the beach", "somebody cuts an onion", "a cat"]
 SIZES = "--clip_arch=tiny --num_frames=3 --diffusion_steps=4 --diffusion_text_len=9 --num_mha_heads=4"
 FORMATS = [".pth", ".safetensors"]
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("teacher")
-    make_diffusion_lm(folder, CAPTIONS)
-    return folder
 
 
 @pytest.fixture
