@@ -18,10 +18,8 @@ logger = logging.getLogger(__name__)
 def main() -> None:
     # 1. settings
     config = Config.parse(prog="test.py")
-    from datasets.annotations import (
-        load_annotations,
-        load_split,
-    )  # after parsing, so that --help and bad flags answer at once
+    # imported after parsing, so that --help and bad flags answer at once
+    from datasets.annotations import load_annotations, load_split
     from model.factory import create_model, restore_model
     from trainer import distributed
     from trainer.checkpoints import find_checkpoint, load_checkpoint

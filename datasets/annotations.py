@@ -88,8 +88,7 @@ def load_split(
 
 def read_split(dataset: str, split: str, data_dir: Path, videos_dir: Path | None, train_file: str = "9k") -> Split:
     """As `load_split`, but videos without a file are only listed in `missing`, even if these are all."""
-    if dataset not in DATASETS:
-        raise InputError(f"unknown data set {dataset}: known are {', '.join(DATASETS)}")
+    _check_name(dataset)
     data_dir = Path(data_dir)
     if dataset == "MovingShapes":
         moving_shapes.ensure(data_dir)
@@ -112,6 +111,11 @@ def read_split(dataset: str, split: str, data_dir: Path, videos_dir: Path | None
     return Split(dataset, split, clips, flip, missing, unannotated)
 
 
+def _check_name(dataset: str) -> None:
+    if dataset not in DATASETS:
+        raise InputError(f"unknown data set {dataset}: known are {', '.join(DATASETS)}")
+
+
 def _report(what: str, names: tuple[str, ...]) -> None:
     logger.warning("%s: %s", what, _first(names))
 
@@ -122,6 +126,7 @@ def _first(names: tuple[str, ...]) -> str:
 
 def load_annotations(dataset: str, split: str, data_dir: Path, train_file: str = "9k") -> Split:
     """A split without its videos: the path of a clip is only its id."""
+    _check_name(dataset)
     if dataset == "MovingShapes":
         moving_shapes.ensure(Path(data_dir))
     entries = DATASETS[dataset](Path(data_dir), split, train_file)
@@ -130,11 +135,7 @@ def load_annotations(dataset: str, split: str, data_dir: Path, train_file: str =
 
 def load_captions(dataset: str, data_dir: Path, train_file: str = "9k") -> list[str]:
     """All training captions of a data set, for which no video is needed."""
-    if dataset not in DATASETS:
-        raise InputError(f"unknown data set {dataset}: known are {', '.join(DATASETS)}")
-    if dataset == "MovingShapes":
-        moving_shapes.ensure(Path(data_dir))
-    return [c for _, captions, *_ in DATASETS[dataset](Path(data_dir), "train", train_file) for c in captions]
+    return load_annotations(dataset, "train", data_dir, train_file).captions
 
 
 def _find_videos(dataset: str, videos_dir: Path, wanted: set[str]) -> dict[str, Path]:

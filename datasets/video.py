@@ -81,7 +81,7 @@ def decode_clip(
     :param choose: n -> numbers in [0, n) of the wanted frames; called again when n turns out to be another.
     :raises InputError: the file does not open or holds no frame in the clip; names it.
     """
-    capture = _open(path)
+    capture = open_video(path)
     try:
         if not capture.isOpened():
             raise InputError(f"video {path} does not open: not a video, or cut short")
@@ -131,7 +131,7 @@ class _Clip:
         return ClipFrames(self.count, self.chosen, np.stack(alike))
 
 
-def _open(path: Path, threads: int = 1) -> cv2.VideoCapture:
+def open_video(path: Path, threads: int = 1) -> cv2.VideoCapture:
     """By FFmpeg only: what OpenCV tries after it takes some names for patterns and writes to standard error.
 
     One thread is best in a worker, as the workers are the parallelism, and for a short clip, as starting threads costs
@@ -143,7 +143,7 @@ def _open(path: Path, threads: int = 1) -> cv2.VideoCapture:
 def _reopen(capture: cv2.VideoCapture, path: Path, threads: int = 1) -> cv2.VideoCapture:
     """From the first frame again."""
     capture.release()
-    return _open(path, threads)
+    return open_video(path, threads)
 
 
 def _clip_bounds(n: int, fps: float, start: float | None, end: float | None) -> tuple[int, int]:

@@ -17,12 +17,12 @@ from diffusion_lm.vocabulary import Vocabulary
 from diffusion_lm.weights import PretrainedDiffusionLM
 from model.clip import CLIP_CONFIGS, build_clip, clip_of, load_clip, tokenizer_source
 from model.published import (
-    FAMILIES,
     ROUNDING_TABLE,
     TEACHER,
     Family,
     check_names,
     family_of,
+    not_known,
     rename_published,
     shown_settings,
 )
@@ -76,12 +76,12 @@ def create_model(config: Config) -> RetrievalModel:
 
     :raises InputError: CLIP or the pre-trained Diffusion-LM is not there.
     """
-    pretrained = load_teacher(config, config.recipe == "published") if config.arch == "clip_stochastic" else None
+    published = config.recipe == "published"
+    pretrained = load_teacher(config, published) if config.arch in DIFFUSION_ARCHS else None
     clip, tokenizer = load_clip(config.clip_arch, config.clip_path)
     check_embed_dim(config, clip)
     if pretrained is None:
         return _assemble(config, clip, tokenizer)
-    published = config.recipe == "published"
     teacher = pretrained.build(config.num_frames)
     student = Denoiser(pretrained.denoiser_config, len(pretrained.vocabulary), config.num_frames)
     if not published:
@@ -186,8 +186,7 @@ def _take_settings(config: Config, trained: dict[str, Any], path: Path) -> None:
 def _build_ours(config: Config, checkpoint: dict[str, Any], path: Path) -> RetrievalModel:
     trained = checkpoint.get("config")
     if not isinstance(trained, dict) or not trained.keys() >= set(MODEL_SETTINGS) or "clip_config" not in checkpoint:
-        names = ", ".join(family.name for family in FAMILIES)
-        raise InputError(f"{path} is neither a checkpoint of this project nor a published one of {names}")
+        raise not_known(path)
     _take_settings(config, trained, path)
     if "sampling_steps" not in config.explicit:
         config.sampling_steps = config.diffusion_steps

@@ -98,6 +98,12 @@ def to_published(state: Mapping[str, Tensor], family: Family = TEXTDIFFS) -> dic
     return {_renamed(name, rows): tensor for name, tensor in state.items() if name != ROUNDING_TABLE}
 
 
+def not_known(path: Path) -> InputError:
+    """The error of a checkpoint that is neither ours nor of a family."""
+    names = ", ".join(family.name for family in FAMILIES)
+    return InputError(f"{path} is neither a checkpoint of this project nor a published one of {names}")
+
+
 def published_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """A checkpoint of this project as a published one.
 
@@ -107,8 +113,7 @@ def published_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> dict[str,
     """
     config = checkpoint.get("config")
     if not isinstance(config, dict) or "clip_config" not in checkpoint:
-        names = ", ".join(family.name for family in FAMILIES)
-        raise InputError(f"{path} is neither a checkpoint of this project nor a published one of {names}")
+        raise not_known(path)
     family = next((family for family in FAMILIES if family.arch == config.get("arch")), None)
     if family is None:
         raise InputError(f"{path}: nobody publishes checkpoints of --arch={config.get('arch')}")

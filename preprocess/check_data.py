@@ -14,6 +14,7 @@ import cv2
 from config import Config
 from datasets.annotations import Split, read_split
 from datasets.container import packet_times
+from datasets.video import open_video
 from diffusion_lm.errors import InputError, RunError
 from preprocess.parallel import each
 from trainer.run_folder import run_program
@@ -69,7 +70,7 @@ def check_split(split: Split) -> list[tuple[str, str, str]]:
 
 def check_video(path: Path) -> tuple[str, str]:
     """ "whole", "unreadable" or "cut short", and why. Decodes all of it."""
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    capture = open_video(path)
     try:
         if not capture.isOpened():
             return "unreadable", "it does not open"

@@ -17,6 +17,7 @@ import cv2
 import imageio_ffmpeg
 
 from datasets.annotations import VIDEO_EXTENSIONS
+from datasets.video import open_video
 from diffusion_lm.command_line import Parser, number
 from diffusion_lm.errors import InputError, RunError
 from preprocess.check_data import check_video
@@ -122,7 +123,7 @@ def what_is_wrong(job: Job, copy: Path) -> str:
 
 def _length(path: Path) -> float:
     """Seconds, by the header."""
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    capture = open_video(path)
     frames, fps = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
     capture.release()
     return frames / fps if frames > 0 and fps > 0 else 0.0

@@ -8,7 +8,6 @@ optimizer states, which depend on the order of parameters, are left out.
 
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor
 from config import Config
 from diffusion_lm.command_line import Parser
 from diffusion_lm.errors import InputError
-from diffusion_lm.weights import save_atomically
+from diffusion_lm.weights import save_atomically, written_whole
 from model.factory import from_published
 from model.published import family_of, published_checkpoint
 from trainer.checkpoints import load_checkpoint
@@ -93,12 +92,8 @@ def _write_safetensors(checkpoint: dict[str, Any], path: Path) -> None:
         others["published"] = len(unread)  # also where there are none
     ours = "clip_config" in checkpoint
     metadata = {_SETTINGS: json.dumps(others)} if ours else {"epoch": str(others["epoch"])}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with written_whole(path) as temporary:
         save_file(_separate(checkpoint["state_dict"] | unread), temporary, metadata)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _separate(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from config import Config
 from datasets.annotations import Split
 from diffusion_lm.errors import InputError
+from diffusion_lm.weights import written_whole
 from model.retrieval import RetrievalModel
 
 FORMAT = "TextDiffs embeddings"
@@ -65,11 +65,10 @@ def save_embeddings(path: Path, embeddings: Embeddings, split: Split, marks: dic
         "video_ids": json.dumps([clip.video_id for clip in split.clips]),
         "fingerprint": json.dumps(marks),
     }
-    unfinished = path.with_name(path.name + ".unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, metadata)
-        os.replace(unfinished, path)
+        with written_whole(path) as unfinished:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, metadata)
     except (OSError, SafetensorError) as error:
         raise InputError(f"embeddings cannot be written to {path}: {error}") from error
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from datasets.annotations import Split
 from datasets.frame_cache import CacheSettings
 from datasets.loading import TestVideos, batches, test_loader
 from diffusion_lm.errors import InputError
+from diffusion_lm.weights import written_whole
 from model.retrieval import RetrievalModel
 from modules.metrics import text_to_video, video_to_text
 from modules.parallel import map_in_order, one_thread_per_item
@@ -212,12 +212,10 @@ def save_similarity(path: Path, scores: Similarity, video_of_text: Sequence[int]
     arrays["video_of_text"] = np.asarray(video_of_text)
     if scores.first is not None:
         arrays |= {"text_floor": scores.first.text_floor, "video_floor": scores.first.video_floor}
-    unfinished = path.with_name(path.name + ".unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(unfinished, "wb") as file:
+        with written_whole(path) as unfinished, open(unfinished, "wb") as file:
             np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
-        os.replace(unfinished, path)
     except OSError as error:
         raise InputError(f"score matrices cannot be written to {path}: {error.strerror}") from error
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from config import Config
 from diffusion_lm.errors import InputError
+from diffusion_lm.sampling import SAMPLERS
 from model.textdiffs import TextDiffs
 from trainer.embeddings import Embeddings
 from trainer.evaluation import Evaluation, Evaluator
 
 logger = logging.getLogger(__name__)
 
-SAMPLERS = ("ddpm", "ddim")
 FILES = ("sweep.txt", "sweep.csv", "sweep.png")
 Row = dict[str, Any]
 

@@ -11,6 +11,8 @@ import os
 import pickle
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,18 +133,25 @@ def load_tensors(path: Path) -> dict:
         ) from error
 
 
-def save_atomically(value: object, path: Path) -> None:
-    """torch.save into a temporary file, fsync, rename: `path` is either the old file or the whole new one."""
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary file's name, to write to: afterwards fsync and rename, so that `path` is either the old file or the
+    whole new one. An error leaves the old one."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            torch.save(value, file)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_atomically(value: object, path: Path) -> None:
+    """torch.save, `written_whole`."""
+    with written_whole(path) as temporary, open(temporary, "wb") as file:
+        torch.save(value, file)
 
 
 def denoiser_config_from_state(state: dict[str, Tensor], heads: int, dropout: float = 0.1) -> DenoiserConfig:
