@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: `python test.py --datetime=RUN --load_epoch=0 --dataset_name=MSRVTT --videos_dir=DIR ...`.
+"""Evaluate a checkpoint: `python test.py --datetime=RUN --load_epoch=0 --dataset_name=MSRVTT --videos_dir=DIR`.
 
 Without --load_epoch the untrained model is evaluated. torchrun or mpirun share the work over several processes.
 """
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 def main() -> None:
     # 1. settings
-    config = Config.parse(prog="test.py")
+    config = Config.parse(prog="test.py", description=__doc__)
     # imported after parsing, so that --help and bad flags answer at once
     from datasets.annotations import load_annotations, load_split
     from model.factory import create_model, restore_model

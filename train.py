@@ -1,6 +1,6 @@
-"""Train a text-video retrieval model: `python train.py --dataset_name=MSRVTT --videos_dir=DIR ...`.
+"""Train a text-video retrieval model: `python train.py --dataset_name=MSRVTT --videos_dir=DIR`.
 
-Several processes: `torchrun --nproc_per_node=N train.py ...`, `mpirun -n N python train.py ...`, or srun.
+Several processes: `torchrun --nproc_per_node=N train.py FLAGS`, `mpirun -n N python train.py FLAGS`, or srun.
 """
 
 import logging
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 def main() -> None:
     # 1. settings
-    config = Config.parse(prog="train.py")
+    config = Config.parse(prog="train.py", description=__doc__)
     from datasets.annotations import load_split  # after parsing, so that --help and bad flags answer at once
     from model.factory import create_model, restore_model
     from trainer import distributed

@@ -34,22 +34,36 @@ def main() -> None:
 
 def parse_args() -> Namespace:
     """The command line."""
-    parser = Parser("sample.py", "Print captions that a Diffusion-LM generates.")
-    parser.add_argument("folder", type=Path, nargs="?", help="Diffusion-LM folder (the newest in diffusion_models)")
-    parser.add_argument("--num", type=number(int, 1), default=10, help="captions (%(default)s)")
-    parser.add_argument("--seed", type=number(int, 0), default=24, help="of the noise (%(default)s)")
-    parser.add_argument("--sampler", choices=SAMPLERS, default="ddpm", help="reverse process (%(default)s)")
+    parser = Parser("Diffusion-LM/sample.py", __doc__)
+    parser.add_argument(
+        "folder",
+        type=Path,
+        nargs="?",
+        metavar="FOLDER",
+        help="Diffusion-LM folder (default: the newest in diffusion_models)",
+    )
+    parser.add_argument("--num", type=number(int, 1), default=10, metavar="N", help="captions to print")
+    parser.add_argument("--seed", type=number(int, 0), default=24, metavar="N", help="seed of the noise")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="ddpm", help="reverse process")
     parser.add_argument(
         "--temperature",
         type=number(float),
         default=TEMPERATURE,
-        help="factor of the noise of ddpm: lower is more fluent and less varied, 1 is the model itself (%(default)s)",
+        metavar="X",
+        help="factor of the noise of ddpm: lower is more fluent and less varied, 1 is the model itself",
     )
-    parser.add_argument("--sampling_steps", type=number(int, 1), help="at most the T of the model (T)")
     parser.add_argument(
-        "--text_len", type=number(int, 3, MAX_POSITIONS), help="tokens of a caption (as in training, published 64)"
+        "--sampling_steps", type=number(int, 1), metavar="STEPS", help="steps, at most the T of the model (default: T)"
     )
-    parser.add_argument("--gpu", help="index of the GPU, or cpu (the first GPU if there is one)")
+    parser.add_argument(
+        "--text_len",
+        type=number(int, 3, MAX_POSITIONS),
+        metavar="TOKENS",
+        help="tokens of a caption (default: as in training; published: 64)",
+    )
+    parser.add_argument(
+        "--gpu", metavar="INDEX", help="index of the GPU, or cpu (default: the first GPU if there is one)"
+    )
     return parser.parse_args()
 
 

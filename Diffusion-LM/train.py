@@ -14,7 +14,7 @@ import torch
 
 from datasets.annotations import load_captions
 from diffusion_lm import weights
-from diffusion_lm.command_line import Parser, number
+from diffusion_lm.command_line import MANY_FLAGS, Parser, number
 from diffusion_lm.denoiser import DENOISERS, MAX_POSITIONS, Denoiser
 from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
@@ -117,48 +117,90 @@ def run(args: Namespace, here: distributed.Processes, device: torch.device) -> N
 
 def parse_args() -> Namespace:
     """The command line, with what follows from other flags filled in."""
-    parser = Parser("train.py", "Pre-train a Diffusion-LM on captions.")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--dataset_name", help="train on the captions of its training split")
-    source.add_argument("--captions", type=Path, metavar="FILE", help="train on a text file, a caption a line")
-    parser.add_argument("--data_dir", type=Path, default="./data", help="folder that holds <Dataset>/ (%(default)s)")
-    parser.add_argument("--annotations", type=Path, metavar="FILE", help="annotation file of --dataset_name=custom")
-    parser.add_argument(
-        "--msrvtt_train_file", choices=("7k", "9k"), default="9k", help="training split of MSR-VTT (%(default)s)"
+    parser = Parser("Diffusion-LM/train.py", __doc__, MANY_FLAGS)
+    captions = parser.add_argument_group("captions", "What it learns from. Videos are not needed.")
+    source = captions.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--dataset_name", metavar="NAME", help="the captions of its training split (default: none; this or --captions)"
     )
-    parser.add_argument("--output_dir", type=Path, help="folder to write (diffusion_models/<dataset or file name>)")
-    parser.add_argument("--denoiser", choices=RECIPES, default="base", help="size of the network (%(default)s)")
-    parser.add_argument("--diffusion_steps", type=number(int, 1), default=10, help="T (%(default)s)")
-    parser.add_argument(
+    source.add_argument("--captions", type=Path, metavar="FILE", help="a text file, a caption a line (default: none)")
+    captions.add_argument(
+        "--data_dir", type=Path, default="./data", metavar="DIR", help="folder that holds <Dataset>/ with annotations"
+    )
+    captions.add_argument(
+        "--annotations", type=Path, metavar="FILE", help="annotation file of --dataset_name=custom (default: none)"
+    )
+    captions.add_argument("--msrvtt_train_file", choices=("7k", "9k"), default="9k", help="training split of MSR-VTT")
+    captions.add_argument(
+        "--min_count", type=number(int, 1), default=5, metavar="N", help="words that occur less often become UNK"
+    )
+    captions.add_argument(
+        "--held_out",
+        type=number(float, 0, 0.5),
+        default=0.02,
+        metavar="SHARE",
+        help="share of the distinct captions that it is measured on, up to 0.5",
+    )
+
+    network = parser.add_argument_group("network", "Its size, and the lengths that its retrieval model shares.")
+    network.add_argument(
+        "--denoiser", choices=RECIPES, default="base", help="size of the network; base is that of BERT base"
+    )
+    network.add_argument(
+        "--diffusion_steps", type=number(int, 1), default=10, metavar="STEPS", help="T, steps of the diffusion"
+    )
+    network.add_argument(
         "--text_len",
         type=number(int, MIN_TEXT_LEN, MAX_POSITIONS),
         default=64,
-        help="L, tokens of a caption; as --diffusion_text_len of the retrieval (%(default)s)",
+        metavar="TOKENS",
+        help="L, tokens of a caption; as --diffusion_text_len of the retrieval",
     )
-    parser.add_argument("--min_count", type=number(int, 1), default=5, help="rarer words become UNK (%(default)s)")
-    parser.add_argument(
-        "--held_out", type=number(float, 0, 0.5), default=0.02, help="share of distinct captions (%(default)s)"
+    network.add_argument(
+        "--dropout", type=number(float, 0, 1), metavar="SHARE", help=f"dropout ({_by_size('dropout')})"
     )
-    for name, kind in (("steps", number(int, 1)), ("lr", number(float)), ("dropout", number(float, 0, 1))):
-        by_size = ", ".join(f"{size} {getattr(recipe, name)}" for size, recipe in RECIPES.items())
-        parser.add_argument(f"--{name}", type=kind, help=f"({by_size})")
-    parser.add_argument(
-        "--batch_size", type=number(int, 1), default=64, help="captions of a step in each process (%(default)s)"
+
+    training = parser.add_argument_group("training", "The optimiser, its steps and the device.")
+    training.add_argument(
+        "--steps", type=number(int, 1), metavar="STEPS", help=f"steps of training ({_by_size('steps')})"
     )
-    parser.add_argument(
-        "--ema_rate", type=number(float, 0, 1), default=0.9999, help="of the average of the weights (%(default)s)"
+    training.add_argument("--lr", type=number(float), metavar="X", help=f"learning rate ({_by_size('lr')})")
+    training.add_argument(
+        "--batch_size", type=number(int, 1), default=64, metavar="CAPTIONS", help="captions of a step in each process"
     )
-    parser.add_argument("--seed", type=number(int, 0), default=24, help="of everything random (%(default)s)")
-    parser.add_argument("--gpu", help="index of the GPU, or cpu (the first GPU if there is one)")
-    parser.add_argument(
+    training.add_argument(
+        "--ema_rate",
+        type=number(float, 0, 1),
+        default=0.9999,
+        metavar="X",
+        help="decay of the moving average of the weights",
+    )
+    training.add_argument("--seed", type=number(int, 0), default=24, metavar="N", help="seed of everything random")
+    training.add_argument(
+        "--gpu", metavar="INDEX", help="index of the GPU, or cpu (default: the first GPU if there is one)"
+    )
+    training.add_argument(
         "--precision",
         choices=("auto", "fp32", "bf16"),
         default="auto",
-        help="auto: bf16 where it is fast (%(default)s)",
+        help="arithmetic: auto is bf16 where the device is fast at it, else fp32",
     )
-    parser.add_argument("--log_step", type=number(int, 1), default=50, help="steps between log lines (%(default)s)")
-    parser.add_argument("--eval_every", type=number(int, 1), default=1000, help="steps (%(default)s)")
-    parser.add_argument("--samples", type=number(int, 0), default=0, help="captions to print at the end (%(default)s)")
+
+    output = parser.add_argument_group("output", "Where files go, and what is logged how often.")
+    output.add_argument(
+        "--output_dir",
+        type=Path,
+        metavar="DIR",
+        help="folder to write (default: Diffusion-LM/diffusion_models/<data set or file name>)",
+    )
+    for name, default, unit, said in (
+        ("log_step", 50, "STEPS", "steps between log lines"),
+        ("eval_every", 1000, "STEPS", "steps between measurements on held-out captions"),
+    ):
+        output.add_argument(f"--{name}", type=number(int, 1), default=default, metavar=unit, help=said)
+    output.add_argument(
+        "--samples", type=number(int, 0), default=0, metavar="CAPTIONS", help="captions to generate at the end"
+    )
     args = parser.parse_args()
     recipe = RECIPES[args.denoiser]
     for name in ("steps", "lr", "dropout"):
@@ -167,6 +209,11 @@ def parse_args() -> Namespace:
     if args.output_dir is None:
         args.output_dir = MODELS / (args.dataset_name or args.captions.stem)
     return args
+
+
+def _by_size(name: str) -> str:
+    """What the help says of a default that follows from --denoiser."""
+    return "default: " + ", ".join(f"{size} {getattr(recipe, name)}" for size, recipe in RECIPES.items())
 
 
 def read_captions(args: Namespace) -> list[str]:

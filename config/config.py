@@ -5,11 +5,12 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
 
+from diffusion_lm.command_line import MANY_FLAGS, Parser
 from diffusion_lm.errors import InputError
 
 DATASETS = ("MSRVTT", "MSVD", "LSMDC", "DiDeMo", "ActivityNet", "MovingShapes", "custom")
@@ -17,10 +18,25 @@ ARCHS = ("clip_stochastic", "clip_tmass", "clip_transformer", "clip_baseline")
 ARCH_ALIASES = {"clip_textdiffs": "clip_stochastic"}
 CLIP_INPUT_RES = {"ViT-B/32": 224, "ViT-B/16": 224, "ViT-L/14": 224, "tiny": 64}
 PUBLISHED_TEXT_LENGTH = 64
+CHOICES_WIDTH = 24  # of the help, up to which choices stand beside the name of a flag
 DIFFUSION_ARCHS = ("clip_stochastic",)
 TMASS = ("clip_tmass",)
 BASELINE = ("clip_baseline",)
 CROSS_ATTENTION_ARCHS = ("clip_stochastic", "clip_tmass", "clip_transformer")
+
+
+# of the help: title and what its flags are for
+GROUPS = {
+    "data": "Which videos and captions, how many frames of each, and where decoded frames are kept.",
+    "model": "Which retrieval model, on which CLIP.",
+    "diffusion": "The text diffusion of TextDiffs (--arch=clip_stochastic).",
+    "T-MASS": "The sampled texts of T-MASS (--arch=clip_tmass).",
+    "training": "The optimiser, its steps, and going on with a run. Of these, test.py needs --batch_size and --seed.",
+    "device": "Where it is computed, and in which arithmetic.",
+    "evaluation": "What test.py, and train.py between its steps, compute and show.",
+    "test.py only": "Which checkpoint is read, and files of features and scores. train.py does not use them.",
+    "output": "Where files go, how often, and which.",
+}
 
 
 def flag(
@@ -36,6 +52,8 @@ def flag(
     no_effect: str = "",
     alone: str | None = None,
     needs: str = "",
+    metavar: str = "",
+    unset: str = "none",
 ) -> Any:
     """A field of Config that is a flag.
 
@@ -43,6 +61,8 @@ def flag(
     :param no_effect: why the flag never does anything here, for flags kept so that known commands run.
     :param alone: the value of the flag when it is given without one.
     :param needs: the flag without which it does nothing, or FLAG=VALUE.
+    :param metavar: what the help calls its value: a unit, or a kind of text.
+    :param unset: what the help says of a default of None.
     """
     metadata = {
         "help": help,
@@ -55,6 +75,8 @@ def flag(
         "no_effect": no_effect,
         "alone": alone,
         "needs": needs,
+        "metavar": metavar,
+        "unset": unset,
     }
     return field(default=default, metadata=metadata)
 
@@ -65,18 +87,30 @@ class Config:
 
     # data
     dataset_name: str = flag("MSRVTT", "data set", group="data", choices=DATASETS)
-    videos_dir: str | None = flag(None, "folder of the video files (MovingShapes brings its own)", group="data")
-    data_dir: str = flag("./data", "folder that holds <Dataset>/ with the annotation files", group="data")
+    videos_dir: str | None = flag(
+        None,
+        "folder of the video files, which may lie in subfolders",
+        group="data",
+        metavar="DIR",
+        unset="none; only MovingShapes, which makes its own, does without",
+    )
+    data_dir: str = flag(
+        "./data", "folder that holds <Dataset>/ with the annotation files", group="data", metavar="DIR"
+    )
     annotations: str | None = flag(
         None,
         "file of --dataset_name=custom: .csv or .jsonl with video, caption and, if wanted, start, end, split",
         group="data",
+        metavar="FILE",
+        unset="none",
     )
     allow_missing: bool = flag(
         False, "go on without the videos that have no file; tables then say n of N", group="data"
     )
     msrvtt_train_file: str = flag("9k", "training split of MSR-VTT", group="data", choices=("7k", "9k"))
-    num_frames: int = flag(12, "frames taken of each video", group="data", aliases=("num_frame",), minimum=1)
+    num_frames: int = flag(
+        12, "frames taken of each video", group="data", aliases=("num_frame",), minimum=1, metavar="FRAMES"
+    )
     video_sample_type: str = flag(
         "uniform",
         "frame of each equal part of a video in training: its middle or a random one; tests take the middle",
@@ -84,31 +118,46 @@ class Config:
         choices=("uniform", "rand"),
     )
     input_res: int | None = flag(
-        None, "side of the square input, pixels (default: that of the CLIP: 224, tiny 64)", group="data", minimum=1
+        None,
+        "side of the square input, in pixels",
+        group="data",
+        minimum=1,
+        metavar="PIXELS",
+        unset="that of the CLIP: 224, tiny 64",
     )
     num_workers: int = flag(
         8,
         "processes that decode videos, at most one per CPU core; 0 decodes in the main process",
         group="data",
         minimum=0,
+        metavar="PROCESSES",
     )
     frame_cache: str | None = flag(
-        None, "folder that keeps decoded frames, so that only the first epoch decodes; may be shared", group="data"
+        None,
+        "folder that keeps decoded frames, so that only the first epoch decodes; runs may share it",
+        group="data",
+        metavar="DIR",
+        unset="none, every epoch decodes",
     )
     frame_cache_gb: float | None = flag(
-        None, "size at which the frame cache takes no more (default: no limit)", group="data", minimum=0,
-        needs="frame_cache",
+        None, "size at which the frame cache takes no more, in GB", group="data", minimum=0,
+        needs="frame_cache", metavar="GB", unset="no limit",
     )  # fmt: skip
     frame_cache_side: int = flag(
-        256, "shorter side of larger frames in the frame cache", group="data", minimum=1, needs="frame_cache"
+        256,
+        "shorter side, in pixels, to which larger frames are reduced in the frame cache",
+        group="data",
+        minimum=1,
+        needs="frame_cache",
+        metavar="PIXELS",
     )
     raw_video: bool = flag(False, "frames come from video files", group="data", no_effect="they always do here")
 
     # model
     arch: str = flag(
         "clip_stochastic",
-        "retrieval model: TextDiffs (clip_stochastic, alias clip_textdiffs), T-MASS (clip_tmass), X-Pool"
-        " (clip_transformer) or CLIP with simple pooling (clip_baseline)",
+        "retrieval model: clip_stochastic or clip_textdiffs is TextDiffs, clip_tmass T-MASS, clip_transformer X-Pool,"
+        " clip_baseline CLIP with simple pooling",
         group="model",
         choices=(*ARCHS, *ARCH_ALIASES),
     )
@@ -130,41 +179,60 @@ class Config:
         "CLIP instead of --clip_arch: hub id, local folder (config, weights, tokenizer) or state dict with OpenAI's"
         " names; with a checkpoint only its tokenizer is read",
         group="model",
+        metavar="PATH",
+        unset="none",
     )
     embed_dim: int | None = flag(
-        None, "width of the CLIP embedding; checked against the CLIP (ViT-B/32: 512)", group="model", minimum=1
+        None,
+        "width of the CLIP embedding, which is only checked; that of ViT-B/32 is 512",
+        group="model",
+        minimum=1,
+        unset="that of the CLIP",
     )
     pooling_type: str = flag(
         "transformer",
-        "how frames become a video with clip_baseline (there avg is the default): their mean, the mean of the k most"
-        " similar to the text, or weights by a softmax of that similarity; transformer is clip_transformer",
+        "how frames become a video with clip_baseline: avg is their mean, and what it takes unless told otherwise; topk"
+        " the mean of the --k most similar to the text; attention weighs them by a softmax of that similarity;"
+        " transformer is --arch=clip_transformer",
         group="model",
         choices=("avg", "topk", "attention", "transformer"),
         archs=BASELINE,
     )
     k: int = flag(
-        -1, "frames of top-k pooling, at most --num_frames", group="model", archs=BASELINE, needs="pooling_type=topk"
+        -1,
+        "frames of top-k pooling, 1 to --num_frames",
+        group="model",
+        archs=BASELINE,
+        needs="pooling_type=topk",
+        metavar="FRAMES",
     )
     attention_temperature: float = flag(
         0.01, "temperature of attention pooling", group="model", archs=BASELINE, needs="pooling_type=attention"
     )
     num_mha_heads: int = flag(
-        1, "heads of the text-frame attention", group="model", minimum=1, archs=CROSS_ATTENTION_ARCHS
+        1, "heads of the text-frame attention", group="model", minimum=1, archs=CROSS_ATTENTION_ARCHS, metavar="HEADS"
     )
     transformer_dropout: float = flag(
-        0.3, "dropout of the frame pooling", group="model", minimum=0, maximum=1, archs=CROSS_ATTENTION_ARCHS
+        0.3,
+        "dropout of the frame pooling, between 0 and 1",
+        group="model",
+        minimum=0,
+        maximum=1,
+        archs=CROSS_ATTENTION_ARCHS,
+        metavar="SHARE",
     )
 
     # diffusion
     diffusion_steps: int = flag(
-        10, "T, steps of the text diffusion", group="diffusion", minimum=1, archs=DIFFUSION_ARCHS
+        10, "T, steps of the text diffusion", group="diffusion", minimum=1, archs=DIFFUSION_ARCHS, metavar="STEPS"
     )
     diffusion_lm: str | None = flag(
         None,
-        "folder of the pre-trained Diffusion-LM that teaches (default:"
-        " Diffusion-LM/diffusion_models/<dataset_name>, else diffusion_models itself)",
+        "folder of the pre-trained Diffusion-LM that teaches",
         group="diffusion",
         archs=DIFFUSION_ARCHS,
+        metavar="DIR",
+        unset="Diffusion-LM/diffusion_models/<dataset_name>, else diffusion_models itself",
     )
     diffusion_text_len: int = flag(
         PUBLISHED_TEXT_LENGTH,
@@ -173,16 +241,19 @@ class Config:
         minimum=3,
         maximum=512,
         archs=DIFFUSION_ARCHS,
+        metavar="TOKENS",
     )
     sampler: str = flag(
         "ddpm", "reverse process at inference", group="diffusion", choices=("ddpm", "ddim"), archs=DIFFUSION_ARCHS
     )
     sampling_steps: int | None = flag(
         None,
-        "steps at inference, at most --diffusion_steps (default: all of them)",
+        "steps at inference, at most --diffusion_steps",
         group="diffusion",
         minimum=1,
         archs=DIFFUSION_ARCHS,
+        metavar="STEPS",
+        unset="all of them",
     )
 
     # T-MASS
@@ -204,6 +275,7 @@ class Config:
         aliases=("stochastic_trials",),
         minimum=1,
         archs=TMASS,
+        metavar="SAMPLES",
     )
 
     # training
@@ -217,119 +289,180 @@ class Config:
         "pairs of a training step in each process; videos or captions of an encoding step in evaluation",
         group="training",
         minimum=1,
+        metavar="PAIRS",
     )
-    num_epochs: int = flag(5, "passes over the training pairs", group="training", minimum=1)
-    weight_decay: float = flag(0.2, "AdamW weight decay (not on biases, norms and scales)", group="training", minimum=0)
+    num_epochs: int = flag(5, "passes over the training pairs", group="training", minimum=1, metavar="EPOCHS")
+    weight_decay: float = flag(
+        0.2, "weight decay of AdamW; biases, norms and scales have none", group="training", minimum=0
+    )
     warmup_proportion: float = flag(
-        0.1, "share of the steps in which the learning rate rises", group="training", minimum=0, maximum=1
+        0.1,
+        "share of the steps, between 0 and 1, in which the learning rate rises",
+        group="training",
+        minimum=0,
+        maximum=1,
+        metavar="SHARE",
     )
     seed: int = flag(24, "seed of everything random", group="training", minimum=0)
-    gpu: str | None = flag(None, "index of the GPU, or cpu (default: the first GPU if there is one)", group="training")
+    gpu: str | None = flag(
+        None,
+        "index of the GPU, or cpu",
+        group="device",
+        metavar="INDEX",
+        unset="the first GPU if there is one, else the CPU",
+    )
     precision: str = flag(
         "auto",
         "arithmetic: auto is bf16 where the device is fast at it, else fp32",
-        group="training",
+        group="device",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
     compile: bool = flag(
-        False, "let torch.compile fuse the networks: slow to start, then faster; needs a C++ compiler", group="training"
+        False, "let torch.compile fuse the networks: slow to start, then faster; needs a C++ compiler", group="device"
     )
     grad_accum: int = flag(
         1,
-        "K: a step takes K x batch_size pairs in the memory of batch_size, with the loss of all of them together",
+        "a step takes K x batch_size pairs in the memory of batch_size, with the loss of all of them together",
         group="training",
         minimum=1,
+        metavar="K",
     )
     gradient_checkpointing: bool = flag(
         False, "compute the layers of CLIP twice instead of keeping what they hold: less memory", group="training"
     )
     freeze_layer_num: int = flag(
-        -1, "freeze CLIP's embeddings and its layers below this one; -1 freezes nothing", group="training", minimum=-1
+        -1,
+        "freeze CLIP's embeddings and its layers below this one; -1 freezes nothing",
+        group="training",
+        minimum=-1,
+        metavar="LAYER",
     )
     detect_anomaly: bool = flag(
         False, "stop at the operation that makes a number that is not finite; slow", group="training"
     )
-    profile: int = flag(0, "steps of which a profiler trace is written", group="training", minimum=0)
+    profile: int = flag(0, "steps of which a profiler trace is written", group="training", minimum=0, metavar="STEPS")
     resume: str | None = flag(
         None,
         "go on with a run: its checkpoint or folder; alone: the newest of --datetime, else of --exp_name",
         group="training",
         alone="latest",
+        metavar="PATH",
+        unset="a new run",
     )
 
     # evaluation
     metric: str = flag("t2v", "direction of the printed table", group="evaluation", choices=("t2v", "v2t"))
     DSL: bool = flag(False, "add rows with the dual softmax, which looks at all queries at once", group="evaluation")
-    eval_window_size: int = flag(5, "evaluations in the window average of the log", group="evaluation", minimum=1)
-    evals_per_epoch: int = flag(1, "evaluations per epoch in training", group="evaluation", minimum=1)
+    eval_window_size: int = flag(
+        5, "evaluations in the window average of the log", group="evaluation", minimum=1, metavar="EVALUATIONS"
+    )
+    evals_per_epoch: int = flag(
+        1, "evaluations per epoch in training", group="evaluation", minimum=1, metavar="EVALUATIONS"
+    )
     skip_eval: bool = flag(
         False, "train without evaluations; the last epoch becomes model_best.pth", group="evaluation"
     )
     load_epoch: int | None = flag(
         None,
-        "checkpoint that test.py reads: N, or 0 or -1 for model_best.pth; without it the untrained model is evaluated",
-        group="evaluation",
+        "epoch of the checkpoint to evaluate; 0 or -1 is model_best.pth",
+        group="test.py only",
         minimum=-1,
+        metavar="EPOCH",
+        unset="the untrained model",
     )
     batch_size_split: int | None = flag(
-        None, "(text, video) pairs diffused at once (default: by free memory)", group="evaluation", minimum=1
+        None,
+        "(text, video) pairs diffused at once",
+        group="evaluation",
+        minimum=1,
+        metavar="PAIRS",
+        unset="by free memory",
     )
-    chunk_size: int | None = flag(None, "like --batch_size_split, which wins", group="evaluation", minimum=1)
+    chunk_size: int | None = flag(
+        None,
+        "like --batch_size_split, which wins",
+        group="evaluation",
+        minimum=1,
+        metavar="PAIRS",
+        unset="by free memory",
+    )
     save_memory_mode: bool = flag(
         False, "few pairs at once, and score matrices in files below --output_dir", group="evaluation"
     )
     rerank_topk: int = flag(
         0,
-        "K: rank all pairs with the texts as encoded, then move (diffuse, sample) only the K best of each query, in"
+        "rank all pairs with the texts as encoded, then move (diffuse, sample) only the K best of each query, in"
         " each direction; 0: all pairs",
         group="evaluation",
         minimum=0,
         archs=(*DIFFUSION_ARCHS, *TMASS),
+        metavar="K",
     )
     save_embeddings: str | None = flag(
-        None, "safetensors file for the text and frame features that test.py encodes", group="evaluation"
+        None, "safetensors file for the text and frame features", group="test.py only", metavar="FILE"
     )
     load_embeddings: str | None = flag(
-        None, "file of --save_embeddings: test.py takes the features from there and reads no video", group="evaluation"
+        None,
+        "file of --save_embeddings: features are taken from there and no video is read",
+        group="test.py only",
+        metavar="FILE",
     )
-    save_sims: str | None = flag(None, "npz file for the score matrices of test.py", group="evaluation")
+    save_sims: str | None = flag(None, "npz file for the score matrices", group="test.py only", metavar="FILE")
     sweep: str | None = flag(
         None,
-        "more settings that test.py evaluates with the same features, as SAMPLER:STEPS or SAMPLER:STEPS:K with K of"
-        " --rerank_topk, with commas between: ddpm:10,ddim:5,ddim:2:50; table in sweep.txt, sweep.csv, sweep.png",
-        group="evaluation",
+        "more settings to evaluate with the same features, as SAMPLER:STEPS or SAMPLER:STEPS:K with K of --rerank_topk,"
+        " with commas between: ddpm:10,ddim:5,ddim:2:50; table in sweep.txt, sweep.csv, sweep.png",
+        group="test.py only",
         archs=DIFFUSION_ARCHS,
+        metavar="LIST",
     )
 
     # output
     exp_name: str = flag(
         "exp", "name of the experiment: runs lie in <output_dir>/<exp_name>/<datetime>", group="output"
     )
-    output_dir: str = flag("./outputs", "folder of all runs", group="output")
-    datetime: str | None = flag(None, "folder of the run (default in training: the time now)", group="output")
-    save_every: int = flag(1, "epochs between checkpoint-epoch<N>.pth files", group="output", minimum=1)
-    save_steps: int | None = flag(None, "steps between checkpoints within an epoch", group="output", minimum=1)
-    keep_last: int | None = flag(
-        None, "newest checkpoints that are kept beside model_best.pth (default: all)", group="output", minimum=1
+    output_dir: str = flag("./outputs", "folder of all runs", group="output", metavar="DIR")
+    datetime: str | None = flag(None, "name of the run's folder", group="output", unset="in train.py the time now")
+    save_every: int = flag(
+        1, "epochs between checkpoint-epoch<N>.pth files", group="output", minimum=1, metavar="EPOCHS"
     )
-    log_step: int = flag(10, "steps between log lines", group="output", minimum=1)
+    save_steps: int | None = flag(
+        None,
+        "steps between checkpoints within an epoch",
+        group="output",
+        minimum=1,
+        metavar="STEPS",
+        unset="at the end of epochs only",
+    )
+    keep_last: int | None = flag(
+        None,
+        "newest checkpoints that are kept beside model_best.pth",
+        group="output",
+        minimum=1,
+        metavar="FILES",
+        unset="all",
+    )
+    log_step: int = flag(10, "steps between log lines", group="output", minimum=1, metavar="STEPS")
     no_tensorboard: bool = flag(False, "write no TensorBoard files", group="output")
-    tb_log_dir: str | None = flag(None, "folder of the TensorBoard files (default: the run's)", group="output")
+    tb_log_dir: str | None = flag(
+        None, "folder of the TensorBoard files", group="output", metavar="DIR", unset="tensorboard in the run's folder"
+    )
     noloss_record: bool = flag(False, "keep the losses out of TensorBoard", group="output")
     output_json: str | None = flag(
-        None, "file for the results instead of results.json in the run's folder", group="output"
+        None, "file for the results", group="output", metavar="FILE", unset="results.json in the run's folder"
     )
 
     def __post_init__(self) -> None:
         self.explicit: frozenset[str] = frozenset()  # flags that the command line gave, by field name
 
     @classmethod
-    def parse(cls, argv: Sequence[str] | None = None, prog: str | None = None) -> "Config":
+    def parse(cls, argv: Sequence[str] | None = None, prog: str = "", description: str = "") -> "Config":
         """Read a command line.
 
+        :param prog: the program, and `description` what it does, for --help.
         :raises InputError: a flag is unknown, or a value is not allowed.
         """
-        parser = _parser(cls, prog)
+        parser = _parser(cls, prog, description)
         given = vars(parser.parse_args(sys.argv[1:] if argv is None else list(argv)))
         config = cls(**given)
         config.explicit = frozenset(given)
@@ -440,33 +573,42 @@ class Config:
             raise InputError(f"{path} is not a configuration: {error}") from error
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse whose errors are InputErrors, so that every entry point reports bad input in the same way."""
-
-    def error(self, message: str) -> None:
-        raise InputError(message)
-
-
-def _parser(cls: type[Config], prog: str | None) -> argparse.ArgumentParser:
-    parser = _Parser(prog=prog, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-    groups: dict[str, Any] = {}
+def _parser(cls: type[Config], prog: str, description: str) -> Parser:
+    parser = Parser(prog, description, MANY_FLAGS)
+    groups = {title: parser.add_argument_group(title, said) for title, said in GROUPS.items()}
     for f in fields(cls):
-        meta = f.metadata
-        group = groups.setdefault(meta["group"], None) or parser.add_argument_group(meta["group"])
-        groups[meta["group"]] = group
+        meta, group = f.metadata, groups[f.metadata["group"]]
         names = [f"--{name}" for name in (f.name, *meta["aliases"])]
+        options: dict[str, Any] = {"dest": f.name, "default": argparse.SUPPRESS, "help": _help_of(f)}
         if f.type is bool:
-            group.add_argument(*names, dest=f.name, action="store_true", default=argparse.SUPPRESS, help=meta["help"])
+            group.add_argument(*names, action="store_true", **options)
             continue
         value_type = next((t for t in get_args(f.type) if t is not type(None)), f.type)
-        shown = "" if f.default in (None, MISSING) else f" (default: {f.default})"
+        if meta["alone"]:
+            options |= {"nargs": "?", "const": meta["alone"]}
         group.add_argument(
-            *names,
-            dest=f.name,
-            type=value_type,
-            choices=meta["choices"] or None,
-            default=argparse.SUPPRESS,
-            help=(meta["help"] + shown).replace("%", "%%"),
-            **({"nargs": "?", "const": meta["alone"]} if meta["alone"] else {}),
+            *names, type=value_type, choices=meta["choices"] or None, metavar=_metavar_of(f, value_type), **options
         )
     return parser
+
+
+def _help_of(f: Field) -> str:
+    """The help of a flag: what it is, its choices where they are too many to stand beside its name, its default."""
+    help, choices = f.metadata["help"], f.metadata["choices"]
+    if not _fit_beside_the_name(choices) and not all(choice in help for choice in choices):
+        help += f"; one of {', '.join(choices)}"
+    if f.metadata["no_effect"]:
+        help += f"; no effect: {f.metadata['no_effect']}"
+    default = f.metadata["unset"] if f.default is None else "off" if f.default is False else f.default
+    return f"{help} (default: {default})".replace("%", "%%")
+
+
+def _metavar_of(f: Field, value_type: type) -> str | None:
+    """What the help calls the value of a flag; None: its choices."""
+    if f.metadata["choices"] and _fit_beside_the_name(f.metadata["choices"]):
+        return None
+    return f.metadata["metavar"] or {int: "N", float: "X"}.get(value_type, "NAME")
+
+
+def _fit_beside_the_name(choices: Sequence[str]) -> bool:
+    return len(",".join(choices)) <= CHOICES_WIDTH

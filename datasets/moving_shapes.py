@@ -25,9 +25,9 @@ from typing import NamedTuple, TypeVar
 import cv2
 import numpy as np
 from numpy.random import Generator, Philox, SeedSequence
-from tqdm import tqdm
 
 from diffusion_lm.errors import InputError
+from diffusion_lm.progress import progress
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -485,15 +485,9 @@ def generate(
         jobs = [(unfinished / "videos", seed, split, index) for split in videos for index in range(videos[split])]
         context = multiprocessing.get_context("spawn")
         with context.Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-            list(
-                tqdm(
-                    pool.imap_unordered(_write_video, jobs, chunksize=8),
-                    "MovingShapes",
-                    len(jobs),
-                    unit="video",
-                    disable=None,
-                )
-            )
+            written = pool.imap_unordered(_write_video, jobs, chunksize=8)
+            for _ in progress(written, "MovingShapes", len(jobs), "videos"):
+                pass
         annotations = {"version": VERSION, "seed": seed} | {
             split: [
                 {"video_id": f"{split}{index:04d}", "captions": [caption.text for caption in captions]}

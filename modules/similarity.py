@@ -9,7 +9,7 @@ neighbours, and has the same bits, whatever their number (on a CPU inside `one_t
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from diffusion_lm.errors import RunError
+from diffusion_lm.progress import progress
 from modules.metrics import FirstStage, row_slices
 from modules.parallel import map_in_order
 
@@ -199,7 +199,7 @@ def _first_stage(
 
     starts = range(0, len(videos), VIDEOS_AT_ONCE)[share.rank :: share.size]
     done = map_in_order(score, starts, problem.workers)
-    for _ in _bar(done, share, total=len(starts), desc="first stage", unit="block"):
+    for _ in progress(done, "first stage", len(starts), "blocks", shown=share.rank == 0):
         pass
     for matrix in (undiffused, *(matrix for matrix, _ in products)):
         share.merge(matrix)
@@ -226,7 +226,7 @@ def _diffuse(
     share = problem.share
     mine = islice(_blocks_of_pairs(strict.shape, first, block_pairs), share.rank, None, share.size)
     scored = map_in_order(_BlockScorer(problem, block_pairs), mine, problem.workers)
-    with _bar(None, share, total=-(-total // share.size), desc="diffusion", unit="pair") as bar:
+    with progress(None, "diffusion", -(-total // share.size), "pairs", shown=share.rank == 0) as bar:
         for pairs, scores in chain.from_iterable(scored):
             for matrix, values in ((strict, scores.strict), (published, scores.published)):
                 if matrix is not None:
@@ -322,11 +322,6 @@ class _Matrices:
         for rows in row_slices(*self.shape):
             matrix[rows] = -np.inf
         return matrix
-
-
-def _bar(work: Iterable | None, share: Share, **options: object) -> tqdm:
-    """A progress bar with rate and time left, of the first process, on a terminal only."""
-    return tqdm(work, leave=False, disable=None if share.rank == 0 else True, **options)
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def main() -> None:
-    config = Config.parse(prog="cache_frames.py")
+    config = Config.parse(prog="preprocess/cache_frames.py", description=__doc__)
     settings = CacheSettings.of(config)
     if settings is None:
         raise InputError("--frame_cache is missing: the folder to fill")

@@ -26,7 +26,7 @@ DECODED = 0.9  # share of the packets that must decode
 
 
 def main() -> None:
-    config = Config.parse(prog="check_data.py")
+    config = Config.parse(prog="preprocess/check_data.py", description=__doc__)
     report: list[str] = []
     problems = Counter()
     for name in ("train", "test"):

@@ -39,14 +39,20 @@ class Job(NamedTuple):
 
 
 def main() -> None:
-    parser = Parser("compress_video.py", "Copies of videos at a low rate and size.")
-    parser.add_argument("--input_root", type=Path, required=True, help="folder of the videos")
+    parser = Parser("preprocess/compress_video.py", __doc__)
+    parser.add_argument("--input_root", type=Path, required=True, metavar="DIR", help="folder of the videos")
     parser.add_argument(
-        "--output_root", type=Path, required=True, help="folder of the copies, with the same subfolders"
+        "--output_root", type=Path, required=True, metavar="DIR", help="folder of the copies, with the same subfolders"
     )
-    parser.add_argument("--fps", type=number(float, 0.01), default=3.0, help="frames a second (%(default)s)")
     parser.add_argument(
-        "--short_side", type=number(int, 2), default=224, help="pixels; smaller videos keep their size (%(default)s)"
+        "--fps", type=number(float, 0.01), default=3.0, metavar="FPS", help="frames a second of the copies"
+    )
+    parser.add_argument(
+        "--short_side",
+        type=number(int, 2),
+        default=224,
+        metavar="PIXELS",
+        help="shorter side of the copies; smaller videos keep their size",
     )
     args = parser.parse_args()
     if not args.input_root.is_dir():

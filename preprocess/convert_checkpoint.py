@@ -33,11 +33,15 @@ _UNREAD = "published/"  # before the names of tensors that only a published file
 
 
 def main() -> None:
-    parser = Parser("convert_checkpoint.py", "Published checkpoint to ours, or ours to published; flags of test.py.")
-    parser.add_argument("--input", type=Path, required=True, help="checkpoint: .pth, .pt or .safetensors")
-    parser.add_argument("--output", type=Path, required=True, help="file to write, of one of these formats")
+    parser = Parser("preprocess/convert_checkpoint.py", __doc__)
+    parser.add_argument(
+        "--input", type=Path, required=True, metavar="FILE", help="checkpoint: .pth, .pt or .safetensors"
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="file to write, of one of these formats"
+    )
     args, others = parser.parse_known_args()
-    config = Config.parse(others, prog="convert_checkpoint.py")
+    config = Config.parse(others, prog="preprocess/convert_checkpoint.py")
     _check_places(args.input, args.output)
     checkpoint = read(args.input)
     if family := family_of(checkpoint):

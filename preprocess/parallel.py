@@ -8,9 +8,9 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 import cv2
-from tqdm import tqdm
 
 from diffusion_lm.errors import RunError
+from diffusion_lm.progress import progress
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -31,6 +31,6 @@ def each(
     with ProcessPoolExecutor(workers, context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         results = pool.map(function, items, chunksize=max(1, min(8, len(items) // workers)))
         try:
-            yield from zip(items, tqdm(results, title, len(items), unit="video", disable=None), strict=True)
+            yield from zip(items, progress(results, title, len(items), "videos"), strict=True)
         except BrokenProcessPool as error:
             raise RunError(f"{title}: a worker process died; start again with fewer at once") from error

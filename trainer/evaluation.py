@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Subset
-from tqdm import tqdm
 
 from config import Config
 from datasets.annotations import Split
 from datasets.frame_cache import CacheSettings
 from datasets.loading import TestVideos, batches, test_loader
 from diffusion_lm.errors import InputError
+from diffusion_lm.progress import progress
 from diffusion_lm.weights import written_whole
 from model.retrieval import RetrievalModel
 from modules.metrics import text_to_video, video_to_text
@@ -157,8 +157,9 @@ class Evaluator:
 
     def _encode_videos(self, model: RetrievalModel, workers: int) -> Tensor:
         """Frame features (M, F, D) of all videos, in the order of the split."""
-        shown = None if distributed.is_main() else True
-        loaded = tqdm(batches(self.loader), "videos", len(self.loader), unit="batch", leave=False, disable=shown)
+        loaded = progress(
+            batches(self.loader), "encoding videos", len(self.loader), "batches", shown=distributed.is_main()
+        )
         frames = (frames for frames, _ in loaded)
         shape = (self.config.num_frames, model.embed_dim)
         return self._encode(model.encode_videos, frames, workers, self.videos_of, shape)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -22,6 +23,7 @@ CONFIG_FILE = "config.json"
 LOG_FILE = "log.txt"
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
+CLOSED_PIPE = 128 + 13  # SIGPIPE, which Windows has not
 
 
 def log_to_console() -> None:
@@ -35,11 +37,21 @@ def log_to_console() -> None:
 
 def run_program(program: str, main: Callable[[], None]) -> int:
     """Run an entry point: bad input becomes one line on standard error and exit code 2, a failed run exit code 1, one
-    that a signal stopped 128 + the signal.
+    that a signal stopped 128 + the signal, as does the end of the program that reads its output.
 
     :return: exit code.
     """
     log_to_console()
+    code = _exit_code(program, main)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return code or CLOSED_PIPE
+    return code
+
+
+def _exit_code(program: str, main: Callable[[], None]) -> int:
     try:
         with logging_redirect_tqdm():
             main()
@@ -51,6 +63,10 @@ def run_program(program: str, main: Callable[[], None]) -> int:
         if speaks():
             sys.stderr.write(f"{program}: error: interrupted\n")
         return 128 + signal.SIGINT
+    except BrokenPipeError:
+        return CLOSED_PIPE
+    except SystemExit as wanted:  # --help
+        return int(wanted.code or 0)
     return 0
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
-from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from config import Config
@@ -23,6 +22,7 @@ from datasets.failures import FailedVideos
 from datasets.frame_cache import CacheSettings
 from datasets.loading import TrainPairs, batches, train_loader
 from diffusion_lm.errors import InputError, RunError
+from diffusion_lm.progress import progress
 from model.retrieval import RetrievalModel
 from trainer import distributed
 from trainer.anomaly import find_anomalies
@@ -158,10 +158,9 @@ class Trainer:
             logger.warning("epoch %d: %s", self.epoch, failed.summary())
 
     def _progress(self, steps: Iterable) -> Iterable:
-        quiet = None if distributed.is_main() else True
-        return tqdm(
-            steps, f"epoch {self.epoch}", self.steps_of_epoch, initial=self.epoch_step, unit="step", leave=False,
-            disable=quiet,
+        return progress(
+            steps, f"epoch {self.epoch}", self.steps_of_epoch, "steps",
+            shown=distributed.is_main(), done=self.epoch_step,
         )  # fmt: skip
 
     def _train_step(self, frames: Tensor, index: Tensor) -> None:

@@ -1,26 +1,54 @@
-"""What the command lines of this folder share."""
+"""What the command lines share: how help looks, how bad flags are reported, and numbers within bounds."""
 
 import argparse
 import math
 from collections.abc import Callable
+from functools import partial
 
 from diffusion_lm.errors import InputError
 
+EXIT_CODES = (
+    "Exit codes: 0 all done; 1 the run failed although its input was good; 2 bad input, said in one line; 128 + the "
+    "number of a signal that ended it: 130 Ctrl-C (SIGINT), 143 SIGTERM, 141 a closed pipe."
+)
+MANY_FLAGS = "python %(prog)s [--flag=VALUE ...]"  # a usage line; argparse would list them all
+HELP_COLUMN = 32  # where the explanations of flags begin
+
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are InputErrors, so that bad flags are reported like all other bad input."""
+    """argparse whose errors are InputErrors, so that bad flags are reported like all other bad input, and whose help
+    ends with the exit codes.
 
-    def __init__(self, prog: str, description: str) -> None:
+    :param description: what the program does; may be the docstring of its file.
+    :param usage: instead of the list of all flags.
+    """
+
+    def __init__(self, prog: str, description: str, usage: str | None = None) -> None:
         super().__init__(
             prog=prog,
-            description=description,
+            usage=usage,
+            description=description.replace("`", ""),
+            epilog=EXIT_CODES,
             allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=partial(_Formatter, max_help_position=HELP_COLUMN),
         )
 
     def error(self, message: str) -> None:
         """Raise instead of printing the usage."""
         raise InputError(message)
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Says the default of every flag, or that it must be given."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.required:
+            return f"{action.help} (required)"
+        if action.default is False:
+            return f"{action.help} (default: off)"
+        if action.default is None or "(default: " in (action.help or ""):  # what None means is in its text
+            return action.help
+        return super()._get_help_string(action)
 
 
 def number(kind: type[int] | type[float], least: float = 0, most: float = math.inf) -> Callable[[str], float]:

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
-from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
 from diffusion_lm.denoiser import Denoiser
 from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.losses import EndToEndLoss, end_to_end_loss
+from diffusion_lm.progress import progress
 from diffusion_lm.vocabulary import PAD
 
 MIN_HELD_OUT = 50  # captions, below which a held-out figure says little
@@ -207,8 +207,7 @@ def train(
     device = diffusion.betas.device
     running: list[Tensor] = []  # losses since the last record
     held_out = None
-    quiet = None if share.rank == 0 else True
-    for step in tqdm(range(1, settings.steps + 1), desc="training", mininterval=1.0, disable=quiet):
+    for step in progress(range(1, settings.steps + 1), "training", settings.steps, "steps", shown=share.rank == 0):
         denoiser.train()
         ids = word_ids[next(batches)]
         t = torch.randint(diffusion.num_steps, (len(ids),), generator=generator)
