@@ -4,7 +4,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +27,7 @@ CROSS_ATTENTION_ARCHS = ("clip_stochastic", "clip_tmass", "clip_transformer")
 
 # of the help: title and what its flags are for
 GROUPS = {
+    "search": "What search.py looks at and shows.",
     "data": "Which videos and captions, how many frames of each, and where decoded frames are kept.",
     "model": "Which retrieval model, on which CLIP.",
     "diffusion": "The text diffusion of TextDiffs (--arch=clip_stochastic).",
@@ -462,7 +463,7 @@ class Config:
         :param prog: the program, and `description` what it does, for --help.
         :raises InputError: a flag is unknown, or a value is not allowed.
         """
-        parser = _parser(cls, prog, description)
+        parser = flag_parser(cls, prog, description)
         given = vars(parser.parse_args(sys.argv[1:] if argv is None else list(argv)))
         config = cls(**given)
         config.explicit = frozenset(given)
@@ -573,10 +574,18 @@ class Config:
             raise InputError(f"{path} is not a configuration: {error}") from error
 
 
-def _parser(cls: type[Config], prog: str, description: str) -> Parser:
-    parser = Parser(prog, description, MANY_FLAGS)
-    groups = {title: parser.add_argument_group(title, said) for title, said in GROUPS.items()}
-    for f in fields(cls):
+def flag_parser(
+    cls: type[Config], prog: str, description: str, usage: str = MANY_FLAGS, names: Container[str] | None = None
+) -> Parser:
+    """The parser of a command line, by groups of flags.
+
+    :param names: the fields of `cls` that are its flags; None: all of them.
+    """
+    parser = Parser(prog, description, usage)
+    flags = [f for f in fields(cls) if names is None or f.name in names]
+    used = {f.metadata["group"] for f in flags}
+    groups = {title: parser.add_argument_group(title, said) for title, said in GROUPS.items() if title in used}
+    for f in flags:
         meta, group = f.metadata, groups[f.metadata["group"]]
         names = [f"--{name}" for name in (f.name, *meta["aliases"])]
         options: dict[str, Any] = {"dest": f.name, "default": argparse.SUPPRESS, "help": _help_of(f)}
