@@ -16,6 +16,7 @@ MODEL_FLAGS = (
     "attention_temperature", "num_mha_heads", "diffusion_steps", "diffusion_lm", "diffusion_text_len",
     "stochastic_prior", "stochastic_prior_std", "seed", "load_epoch", "exp_name", "output_dir", "datetime",
 )  # fmt: skip
+WHICH_MODEL = ("arch", "clip_arch", "clip_path", "datetime", "load_epoch")  # of those: naming one names another model
 PATH_FLAGS = ("output_dir", "diffusion_lm", "clip_path")  # of those: kept as absolute paths
 RUNTIME_FLAGS = ("index", "gpu", "precision", "num_workers", "batch_size")
 COMMANDS = {
@@ -136,7 +137,7 @@ class SearchConfig(Config):
     @property
     def names_model(self) -> bool:
         """Whether the command line says which model it is."""
-        return not self.explicit.isdisjoint(MODEL_FLAGS)
+        return not self.explicit.isdisjoint(WHICH_MODEL)
 
     def model_flags(self) -> dict[str, Any]:
         """The given flags that say which model it is, to be kept with an index."""
@@ -149,15 +150,15 @@ class SearchConfig(Config):
         return flags
 
     def take_model(self, flags: dict[str, Any]) -> None:
-        """Be about the model of an index, as if its flags had been given.
+        """Be about the model of an index, as if its flags had been given; those that were given stay.
 
         :param flags: what `model_flags` gave.
         """
         unknown = sorted(set(flags) - {f.name for f in fields(self)})
         if unknown:
             raise InputError(f"--index={self.index} was made with flags that are not known here: {', '.join(unknown)}")
-        for name, value in flags.items():
-            setattr(self, name, value)
+        for name in flags.keys() - self.explicit:
+            setattr(self, name, flags[name])
         self.explicit |= flags.keys()
         if "input_res" not in self.explicit:
             self.input_res = None  # it follows from --clip_arch

@@ -46,7 +46,7 @@ def as_json(answer: Answer) -> str:
 def as_table(answer: Answer) -> str:
     """The query and a line for each hit: rank, score, time and file or sentence."""
     lines = [
-        f"{rank:4}  {hit.score:7.4f}  {time_of(hit):>19}  {hit.clip.file if hit.sentence is None else hit.sentence}"
+        f"{rank:4}  {hit.score:7.4f}  {time_of(hit):>21}  {hit.clip.file if hit.sentence is None else hit.sentence}"
         for rank, hit in enumerate(answer.hits, start=1)
     ]
     title = answer.query if answer.kind == "query" else f"{answer.kind} {answer.query}"
@@ -54,19 +54,18 @@ def as_table(answer: Answer) -> str:
 
 
 def time_of(hit: Hit) -> str:
-    """From when to when the clip is, as 1:02:03; empty where its length is not known."""
+    """From when to when the clip is, as 1:02:03.4; empty where its length is not known."""
     if hit.clip.start is None or hit.clip.end is None:
         return ""
     return f"{clock(hit.clip.start)} - {clock(hit.clip.end)}"
 
 
 def clock(seconds: float) -> str:
-    """Hours, minutes and seconds, down to a tenth of a second below a minute."""
-    if seconds < 60 and seconds % 1:
-        return f"0:{seconds:04.1f}"
-    minutes, rest = divmod(round(seconds), 60)
+    """Minutes and seconds to a tenth, and hours where there are some."""
+    minutes, tenths = divmod(round(seconds * 10), 600)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    rest = f"{tenths / 10:04.1f}"
+    return f"{hours}:{minutes:02}:{rest}" if hours else f"{minutes}:{rest}"
 
 
 def thumbnail(hit: Hit) -> tuple[np.ndarray, str | None]:

@@ -16,7 +16,7 @@ from video_index.store import Head
 logger = logging.getLogger(__name__)
 
 WINDOW = 30.0  # seconds
-CHECKPOINT = "checkpoint"  # the entry of Head.model that is for people, not compared
+MADE_WITH = "made with"  # the entry of Head.model that is for people, not compared
 
 
 def load_model(config: SearchConfig, head: Head | None, device: torch.device) -> tuple[RetrievalModel, Head]:
@@ -38,9 +38,7 @@ def load_model(config: SearchConfig, head: Head | None, device: torch.device) ->
     for note in config.notes():
         logger.info(note)
     marks = {
-        CHECKPOINT: str(path.resolve())
-        if path
-        else f"none, {config.arch} of CLIP {config.clip_path or config.clip_arch}",
+        MADE_WITH: str(path.resolve()) if path else f"CLIP {config.clip_path or config.clip_arch} ({config.arch})",
         "--num_frames": str(config.num_frames),
         "--input_res": str(config.input_res),
         "model weights": digest(model),
@@ -53,11 +51,11 @@ def load_model(config: SearchConfig, head: Head | None, device: torch.device) ->
 
 def _refuse_another(config: SearchConfig, head: Head, here: Head) -> None:
     """:raises InputError: an index was made with another model or window."""
-    different = [name for name, value in here.model.items() if name != CHECKPOINT and head.model.get(name) != value]
+    different = [name for name, value in here.model.items() if name != MADE_WITH and head.model.get(name) != value]
     if different:
         raise InputError(
-            f"--index={config.index} belongs to another model: it differs in {', '.join(different)}; it was made with "
-            f"the checkpoint {head.model.get(CHECKPOINT)}, this one is {here.model[CHECKPOINT]}"
+            f"--index={config.index} belongs to another model: it was made with {head.model.get(MADE_WITH)}, not with "
+            f"{here.model[MADE_WITH]}, and differs in {', '.join(different)}"
         )
     if head.window != here.window:
         raise InputError(

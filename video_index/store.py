@@ -59,7 +59,7 @@ class Place:
 class Head:
     """What an index belongs to.
 
-    :param model: marks of the model by the name that a message can use, and where it came from ("checkpoint").
+    :param model: marks of the model by the name that a message can use, and what it was "made with".
     :param flags: those that build it again.
     :param window: seconds of a part of a long video.
     """
