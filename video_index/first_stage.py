@@ -52,6 +52,7 @@ class FirstStage:
 
 def _faiss_index(means: np.ndarray, folder: Path) -> Any:
     """Cells of near vectors, made once for each state of an index and kept in its folder."""
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells how it loads
     try:
         import faiss
     except ImportError as error:

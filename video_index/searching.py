@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from config import SearchConfig
 from diffusion_lm.errors import InputError
 from model.retrieval import RetrievalModel, Texts, Videos
+from modules.parallel import map_in_order, one_thread_per_item
 from modules.similarity import automatic_block, check_finite
 from trainer.device import autocast
 from video_index.encoding import Encoder
@@ -189,7 +190,9 @@ class Searcher:
         count = len(pairs.scores)
         block = self.config.batch_size_split or automatic_block(self.model.pair_bytes, self.device, count)
         blocks = zip(pairs.text_index.split(block), pairs.video_index.split(block), strict=True)
-        return torch.cat([self.model.score_pairs(texts, videos, *block).strict for block in blocks])
+        with one_thread_per_item(self.device) as workers:
+            scored = map_in_order(lambda block: self.model.score_pairs(texts, videos, *block).strict, blocks, workers)
+            return torch.cat(list(scored))
 
 
 def _first_of_each(ranking: _Ranking, clips: Sequence[IndexedClip], sentences: Sequence[str]) -> list[Hit]:
