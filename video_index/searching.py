@@ -29,6 +29,7 @@ from video_index.first_stage import FirstStage
 from video_index.store import IndexedClip, Place, Store
 
 PAIRS_AT_ONCE = 4096  # of the second stage
+UNDIVIDED = 2**20  # a count of pairs so high that memory alone divides them: few are fastest in one block
 
 
 @dataclass(frozen=True)
@@ -187,8 +188,7 @@ class Searcher:
 
     def _moved(self, texts: Texts, videos: Videos, pairs: _Ranking) -> Tensor:
         """The model's own score of pairs, (P,)."""
-        count = len(pairs.scores)
-        block = self.config.batch_size_split or automatic_block(self.model.pair_bytes, self.device, count)
+        block = self.config.batch_size_split or automatic_block(self.model.pair_bytes, self.device, UNDIVIDED)
         blocks = zip(pairs.text_index.split(block), pairs.video_index.split(block), strict=True)
         with one_thread_per_item(self.device) as workers:
             scored = map_in_order(lambda block: self.model.score_pairs(texts, videos, *block).strict, blocks, workers)
