@@ -24,7 +24,7 @@ from modules.parallel import map_in_order, one_thread_per_item
 from modules.similarity import automatic_block, check_finite
 from trainer.device import autocast
 from video_index.encoding import Encoder
-from video_index.files import is_current, parts_of
+from video_index.files import is_current, parts_of, state_of
 from video_index.first_stage import FirstStage
 from video_index.store import IndexedClip, Place, Store
 
@@ -148,10 +148,7 @@ class Searcher:
         :raises InputError: it is not there or does not decode.
         """
         file = os.path.abspath(video)
-        try:
-            stat = os.stat(file)
-        except OSError as error:
-            raise InputError(f"video {video} cannot be read: {error.strerror}") from error
+        stat = state_of(file)
         held = [index for index, clip in enumerate(self.clips) if clip.file == file and is_current(clip, stat)]
         if held and len(held) == self.clips[held[0]].parts:
             return [self.clips[index] for index in held], self.store.frames([self.places[index] for index in held])
