@@ -42,7 +42,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=DOCS / "result.png", metavar="FILE", help="picture to write")
     args = parser.parse_args()
     split = load_split("MovingShapes", "test", args.data_dir / "MovingShapes", None)
-    figure = draw(split, read_scores(args.sims, split), args.texts, args.hits)
+    texts = min(args.texts, len(split.captions))
+    figure = draw(split, read_scores(args.sims, split), texts, args.hits)
     figure.canvas.draw()
     picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[:, :, :3])
     picture.quantize(COLOURS).save(args.output, optimize=True)  # a third of the size
