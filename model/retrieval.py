@@ -126,11 +126,11 @@ class RetrievalModel(ClipRetrieval):
         pooled = self.pool(texts, videos, text_on_device, video_on_device)
         features = texts.features[text_on_device]
         embeddings = self.text_embeddings(texts, videos, text_index, video_on_device, features)
-        strict, best = _cosine(embeddings, pooled[:, None]).max(1)
+        strict, best = cosine(embeddings, pooled[:, None]).max(1)
         if own_pooled is None:
             return PairScores(strict, None)
         chosen = embeddings.take_along_dim(best[:, None, None], dim=1)[:, 0]
-        return PairScores(strict, _cosine(chosen, own_pooled[video_on_device]))
+        return PairScores(strict, cosine(chosen, own_pooled[video_on_device]))
 
     def text_embeddings(
         self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor, features: Tensor
@@ -183,5 +183,6 @@ class RetrievalModel(ClipRetrieval):
         return torch.einsum("ted,vtd->tev", F.normalize(embeddings.float(), dim=-1), pooled)
 
 
-def _cosine(a: Tensor, b: Tensor) -> Tensor:
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosines of the last axis in float32, whatever the autocast; the shapes broadcast."""
     return F.cosine_similarity(a.float(), b.float(), dim=-1)

@@ -1,13 +1,13 @@
 """TextDiffs: X-Pool whose text embedding is diffused towards each candidate video."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
 from diffusion_lm.vocabulary import Vocabulary
-from model.retrieval import EncodedPairs, Texts, Videos
+from model.retrieval import EncodedPairs, Texts, Videos, cosine
 from model.xpool import XPool
 from modules.losses import teacher_student
 from modules.noise import sampling_noise, training_noise
@@ -78,6 +78,25 @@ class TextDiffs(XPool):
         self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor, features: Tensor
     ) -> Tensor:
         """Diffused text c + exp(l) of each pair, (P, 1, D)."""
+        x = self.text_diffusion.sample(*self._sampling(texts, videos, text_index, video_index))
+        return (features + self.text_diffusion.log_shift(x).exp())[:, None]
+
+    def score_steps(self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor) -> Iterator[Tensor]:
+        """Strict scores of P pairs, (P,), as if each step of the sampling were the last: with the x_0 that it predicts.
+
+        :param text_index: (P,), `video_index` likewise; both on the CPU.
+        """
+        text_on_device, video_on_device = (index.to(texts.features.device) for index in (text_index, video_index))
+        pooled = self.pool(texts, videos, text_on_device, video_on_device)
+        features = texts.features[text_on_device]
+        for x in self.text_diffusion.sample_steps(*self._sampling(texts, videos, text_index, video_on_device)):
+            yield cosine(features + self.text_diffusion.log_shift(x).exp(), pooled)
+
+    def _sampling(self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor) -> tuple:
+        """Arguments of `TextDiffusion.sample` for pairs.
+
+        :param text_index: (P,) on the CPU; `video_index` on the device.
+        """
         used, rows = text_index.unique(return_inverse=True)  # the texts of the block, each once
         noise = sampling_noise(
             [texts.captions[index] for index in used.tolist()],
@@ -86,8 +105,8 @@ class TextDiffs(XPool):
             self.text_diffusion.text_length,
             self.text_diffusion.student.config.channels,
         )
-        device = features.device
-        x = self.text_diffusion.sample(
+        device = texts.features.device
+        return (
             texts.word_ids[used.to(device, non_blocking=True)],
             videos.frame_channels[video_index],
             noise.to(device),
@@ -95,7 +114,6 @@ class TextDiffs(XPool):
             self.sampling_diffusion,
             self.sampler,
         )
-        return (features + self.text_diffusion.log_shift(x).exp())[:, None]
 
     def draw_noise(self, step: int, rows: range) -> tuple[TrainingNoise, TrainingNoise]:
         """Noise of the student and of the teacher for rows of the batch of a training step, on the CPU."""

@@ -1,5 +1,7 @@
 """The conditional text diffusion: a student that moves a text towards a video, taught by a frozen Diffusion-LM."""
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -139,14 +141,32 @@ class TextDiffusion(nn.Module):
         diffusion: GaussianDiffusion | None = None,
         sampler: Sampler = "ddpm",
     ) -> Tensor:
-        """Denoise captions towards videos, from pure noise to x_0.
+        """Denoise captions towards videos, from pure noise to x_0: the last of `sample_steps`.
+
+        :return: x_0 (P, L, C).
+        """
+        steps = self.sample_steps(word_ids, frame_channels, noise, rows, diffusion, sampler)
+        return deque(steps, maxlen=1).pop()
+
+    @torch.no_grad()
+    def sample_steps(
+        self,
+        word_ids: Tensor,
+        frame_channels: Tensor,
+        noise: SamplingNoise,
+        rows: Tensor | None = None,
+        diffusion: GaussianDiffusion | None = None,
+        sampler: Sampler = "ddpm",
+    ) -> Iterator[Tensor]:
+        """Denoise captions towards videos, step by step.
 
         :param word_ids: of N captions (N, L).
         :param frame_channels: what `frame_channels` gives for the video of each of P pairs (P, F, C).
         :param noise: of the N captions, drawn for the steps of `diffusion`.
         :param rows: the caption of each pair (P,); default: P = N, one pair for each caption.
         :param diffusion: the steps to take; default all T.
-        :return: x_0 (P, L, C).
+        :return: the x_0 that each step predicts, rounded to words (P, L, C). That of t = 0 is the result: there both
+            samplers step to x_0 itself.
         """
         diffusion = diffusion or self.diffusion
         if rows is None:
@@ -159,11 +179,11 @@ class TextDiffusion(nn.Module):
             t = torch.full((1,), step, device=x_t.device)  # one row: it serves all pairs
             x_start = self.denoise(x_t, diffusion.model_times[t], condition_term)
             x_start = F.embedding(nearest_word(x_start, table), table)
+            yield x_start
             if sampler == "ddpm":
                 x_t = diffusion.ddpm_step(x_start, x_t, t, noise.steps[rows, index])
             else:
                 x_t = diffusion.ddim_step(x_start, x_t, t)
-        return x_t
 
     def compile_sampling(self) -> None:
         """Let torch.compile fuse the network of the sampling steps, once; weights and their names stay as they are."""
