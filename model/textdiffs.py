@@ -81,9 +81,7 @@ class TextDiffs(XPool):
         x = self.text_diffusion.sample(*self._sampling(texts, videos, text_index, video_index))
         return (features + self.text_diffusion.log_shift(x).exp())[:, None]
 
-    def score_steps(
-        self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor
-    ) -> Iterator[Tensor]:
+    def score_steps(self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor) -> Iterator[Tensor]:
         """Strict scores of P pairs, (P,), as if each step of the sampling were the last: with the x_0 that it predicts.
 
         :param text_index: (P,), `video_index` likewise; both on the CPU.
