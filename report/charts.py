@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from diffusion_lm.errors import InputError
 from diffusion_lm.weights import written_whole
@@ -61,10 +61,12 @@ def recall(ranks: Mapping[str, np.ndarray], gallery: int) -> Figure:
     with _chart("K, candidates looked at", "R@K (%)") as (figure, axes):
         for kind, found in ranks.items():
             label, colour, line = KINDS[kind]
-            axes.step(range(1, gallery + 1), recall_curve(found, gallery), where="post", color=colour, ls=line,
-                      label=label)  # fmt: skip
+            axes.plot(range(1, gallery + 1), recall_curve(found, gallery), color=colour, ls=line, label=label)
         axes.set(xscale="log", xlim=(1, max(gallery, 2)), ylim=(0, 103))
+        ticks = [factor * 10**power for power in range(6) for factor in (1, 2, 5)]
+        axes.set_xticks([tick for tick in ticks if tick <= gallery])
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.legend(loc="lower right")
     return figure
 
@@ -81,7 +83,7 @@ def histogram(ranks: Mapping[str, np.ndarray], gallery: int) -> Figure:
             shares = 100 * np.array(counts) / len(found)
             where = np.arange(len(names)) + (place - (len(ranks) - 1) / 2) * width
             axes.bar(where, shares, width * 0.94, color=colour, label=direction)
-        axes.set_xticks(range(len(names)), names, rotation=35 if len(names) > 7 else 0)
+        axes.set_xticks(range(len(names)), names, rotation=35 if len(names) > 8 else 0)
         axes.grid(axis="x", visible=False)
         axes.legend(loc="upper right")
     return figure
@@ -94,6 +96,8 @@ def losses(history: History) -> Figure:
             line = {"color": INK, "ls": ":", "lw": 1.4} if name == "train/loss" else {"color": colour}
             axes.plot(*_series(history, name), **line, label=name.removeprefix("train/").replace("_", "-"))
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         _mark_epochs(axes, history)
         axes.legend(loc="best")
     return figure
@@ -117,21 +121,25 @@ def test_recall(history: History) -> Figure:
 test_recall.__test__ = False  # not a pytest function
 
 
-def diffusion(steps: np.ndarray, undiffused: np.ndarray) -> Figure:
-    """How the score of the right pairs moves over the steps of the sampling.
+def diffusion(right: np.ndarray, undiffused: np.ndarray, rivals: np.ndarray | None) -> Figure:
+    """How the scores of right pairs move over the steps of the sampling.
 
-    :param steps: strict scores if each step were the last, (S, P).
-    :param undiffused: scores of the texts as encoded, (P,).
+    :param right: strict scores of right pairs if each step were the last, (S, P).
+    :param undiffused: scores of their texts as encoded, (P,).
+    :param rivals: as `right`, of each text with the best wrong video; None where there is none.
     """
-    taken = np.arange(1, len(steps) + 1)
-    with _chart("steps taken", "score of the right pair") as (figure, axes):
-        bands = {q: np.quantile(steps, q, axis=1) for q in (0.1, 0.25, 0.5, 0.75, 0.9)}
-        axes.fill_between(taken, bands[0.1], bands[0.9], color=BLUE, alpha=0.12, lw=0, label="80 % of the pairs")
-        axes.fill_between(taken, bands[0.25], bands[0.75], color=BLUE, alpha=0.22, lw=0, label="half of the pairs")
-        axes.plot(taken, bands[0.5], color=BLUE, marker="o", ms=4, label="median")
+    taken = np.arange(1, len(right) + 1)
+    with _chart("steps taken", "score") as (figure, axes):
+        low, quarter, median, three_quarters, high = np.quantile(right, (0.1, 0.25, 0.5, 0.75, 0.9), axis=1)
+        axes.fill_between(taken, low, high, color=BLUE, alpha=0.1, lw=0, label="80 % of the right pairs")
+        axes.fill_between(taken, quarter, three_quarters, color=BLUE, alpha=0.18, lw=0, label="half of them")
+        axes.plot(taken, median, color=BLUE, marker="o", ms=4, label="median, right pair")
         axes.axhline(np.median(undiffused), color=GREEN, ls="-.", label="median, text as encoded")
+        if rivals is not None:
+            axes.plot(taken, np.median(rivals, axis=1), color=ORANGE, marker="s", ms=3.5, ls="--",
+                      label="median, best wrong video")  # fmt: skip
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.margins(x=0.03, y=0.25)
+        axes.margins(x=0.03, y=0.08)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return figure
 

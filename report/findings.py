@@ -48,6 +48,7 @@ class Findings:
     best: list[Query]  # found first with the widest gap to the runner-up
     worst: list[Query]
     sample: list[Query]  # evenly from all
+    rivals: np.ndarray  # the best wrong video of each text (texts,)
 
 
 def find(scores: Similarity, video_of_text: Sequence[int]) -> Findings:
@@ -64,14 +65,14 @@ def find(scores: Similarity, video_of_text: Sequence[int]) -> Findings:
         for direction, ranks_of in RANKS.items()
     }
     found = ranks["t2v"]["strict"]
-    gaps = _gaps(scores, np.asarray(video_of_text))
+    gaps, rivals = _rivals(scores, np.asarray(video_of_text))
     order = np.lexsort((-gaps, found))  # by rank, then by gap
     cases = {"best": order[:CASES], "worst": order[::-1][:CASES], "sample": evenly(len(found), SAMPLED)}
     queries = {
         name: [_query(scores, int(text), int(video_of_text[text]), int(found[text])) for text in texts]
         for name, texts in cases.items()
     }
-    return Findings(ranks, scores.strict.shape[1], **queries)
+    return Findings(ranks, scores.strict.shape[1], **queries, rivals=rivals)
 
 
 def evenly(count: int, wanted: int) -> np.ndarray:
@@ -104,15 +105,16 @@ def _keys(scores: Similarity, texts: slice) -> np.ndarray:
     return np.where(scores.first.candidates_of_texts(texts), values + IN_FRONT, scores.first.scores[texts])
 
 
-def _gaps(scores: Similarity, right: np.ndarray) -> np.ndarray:
-    """How far the right video of each text is ahead of the best other one, by `_keys`: (texts,)."""
-    gaps = np.empty(len(right))
+def _rivals(scores: Similarity, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How far the right video of each text is ahead of the best other one, by `_keys`, and which that is: (texts,)."""
+    gaps, rivals = np.empty(len(right)), np.empty(len(right), dtype=np.int64)
     for texts in row_slices(*scores.strict.shape):
         keys, own = _keys(scores, texts), right[texts, None]
         own_keys = np.take_along_axis(keys, own, axis=1)[:, 0]
         np.put_along_axis(keys, own, -np.inf, axis=1)
+        rivals[texts] = keys.argmax(axis=1)
         gaps[texts] = own_keys - keys.max(axis=1)
-    return gaps
+    return gaps, rivals
 
 
 def _query(scores: Similarity, text: int, right: int, rank: int) -> Query:

@@ -57,7 +57,7 @@ class Report:
     def __init__(self, split: Split, config: Config, checkpoint: Path | None, device: torch.device) -> None:
         self.split, self.config, self.checkpoint, self.device = split, config, checkpoint, device
         self.traced = evenly(len(split.captions), TRACED_PAIRS)
-        self.steps: np.ndarray | None = None
+        self.steps: dict[str, np.ndarray] = {}  # strict scores if each step were the last (S, P), of right and rivals
 
     def look(self, scores: Similarity) -> None:
         """Find what is to be told of the score matrices."""
@@ -66,11 +66,14 @@ class Report:
         self.undiffused = np.asarray(scores.undiffused[self.traced, owner[self.traced]])
 
     def trace(self, evaluator: Evaluator, model: RetrievalModel, embeddings: Embeddings) -> None:
-        """Follow the scores of right pairs over the diffusion steps; nothing for models without a diffusion."""
-        if model.diffuses:
-            owner = np.asarray(self.split.clip_of_caption)
-            pairs = (torch.from_numpy(index) for index in (self.traced, owner[self.traced]))
-            self.steps = evaluator.score_steps(model, embeddings, *pairs)
+        """Follow scores of right pairs and of the best wrong ones over the diffusion steps, if there are any."""
+        if not model.diffuses:
+            return
+        videos = {"right": np.asarray(self.split.clip_of_caption), "rivals": self.findings.rivals}
+        for name, video_of_text in videos.items():
+            if name == "right" or self.findings.gallery > 1:
+                pairs = (torch.from_numpy(index) for index in (self.traced, video_of_text[self.traced]))
+                self.steps[name] = evaluator.score_steps(model, embeddings, *pairs)
 
     def write(self, folder: Path, evaluation: Evaluation) -> Path:
         """Write report.html, and its plots as report-<name>.png.
@@ -119,10 +122,10 @@ class Report:
             plots["training"] = Plot(
                 charts.test_recall(history), "Recall on the test set", "Strict recall of each evaluation in training."
             )
-        if self.steps is not None:
+        if self.steps:
             plots["diffusion"] = Plot(
-                charts.diffusion(self.steps, self.undiffused), "The right pair over the diffusion steps",
-                "Score of the right pairs if each step were the last.",
+                charts.diffusion(self.steps["right"], self.undiffused, self.steps.get("rivals")),
+                "The right pair over the diffusion steps", "Strict scores if each step were the last.",
             )  # fmt: skip
         return plots
 
@@ -181,13 +184,20 @@ class Report:
             for query in queries
         ]
 
-    def _step_table(self) -> list[tuple[int, float, float]]:
-        """Steps taken, median score, share of the pairs that score more than the text as encoded in percent."""
-        if self.steps is None:
+    def _step_table(self) -> list[dict[str, float]]:
+        """Of each step the medians of the right pairs and of the best wrong ones, and the share of the right pairs that
+        score more than with the text as encoded, in percent."""
+        if not self.steps:
             return []
+        right = self.steps["right"]
+        rivals = self.steps.get("rivals", np.full_like(right, np.nan))
         return [
-            (taken, float(np.median(scores)), 100 * float((scores > self.undiffused).mean()))
-            for taken, scores in enumerate(self.steps, start=1)
+            {
+                "right": float(np.median(scores)),
+                "rival": float(np.median(wrong)),
+                "better": 100 * float((scores > self.undiffused).mean()),
+            }
+            for scores, wrong in zip(right, rivals, strict=True)
         ]
 
     def _trained_with(self) -> list[dict[str, Any]]:
