@@ -154,9 +154,9 @@ def overlay(histories: Mapping[str, History], names: list[str], by_epoch: bool) 
     rows = -(-len(names) // columns)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(SIZE[0] * columns, SIZE[1] * rows + 0.3), layout="constrained")
-        panels = figure.subplots(rows, columns, squeeze=False).flat
+        panels = iter(figure.subplots(rows, columns, squeeze=False).flat)
         lines = {}
-        for name, axes in zip(names, panels, strict=False):
+        for name, axes in zip(names, panels, strict=False):  # names first: it takes no panel more
             axes.set(xlabel="epoch" if by_epoch else "step", title=name)
             axes.title.set(size=10, weight="bold")
             for index, (label, history) in enumerate(histories.items()):
@@ -169,7 +169,9 @@ def overlay(histories: Mapping[str, History], names: list[str], by_epoch: bool) 
                         x, y, color=COLOURS[index % len(COLOURS)], ls=("-", "--", ":")[index // len(COLOURS) % 3],
                         marker="o" if few else None, ms=3,
                     )[0]  # fmt: skip
-        for axes in [*panels][len(names) :]:
+            axes.set_xlim(left=0)
+            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        for axes in panels:  # those that are left over
             axes.set_axis_off()
         figure.legend([*lines.values()], [*lines], loc="outside lower center", ncols=min(4, len(lines)))
     return figure
