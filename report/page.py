@@ -160,7 +160,9 @@ class Report:
             thumbnail_height=HEIGHT,
             evaluated_with=_settings(self.config, (*GROUPS_OF_MODEL, "evaluation"), EVALUATION_TOO),
             trained_with=self._trained_with(),
-            versions={"Python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+            versions={"Python": platform.python_version()}
+            | {name: version(name) for name in PACKAGES}
+            | {"torch": torch.__version__},
             machine=f"{platform.system()} {platform.machine()}, {_device_name(self.device)}",
         )
 
