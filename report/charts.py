@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 from diffusion_lm.errors import InputError
 from diffusion_lm.weights import written_whole
 from report.findings import rank_histogram, recall_curve
-from report.history import History
+from report.history import SUM, History
 
 BLUE, ORANGE, GREEN, PURPLE, RED, GREY, INK = (
     "#2563a8", "#d9772b", "#1a7f4b", "#7b4ba5", "#b3261e", "#8a94a3", "#1b2430",
@@ -92,8 +92,8 @@ def histogram(ranks: Mapping[str, np.ndarray], gallery: int) -> Figure:
 def losses(history: History) -> Figure:
     """Terms of the training loss over the steps; of several sizes, so on a logarithmic scale."""
     with _chart("step", "training loss") as (figure, axes):
-        for name, colour in zip(sorted(history.losses(), key="train/loss".__eq__), COLOURS, strict=False):
-            line = {"color": INK, "ls": ":", "lw": 1.4} if name == "train/loss" else {"color": colour}
+        for name, colour in zip(history.losses(), COLOURS, strict=False):
+            line = {"color": INK, "ls": ":", "lw": 1.4} if name == SUM else {"color": colour}
             axes.plot(*_series(history, name), **line, label=name.removeprefix("train/").replace("_", "-"))
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
@@ -103,7 +103,7 @@ def losses(history: History) -> Figure:
     return figure
 
 
-def test_recall(history: History) -> Figure:
+def training_recall(history: History) -> Figure:
     """Strict recall of both directions over the steps."""
     with _chart("step", "strict, test set (%)") as (figure, axes):
         for metric, colour in zip(("R1", "R5", "R10"), COLOURS, strict=False):
@@ -116,9 +116,6 @@ def test_recall(history: History) -> Figure:
         _mark_epochs(axes, history)
         axes.legend(loc="lower right", ncols=3)
     return figure
-
-
-test_recall.__test__ = False  # not a pytest function
 
 
 def diffusion(right: np.ndarray, undiffused: np.ndarray, rivals: np.ndarray | None) -> Figure:

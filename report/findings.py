@@ -99,7 +99,7 @@ def rank_histogram(ranks: np.ndarray, gallery: int) -> list[tuple[str, int]]:
 def _keys(scores: Similarity, texts: slice) -> np.ndarray:
     """What some texts rank the videos by, float64 (texts, videos): where only some pairs were diffused, these in front
     of the others."""
-    values = np.asarray(scores.strict[texts], dtype=np.float64)
+    values = scores.strict[texts].astype(np.float64)
     if scores.first is None:
         return values
     return np.where(scores.first.candidates_of_texts(texts), values + IN_FRONT, scores.first.scores[texts])

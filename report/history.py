@@ -8,6 +8,9 @@ from pathlib import Path
 from diffusion_lm.errors import InputError
 from trainer.run_folder import METRICS_FILE
 
+SUM = "train/loss"  # of all terms
+NOT_LOSSES = ("train/lr_max", "train/gradient_norm")
+
 
 @dataclass(frozen=True)
 class Series:
@@ -25,8 +28,9 @@ class History:
     steps_of_epoch: float
 
     def losses(self) -> list[str]:
-        """Names of the terms of the loss and of their sum."""
-        return [n for n in self.series if n.startswith("train/") and n not in ("train/lr_max", "train/gradient_norm")]
+        """Names of the terms of the loss and of their sum, which is the last."""
+        names = [name for name in self.series if name.startswith("train/") and name not in NOT_LOSSES]
+        return sorted(names, key=SUM.__eq__)
 
 
 def read_history(folder: Path) -> History:

@@ -120,7 +120,9 @@ class Report:
             plots["loss"] = Plot(charts.losses(history), "Loss", "Terms of the loss over the steps of training.")
         if history is not None and "eval/t2v_strict/R1" in history.series:
             plots["training"] = Plot(
-                charts.test_recall(history), "Recall on the test set", "Strict recall of each evaluation in training."
+                charts.training_recall(history),
+                "Recall on the test set",
+                "Strict recall of each evaluation in training.",
             )
         if self.steps:
             plots["diffusion"] = Plot(

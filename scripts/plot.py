@@ -7,6 +7,7 @@ import argparse
 import logging
 import sys
 from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 
 from diffusion_lm.errors import InputError
@@ -16,8 +17,7 @@ from trainer.run_folder import run_program
 
 logger = logging.getLogger(__name__)
 
-NAMES = ["train/loss", "train/*", "eval/t2v_strict/R1", "eval/v2t_strict/R1", "eval/t2v_strict/MeanR"]
-NOT_LOSSES = ("train/lr_max", "train/gradient_norm")  # but of --names that say so
+EVALUATIONS = ("eval/t2v_strict/R1", "eval/v2t_strict/R1", "eval/t2v_strict/MeanR")
 
 
 def histories_of(runs: list[str]) -> dict[str, History]:
@@ -40,18 +40,22 @@ def histories_of(runs: list[str]) -> dict[str, History]:
 
 
 def chosen_names(histories: dict[str, History], patterns: list[str] | None) -> list[str]:
-    """Names of the series to plot, each once, in the order of the patterns.
+    """Names of the series to plot: what fits the patterns of --names, else the terms of the loss and EVALUATIONS.
 
-    :raises InputError: a pattern of --names fits no series of any run.
+    :raises InputError: a pattern fits no series of any run, or there is nothing to plot.
     """
     known = list(dict.fromkeys(name for history in histories.values() for name in history.series))
-    chosen: dict[str, None] = {}
-    for pattern in patterns or NAMES:
-        fitting = [name for name in known if fnmatchcase(name, pattern) and (patterns or name not in NOT_LOSSES)]
-        if patterns and not fitting:
-            raise InputError(f"--names: no run has {pattern}; there are {', '.join(known)}")
-        chosen |= dict.fromkeys(fitting)
-    return list(chosen)
+    losses = {name for history in histories.values() for name in history.losses()}
+    chosen = [name for name in known if name in losses] + [name for name in EVALUATIONS if name in known]
+    if patterns:
+        fitting = {pattern: [name for name in known if fnmatchcase(name, pattern)] for pattern in patterns}
+        missing = [pattern for pattern, names in fitting.items() if not names]
+        if missing:
+            raise InputError(f"--names: no run has {', '.join(missing)}; there are {', '.join(known)}")
+        chosen = list(dict.fromkeys(chain.from_iterable(fitting.values())))
+    if not chosen:
+        raise InputError(f"no run has losses or evaluations; --names chooses among {', '.join(known)}")
+    return chosen
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """A headless Chromium that looks at pages, over its debugging pipe (--remote-debugging-pipe): no package is needed.
 
-`python -m tests.chromium PAGE PICTURE [WIDTH [HEIGHT]]` makes a screenshot, PNG or JPEG by the ending of PICTURE.
+`python -m tests.chromium PAGE PICTURE WIDTH HEIGHT [ID]` makes a screenshot from an element of the page on: a PNG, or a
+JPEG where PICTURE ends so.
 """
 
 import base64
@@ -75,10 +76,12 @@ class Chromium:
                 return answer["result"]
         raise AssertionError(f"no answer to {method}")
 
-    def open(self, page: Path, width: int, height: int, phone: bool) -> None:
-        """Load a file at a width in CSS pixels, and wait until all of it is there."""
+    def open(self, page: Path, width: int, height: int) -> None:
+        """Load a file at a size in CSS pixels, and wait until all of it is there. A narrow window is a phone."""
         self.events.clear()
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
+        phone = width < 600
+        size = {"width": width, "height": height, "deviceScaleFactor": 1 + phone, "mobile": phone}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
         self.call("Page.navigate", url=page.resolve().as_uri())
         deadline = time.monotonic() + TIMEOUT
         while "Page.loadEventFired" not in self.events:
@@ -89,10 +92,10 @@ class Chromium:
         """Value of a JavaScript expression in the page."""
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
-    def screenshot(self, path: Path, **more: Any) -> None:
+    def screenshot(self, path: Path) -> None:
         """What the window shows, as PNG or JPEG."""
-        kind = {"format": "png"} if path.suffix == ".png" else {"format": "jpeg", "quality": 80}
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", **kind, **more)["data"]))
+        kind = {"format": "png"} if path.suffix == ".png" else {"format": "jpeg", "quality": 78}
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", **kind)["data"]))
 
     def pdf(self) -> bytes:
         """The page as it is printed."""
@@ -118,11 +121,13 @@ class Chromium:
 
 
 if __name__ == "__main__":
-    page, picture, *size = sys.argv[1:]
-    width, height = (*map(int, size), 1280, 900)[:2] if len(size) != 1 else (int(size[0]), 900)
+    page, picture, width, height, *anchor = sys.argv[1:]
     program = find_chromium()
     if program is None:
         sys.exit("no Chromium: name it in the variable CHROMIUM")
     with Chromium(program) as browser:
-        browser.open(Path(page), width, height, phone=width < 600)
+        browser.call("Emulation.setScrollbarsHidden", hidden=True)
+        browser.open(Path(page), int(width), int(height))
+        if anchor:
+            browser.evaluate(f"document.getElementById({anchor[0]!r}).scrollIntoView()")
         browser.screenshot(Path(picture))

@@ -314,7 +314,7 @@ def test_a_browser_shows_it_well(place, evaluate, trained):
     with Chromium(program) as browser:
         for page in (trained, folder / "report.html"):
             for width in (1280, 390, 320):
-                browser.open(page, width, 800, phone=width < 600)
+                browser.open(page, width, 800)
                 assert browser.evaluate("document.title").endswith("TextDiffs report")
                 assert browser.evaluate("document.documentElement.scrollWidth") <= width
                 columns = browser.evaluate("getComputedStyle(document.querySelector('.cards')).gridTemplateColumns")
