@@ -55,9 +55,11 @@ def main() -> None:
         places = (config.dataset_dir, config.videos_dir, config.msrvtt_train_file, config.allow_missing)
         with distributed.main_first():
             if config.load_embeddings:
-                split = load_annotations(config.dataset_name, "test", config.dataset_dir, config.msrvtt_train_file)
+                split = load_annotations(
+                    config.dataset_name, config.test_split, config.dataset_dir, config.msrvtt_train_file
+                )
             else:
-                split = load_split(config.dataset_name, "test", *places)
+                split = load_split(config.dataset_name, config.test_split, *places)
         evaluator = Evaluator(split, config, device, dtype)
 
         # 4. features

@@ -43,7 +43,7 @@ def main() -> None:
         places = (config.dataset_dir, config.videos_dir, config.msrvtt_train_file, config.allow_missing)
         with distributed.main_first():
             train_split = load_split(config.dataset_name, "train", *places)
-            test_split = None if config.skip_eval else load_split(config.dataset_name, "test", *places)
+            test_split = None if config.skip_eval else load_split(config.dataset_name, config.test_split, *places)
 
         # 3. model
         with distributed.main_first():

@@ -76,6 +76,13 @@ class Config:
         False, "go on without the videos that have no file; tables then say n of N", group="data"
     )
     msrvtt_train_file: str = flag("9k", "training split of MSR-VTT", group="data", choices=("7k", "9k"))
+    split: str = flag(
+        "usual",
+        "test split: of MovingShapes also a large one, 500 videos that begin with the usual 100",
+        group="data",
+        choices=("usual", "large"),
+        needs="dataset_name=MovingShapes",
+    )
     num_frames: int = flag(12, "frames taken of each video", group="data", aliases=("num_frame",), minimum=1)
     video_sample_type: str = flag(
         "uniform",
@@ -411,6 +418,11 @@ class Config:
         if self.datetime is None:
             self.datetime = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         return Path(self.output_dir) / self.exp_name / self.datetime
+
+    @property
+    def test_split(self) -> str:
+        """The name of the split that is tested on."""
+        return "test-large" if self.split == "large" and self.dataset_name == "MovingShapes" else "test"
 
     @property
     def dataset_dir(self) -> Path:
