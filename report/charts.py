@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from diffusion_lm.errors import InputError
 from diffusion_lm.weights import written_whole
@@ -96,6 +96,8 @@ def losses(history: History) -> Figure:
             line = {"color": INK, "ls": ":", "lw": 1.4} if name == SUM else {"color": colour}
             axes.plot(*_series(history, name), **line, label=name.removeprefix("train/").replace("_", "-"))
         axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
         _mark_epochs(axes, history)
