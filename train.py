@@ -28,7 +28,7 @@ def main() -> None:
 
     for note in config.notes():
         logger.info(note)
-    for name in ("load_epoch", "save_embeddings", "load_embeddings", "save_sims", "sweep"):
+    for name in ("load_epoch", "save_embeddings", "load_embeddings", "save_sims", "sweep", "report"):
         if name in config.explicit:
             logger.info("--%s has no effect in train.py: it is for test.py", name)
     here = distributed.find_processes()

@@ -467,6 +467,13 @@ class Config:
         metavar="LIST",
     )
 
+    report: bool = flag(
+        False,
+        "write report.html, which test.py leaves beside the results: tables, curves, queries with what was found; and"
+        " its plots as PNG",
+        group="evaluation",
+    )
+
     # output
     exp_name: str = flag(
         "exp", "name of the experiment: runs lie in <output_dir>/<exp_name>/<datetime>", group="output"
