@@ -38,7 +38,7 @@ GROUPS = {
     "training": "The optimiser, its steps, and going on with a run. Of these, test.py needs --batch_size and --seed.",
     "device": "Where it is computed, and in which arithmetic.",
     "evaluation": "What test.py, and train.py between its steps, compute and show.",
-    "test.py only": "Which checkpoint is read, and files of features and scores. train.py does not use them.",
+    "test.py only": "Which checkpoint is read, and what else is written. train.py does not use them.",
     "output": "Where files go, how often, and which.",
 }
 
@@ -256,10 +256,12 @@ class Config:
     )
     cond_negatives: int | None = flag(
         None,
-        "K: diffuse each text of a batch also towards K other videos, as evaluation does (default: by --recipe)",
+        "diffuse each text of a batch also towards K other videos, as evaluation does",
         group="diffusion",
         minimum=0,
         archs=DIFFUSION_ARCHS,
+        metavar="K",
+        unset="by --recipe",
     )
     hard_share: float = flag(
         0.5,
@@ -269,29 +271,33 @@ class Config:
         maximum=1,
         archs=DIFFUSION_ARCHS,
         needs="cond_negatives",
+        metavar="SHARE",
     )
     undiffused_loss_weight: float | None = flag(
         None,
-        "weight of the retrieval loss of the texts as encoded (default: by --recipe)",
+        "weight of the retrieval loss of the texts as encoded",
         group="diffusion",
         minimum=0,
         archs=DIFFUSION_ARCHS,
+        unset="by --recipe",
     )
     score_fusion: float | None = flag(
         None,
-        "weight of the text as encoded in the score of a pair; the diffused text has the rest (default: by --recipe)",
+        "weight of the text as encoded in the score of a pair; the diffused text has the rest of 1",
         group="diffusion",
         minimum=0,
         maximum=1,
         archs=DIFFUSION_ARCHS,
+        metavar="SHARE",
+        unset="by --recipe",
     )
     condition: str | None = flag(
         None,
-        "what the diffusion is conditioned on: cosines of the tokens with the frames, or also of the whole sentence"
-        " (default: by --recipe)",
+        "what the diffusion is conditioned on: cosines of the tokens with the frames, or also of the whole sentence",
         group="diffusion",
         choices=("tokens", "sentence"),
         archs=DIFFUSION_ARCHS,
+        unset="by --recipe",
     )
     sampler: str = flag(
         "ddpm", "reverse process at inference", group="diffusion", choices=("ddpm", "ddim"), archs=DIFFUSION_ARCHS
@@ -469,9 +475,8 @@ class Config:
 
     report: bool = flag(
         False,
-        "write report.html, which test.py leaves beside the results: tables, curves, queries with what was found; and"
-        " its plots as PNG",
-        group="evaluation",
+        "write report.html beside the results: tables, curves, queries with what was found; and its plots as PNG",
+        group="test.py only",
     )
 
     # output

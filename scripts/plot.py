@@ -3,13 +3,13 @@
 python scripts/plot.py RUN [LABEL=RUN ...] [--output curves.png] [--names 'eval/*/R1' ...] [--x epoch]
 """
 
-import argparse
 import logging
 import sys
 from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
 
+from diffusion_lm.command_line import Parser
 from diffusion_lm.errors import InputError
 from report.charts import overlay, write_png
 from report.history import History, read_history
@@ -59,15 +59,15 @@ def chosen_names(histories: dict[str, History], patterns: list[str] | None) -> l
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser("scripts/plot.py", __doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or LABEL=FOLDER")
-    parser.add_argument("--output", type=Path, default=Path("curves.png"), help="PNG file (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("curves.png"), metavar="FILE", help="PNG file to write")
     parser.add_argument(
         "--names", nargs="+", metavar="NAME",
         help="what to plot, a panel each, * for any part of a name: 'train/*' 'eval/*/R1' 'speed/*' (default: the terms"
         " of the loss, strict R@1 of both directions, mean rank)",
     )  # fmt: skip
-    parser.add_argument("--x", choices=("step", "epoch"), default="step", help="what curves run over (default: step)")
+    parser.add_argument("--x", choices=("step", "epoch"), default="step", help="what curves run over")
     args = parser.parse_args()
     histories = histories_of(args.runs)
     names = chosen_names(histories, args.names)

@@ -22,7 +22,7 @@ from trainer import run_folder
 CONFIG_PROGRAMS = ["train.py", "test.py", "preprocess/check_data.py", "preprocess/cache_frames.py"]
 PROGRAMS = [
     *CONFIG_PROGRAMS, "preprocess/compress_video.py", "preprocess/convert_checkpoint.py", "Diffusion-LM/train.py",
-    "Diffusion-LM/sample.py", "scripts/draw_method.py", "scripts/draw_result.py",
+    "Diffusion-LM/sample.py", "scripts/draw_method.py", "scripts/draw_result.py", "scripts/plot.py",
 ]  # fmt: skip
 
 
