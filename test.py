@@ -55,9 +55,11 @@ def main() -> None:
         places = (config.dataset_dir, config.videos_dir, config.msrvtt_train_file, config.allow_missing)
         with distributed.main_first():
             if config.load_embeddings:
-                split = load_annotations(config.dataset_name, "test", config.dataset_dir, config.msrvtt_train_file)
+                split = load_annotations(
+                    config.dataset_name, config.test_split, config.dataset_dir, config.msrvtt_train_file
+                )
             else:
-                split = load_split(config.dataset_name, "test", *places)
+                split = load_split(config.dataset_name, config.test_split, *places)
         evaluator = Evaluator(split, config, device, dtype)
 
         # 4. features
@@ -71,7 +73,13 @@ def main() -> None:
             save_embeddings(Path(config.save_embeddings), embeddings, split, marks)
 
         # 5. evaluation
-        evaluation = evaluator.evaluate(model, embeddings, sims=config.save_sims and Path(config.save_sims))
+        report = None
+        if config.report and here.is_main:
+            from report.page import Report  # with matplotlib, slow to import and not always wanted
+
+            report = Report(split, config, path, device)
+        sims = config.save_sims and Path(config.save_sims)
+        evaluation = evaluator.evaluate(model, embeddings, sims=sims, look=report and report.look)
         evaluation = replace(evaluation, seconds=time.perf_counter() - started)
         logger.info(format_table(evaluation, config.metric, config.DSL))
         output = Path(config.output_json or (path.parent if path else config.run_dir) / RESULTS_FILE)
@@ -90,6 +98,11 @@ def main() -> None:
             if here.is_main:
                 write_sweep(output.parent, rows)
                 logger.info("the same table and a plot are in %s", output.parent)
+
+        # 7. the page
+        if report:
+            report.trace(evaluator, model, embeddings)
+            logger.info("report: %s", report.write(output.parent, evaluation))
 
 
 if __name__ == "__main__":

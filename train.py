@@ -28,7 +28,7 @@ def main() -> None:
 
     for note in config.notes():
         logger.info(note)
-    for name in ("load_epoch", "save_embeddings", "load_embeddings", "save_sims", "sweep"):
+    for name in ("load_epoch", "save_embeddings", "load_embeddings", "save_sims", "sweep", "report"):
         if name in config.explicit:
             logger.info("--%s has no effect in train.py: it is for test.py", name)
     here = distributed.find_processes()
@@ -43,7 +43,7 @@ def main() -> None:
         places = (config.dataset_dir, config.videos_dir, config.msrvtt_train_file, config.allow_missing)
         with distributed.main_first():
             train_split = load_split(config.dataset_name, "train", *places)
-            test_split = None if config.skip_eval else load_split(config.dataset_name, "test", *places)
+            test_split = None if config.skip_eval else load_split(config.dataset_name, config.test_split, *places)
 
         # 3. model
         with distributed.main_first():

@@ -4,7 +4,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
@@ -22,12 +22,15 @@ CHOICES_WIDTH = 24  # of the help, up to which choices stand beside the name of 
 DIFFUSION_ARCHS = ("clip_stochastic",)
 TMASS = ("clip_tmass",)
 BASELINE = ("clip_baseline",)
+RECIPES = {  # defaults of the flags by which the recipes differ
+    "published": {"cond_negatives": 0, "undiffused_loss_weight": 0.0, "score_fusion": 0.0, "condition": "tokens"},
+    "textdiffs": {"cond_negatives": 0, "undiffused_loss_weight": 0.0, "score_fusion": 0.0, "condition": "tokens"},
+}
 CROSS_ATTENTION_ARCHS = ("clip_stochastic", "clip_tmass", "clip_transformer")
 
 
 # of the help: title and what its flags are for
 GROUPS = {
-    "search": "What search.py looks at and shows.",
     "data": "Which videos and captions, how many frames of each, and where decoded frames are kept.",
     "model": "Which retrieval model, on which CLIP.",
     "diffusion": "The text diffusion of TextDiffs (--arch=clip_stochastic).",
@@ -35,7 +38,7 @@ GROUPS = {
     "training": "The optimiser, its steps, and going on with a run. Of these, test.py needs --batch_size and --seed.",
     "device": "Where it is computed, and in which arithmetic.",
     "evaluation": "What test.py, and train.py between its steps, compute and show.",
-    "test.py only": "Which checkpoint is read, and files of features and scores. train.py does not use them.",
+    "test.py only": "Which checkpoint is read, and what else is written. train.py does not use them.",
     "output": "Where files go, how often, and which.",
 }
 
@@ -109,6 +112,13 @@ class Config:
         False, "go on without the videos that have no file; tables then say n of N", group="data"
     )
     msrvtt_train_file: str = flag("9k", "training split of MSR-VTT", group="data", choices=("7k", "9k"))
+    split: str = flag(
+        "usual",
+        "test split: of MovingShapes also a large one, 500 videos that begin with the usual 100",
+        group="data",
+        choices=("usual", "large"),
+        needs="dataset_name=MovingShapes",
+    )
     num_frames: int = flag(
         12, "frames taken of each video", group="data", aliases=("num_frame",), minimum=1, metavar="FRAMES"
     )
@@ -243,6 +253,51 @@ class Config:
         maximum=512,
         archs=DIFFUSION_ARCHS,
         metavar="TOKENS",
+    )
+    cond_negatives: int | None = flag(
+        None,
+        "diffuse each text of a batch also towards K other videos, as evaluation does",
+        group="diffusion",
+        minimum=0,
+        archs=DIFFUSION_ARCHS,
+        metavar="K",
+        unset="by --recipe",
+    )
+    hard_share: float = flag(
+        0.5,
+        "share of --cond_negatives that are the most similar videos of the batch; the others are any",
+        group="diffusion",
+        minimum=0,
+        maximum=1,
+        archs=DIFFUSION_ARCHS,
+        needs="cond_negatives",
+        metavar="SHARE",
+    )
+    undiffused_loss_weight: float | None = flag(
+        None,
+        "weight of the retrieval loss of the texts as encoded",
+        group="diffusion",
+        minimum=0,
+        archs=DIFFUSION_ARCHS,
+        unset="by --recipe",
+    )
+    score_fusion: float | None = flag(
+        None,
+        "weight of the text as encoded in the score of a pair; the diffused text has the rest of 1",
+        group="diffusion",
+        minimum=0,
+        maximum=1,
+        archs=DIFFUSION_ARCHS,
+        metavar="SHARE",
+        unset="by --recipe",
+    )
+    condition: str | None = flag(
+        None,
+        "what the diffusion is conditioned on: cosines of the tokens with the frames, or also of the whole sentence",
+        group="diffusion",
+        choices=("tokens", "sentence"),
+        archs=DIFFUSION_ARCHS,
+        unset="by --recipe",
     )
     sampler: str = flag(
         "ddpm", "reverse process at inference", group="diffusion", choices=("ddpm", "ddim"), archs=DIFFUSION_ARCHS
@@ -418,6 +473,12 @@ class Config:
         metavar="LIST",
     )
 
+    report: bool = flag(
+        False,
+        "write report.html beside the results: tables, curves, queries with what was found; and its plots as PNG",
+        group="test.py only",
+    )
+
     # output
     exp_name: str = flag(
         "exp", "name of the experiment: runs lie in <output_dir>/<exp_name>/<datetime>", group="output"
@@ -483,6 +544,9 @@ class Config:
                 raise InputError(f"--{f.name}={value} is too small: at least {meta['minimum']}")
             if meta["maximum"] is not None and value > meta["maximum"]:
                 raise InputError(f"--{f.name}={value} is too large: at most {meta['maximum']}")
+        for name, value in RECIPES[self.recipe].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         if self.input_res is None:
             self.input_res = CLIP_INPUT_RES[self.clip_arch]
         if self.dataset_name == "custom" and self.annotations is None:
@@ -540,6 +604,11 @@ class Config:
         return Path(self.output_dir) / self.exp_name / self.datetime
 
     @property
+    def test_split(self) -> str:
+        """The name of the split that is tested on."""
+        return "test-large" if self.split == "large" and self.dataset_name == "MovingShapes" else "test"
+
+    @property
     def dataset_dir(self) -> Path:
         """Folder of the annotations of the data set; their file for custom."""
         if self.dataset_name == "custom" and self.annotations is not None:
@@ -575,18 +644,24 @@ class Config:
 
 
 def flag_parser(
-    cls: type[Config], prog: str, description: str, usage: str = MANY_FLAGS, names: Container[str] | None = None
+    cls: type[Config],
+    prog: str,
+    description: str,
+    usage: str = MANY_FLAGS,
+    names: Container[str] | None = None,
+    groups: Mapping[str, str] = GROUPS,
 ) -> Parser:
     """The parser of a command line, by groups of flags.
 
     :param names: the fields of `cls` that are its flags; None: all of them.
+    :param groups: title of each group and what its flags are for; those without flags are left out.
     """
     parser = Parser(prog, description, usage)
     flags = [f for f in fields(cls) if names is None or f.name in names]
     used = {f.metadata["group"] for f in flags}
-    groups = {title: parser.add_argument_group(title, said) for title, said in GROUPS.items() if title in used}
+    parts = {title: parser.add_argument_group(title, said) for title, said in groups.items() if title in used}
     for f in flags:
-        meta, group = f.metadata, groups[f.metadata["group"]]
+        meta, group = f.metadata, parts[f.metadata["group"]]
         names = [f"--{name}" for name in (f.name, *meta["aliases"])]
         options: dict[str, Any] = {"dest": f.name, "default": argparse.SUPPRESS, "help": _help_of(f)}
         if f.type is bool:

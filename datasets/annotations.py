@@ -38,7 +38,7 @@ class Split:
     """The clips of one split of a data set."""
 
     dataset: str
-    name: str  # "train" or "test"
+    name: str  # "train", "test" or "test-large"
     clips: tuple[Clip, ...]
     flip: bool = True  # whether a mirrored video still fits its captions
     missing: tuple[str, ...] = ()  # videos with annotations but no file
@@ -54,6 +54,8 @@ class Split:
         """For each caption of `captions` the index of its clip."""
         return [index for index, clip in enumerate(self.clips) for _ in clip.captions]
 
+
+LARGE_TEST = "test-large"  # of MovingShapes
 
 # video, captions (none: listed but not annotated), start, end
 Entry = tuple[str, tuple[str, ...], float | None, float | None]
@@ -71,7 +73,7 @@ def load_split(
     """Read the annotations of a split and find its videos.
 
     :param dataset: a key of DATASETS.
-    :param split: "train" or "test".
+    :param split: "train" or "test", or "test-large" of MovingShapes.
     :param data_dir: folder with the annotation files of this data set; the file itself for "custom".
     :param videos_dir: folder of the videos; MovingShapes brings its own.
     :param train_file: training split of MSR-VTT, "7k" or "9k".
@@ -94,7 +96,7 @@ def read_split(dataset: str, split: str, data_dir: Path, videos_dir: Path | None
     _check_name(dataset)
     data_dir = Path(data_dir)
     if dataset == "MovingShapes":
-        moving_shapes.ensure(data_dir)
+        _ensure_moving_shapes(data_dir, split)
         videos_dir = data_dir / "videos" if videos_dir is None else videos_dir
     elif videos_dir is None:
         raise InputError(f"--videos_dir is missing: the folder of the videos of {dataset}")
@@ -131,7 +133,7 @@ def load_annotations(dataset: str, split: str, data_dir: Path, train_file: str =
     """A split without its videos: the path of a clip is only its id."""
     _check_name(dataset)
     if dataset == "MovingShapes":
-        moving_shapes.ensure(Path(data_dir))
+        _ensure_moving_shapes(Path(data_dir), split)
     entries = DATASETS[dataset](Path(data_dir), split, train_file)
     return Split(dataset, split, tuple(Clip(name, Path(name), *rest) for name, *rest in entries if rest[0]))
 
@@ -358,8 +360,16 @@ def _activitynet(data_dir: Path, split: str, train_file: str) -> Entries:
 
 def _moving_shapes(data_dir: Path, split: str, train_file: str) -> Entries:
     """MovingShapes, the embedded data set."""
-    for entry in _File(data_dir / "annotations.json").json()[split]:
+    file = moving_shapes.LARGE if split == LARGE_TEST else moving_shapes.ANNOTATIONS
+    for entry in _File(data_dir / file).json()[split.removesuffix("-large")]:
         yield entry["video_id"], tuple(entry["captions"]), None, None
+
+
+def _ensure_moving_shapes(data_dir: Path, split: str) -> None:
+    if split == LARGE_TEST:
+        moving_shapes.ensure_large(data_dir)
+    else:
+        moving_shapes.ensure(data_dir)
 
 
 CUSTOM_SPLITS = ("train", "val", "test")  # val is read by nothing

@@ -5,9 +5,11 @@ captions of MSR-VTT do: some objects, some of their attributes, in one of severa
 events are facts that a bag of frames does not hold, so pooling over time alone cannot solve the set.
 
     <root>/annotations.json    {"version", "seed", "train": [{"video_id", "captions"}, ...], "test": [...]}
+    <root>/large.json          {"version", "seed", "test": [...]}, where the large test split was asked for
     <root>/videos/<video_id>.mp4
 
-Video i of a split depends on (seed, split, i) alone: a larger train split leaves every other video as it was.
+Video i of a split depends on (seed, split, i) alone: a larger train split leaves every other video as it was, and the
+large test split begins with the usual one.
 """
 
 import json
@@ -28,6 +30,7 @@ from numpy.random import Generator, Philox, SeedSequence
 
 from diffusion_lm.errors import InputError
 from diffusion_lm.progress import progress
+from diffusion_lm.weights import written_whole
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -35,6 +38,8 @@ Facts = frozenset[tuple[str, str]]  # (attribute, value) pairs of one object
 
 VERSION = 1
 ANNOTATIONS = "annotations.json"
+LARGE = "large.json"
+LARGE_TEST_VIDEOS = 500  # enough to tell two models that differ by a few points
 SIDE = 96  # pixels; square, so that Resize + CenterCrop keeps the whole picture
 FPS = 12
 FRAMES = (24, 36)  # least and most frames of a video: 2 to 3 seconds
@@ -482,20 +487,9 @@ def generate(
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
         unfinished = Path(scratch) / root.name
         (unfinished / "videos").mkdir(parents=True)
-        jobs = [(unfinished / "videos", seed, split, index) for split in videos for index in range(videos[split])]
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-            written = pool.imap_unordered(_write_video, jobs, chunksize=8)
-            for _ in progress(written, "MovingShapes", len(jobs), "videos"):
-                pass
-        annotations = {"version": VERSION, "seed": seed} | {
-            split: [
-                {"video_id": f"{split}{index:04d}", "captions": [caption.text for caption in captions]}
-                for index, captions in enumerate(captions_of(seed, split, videos[split]))
-            ]
-            for split in videos
-        }
-        (unfinished / ANNOTATIONS).write_text(json.dumps(annotations, indent=1) + "\n", encoding="utf-8")
+        wanted = [(split, index) for split in videos for index in range(videos[split])]
+        _write_videos(unfinished / "videos", seed, wanted, workers)
+        _write_annotations(unfinished / ANNOTATIONS, seed, videos)
         try:
             unfinished.rename(root)
         except OSError:
@@ -504,12 +498,56 @@ def generate(
             logger.info("%s is complete already; this copy is discarded", root)
 
 
+def _write_videos(folder: Path, seed: int, wanted: Sequence[tuple[str, int]], workers: int | None) -> None:
+    """Draw and encode videos (split, index), in several processes."""
+    jobs = [(folder, seed, split, index) for split, index in wanted]
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        for _ in progress(pool.imap_unordered(_write_video, jobs, chunksize=8), "MovingShapes", len(jobs), "videos"):
+            pass
+
+
+def _write_annotations(path: Path, seed: int, videos: dict[str, int]) -> None:
+    """Captions of the first videos of each split."""
+    annotations = {"version": VERSION, "seed": seed} | {
+        split: [
+            {"video_id": f"{split}{index:04d}", "captions": [caption.text for caption in captions]}
+            for index, captions in enumerate(captions_of(seed, split, count))
+        ]
+        for split, count in videos.items()
+    }
+    with written_whole(path) as unfinished:
+        unfinished.write_text(json.dumps(annotations, indent=1) + "\n", encoding="utf-8")
+
+
 def ensure(root: Path, seed: int = 24) -> None:
     """Generate the data set unless `root` holds it; InputError when it holds another version or seed of it."""
     path = root / ANNOTATIONS
     if not path.exists():
         generate(root, seed)
-    remedy = f"delete {root} to have it generated again"
+    _check(path, seed, f"delete {root} to have it generated again")
+
+
+def ensure_large(root: Path, seed: int = 24, test_videos: int = LARGE_TEST_VIDEOS, workers: int | None = None) -> None:
+    """Add the large test split to the data set of `root`, which is generated if it is not there.
+
+    Nothing that is there changes. The list of the split is written last, so that an interrupted call is made up for by
+    the next one, and several processes may do it at once.
+    """
+    ensure(root, seed)
+    path = root / LARGE
+    if not path.exists():
+        with tempfile.TemporaryDirectory(prefix=".large-", dir=root) as scratch:
+            there = len(json.loads((root / ANNOTATIONS).read_text(encoding="utf-8"))["test"])
+            _write_videos(Path(scratch), seed, [("test", index) for index in range(there, test_videos)], workers)
+            for video in sorted(Path(scratch).iterdir()):
+                video.replace(root / "videos" / video.name)
+        _write_annotations(path, seed, {"test": test_videos})
+    _check(path, seed, f"delete {path} to have it generated again")
+
+
+def _check(path: Path, seed: int, remedy: str) -> None:
+    """InputError when an annotation file is of another version or seed."""
     try:
         annotations = json.loads(path.read_text(encoding="utf-8"))
         found = (annotations["version"], annotations["seed"])

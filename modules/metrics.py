@@ -99,7 +99,21 @@ def dual_softmax(scores: np.ndarray, log_sum: np.ndarray) -> np.ndarray:
 def text_to_video(
     scores: np.ndarray, video_of_text: Sequence[int], dsl: bool = False, first: FirstStage | None = None
 ) -> dict[str, float]:
-    """Metrics of finding the video of each text.
+    """Metrics of finding the video of each text: the `summary` of `text_ranks`."""
+    return summary(text_ranks(scores, video_of_text, dsl, first), scores.shape[1])
+
+
+def video_to_text(
+    scores: np.ndarray, video_of_text: Sequence[int], dsl: bool = False, first: FirstStage | None = None
+) -> dict[str, float]:
+    """Metrics of finding a text of each video: the `summary` of `video_ranks`."""
+    return summary(video_ranks(scores, video_of_text, dsl, first), scores.shape[1])
+
+
+def text_ranks(
+    scores: np.ndarray, video_of_text: Sequence[int], dsl: bool = False, first: FirstStage | None = None
+) -> np.ndarray:
+    """Rank of the video of each text (texts,).
 
     :param scores: S (texts, videos).
     :param video_of_text: index of the video of each text.
@@ -116,15 +130,16 @@ def text_to_video(
             in_front = first.candidates_of_texts(texts)
             block = np.where(in_front, block, weigh_first(first.scores[texts]))
         found[texts] = ranks(block, owner[texts], in_front)
-    return summary(found, scores.shape[1])
+    return found
 
 
-def video_to_text(
+def video_ranks(
     scores: np.ndarray, video_of_text: Sequence[int], dsl: bool = False, first: FirstStage | None = None
-) -> dict[str, float]:
-    """Metrics of finding a text of each video, where every video is represented by its best-scoring text (X-Pool).
+) -> np.ndarray:
+    """Rank of the right text of each video (videos,), where every video is represented by its best-scoring text
+    (X-Pool), so that there are as many candidates as videos.
 
-    Parameters as in `text_to_video`; every video has at least one text.
+    Parameters as in `text_ranks`; every video has at least one text.
     """
     owner = np.asarray(video_of_text)
     by_owner = owner.argsort(kind="stable")
@@ -142,7 +157,7 @@ def video_to_text(
         if first is not None:
             best = np.where(in_front, best, rest)
         found[videos] = ranks(best, np.arange(videos.start, videos.stop), in_front)
-    return summary(found, scores.shape[1])
+    return found
 
 
 class _Weights:

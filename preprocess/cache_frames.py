@@ -25,7 +25,7 @@ def main() -> None:
     if settings is None:
         raise InputError("--frame_cache is missing: the folder to fill")
     failed = 0
-    for name in ("train",) if config.skip_eval else ("train", "test"):
+    for name in ("train",) if config.skip_eval else ("train", config.test_split):
         places = (config.dataset_dir, config.videos_dir, config.msrvtt_train_file, config.allow_missing)
         clips = load_split(config.dataset_name, name, *places).clips
         sample_type = config.video_sample_type if name == "train" else "uniform"

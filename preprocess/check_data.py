@@ -29,7 +29,7 @@ def main() -> None:
     config = Config.parse(prog="preprocess/check_data.py", description=__doc__)
     report: list[str] = []
     problems = Counter()
-    for name in ("train", "test"):
+    for name in ("train", config.test_split):
         try:
             places = (config.dataset_dir, config.videos_dir, config.msrvtt_train_file)
             split = read_split(config.dataset_name, name, *places)

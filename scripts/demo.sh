@@ -33,7 +33,7 @@ python train.py "${model[@]}" "${place[@]}" "${quick[@]}" --batch_size=64 --clip
     --video_sample_type=rand --num_workers=2 --log_step=25
 
 step "4/4 evaluate the best checkpoint"
-python test.py "${place[@]}" --dataset_name=$dataset --load_epoch=0 --batch_size=64 --DSL
+python test.py "${place[@]}" --dataset_name=$dataset --load_epoch=0 --batch_size=64 --DSL --report
 
 step "both directions, with and without dual softmax (DSL)"
 python scripts/results_table.py --dsl "trained=$folder/results.json"
@@ -51,3 +51,4 @@ mean pooling  the same checkpoint, CLIP and the mean of the frames
 written in $((SECONDS - started)) s:
 EOF
 printf '  %s\n' "$teacher"/* "$folder"/*
+printf '\nopen this page in a browser: %s\n' "$folder/report.html"

@@ -72,6 +72,12 @@ def run_program(program: str, *arguments: str, cwd: Path = ROOT) -> subprocess.C
 
 def call_program(program: str, arguments: list[str], monkeypatch, capfd) -> tuple[int, str]:
     """Run an entry point in this process: exit code and what it wrote to standard error."""
+    code, _, err = call(program, arguments, monkeypatch, capfd)
+    return code, err
+
+
+def call(program: str, arguments: list[str], monkeypatch, capfd) -> tuple[int, str, str]:
+    """Run an entry point in this process: exit code, and what it wrote to standard output and to standard error."""
     from trainer import run_folder
 
     specification = importlib.util.spec_from_file_location(f"entry_point_{Path(program).stem}", ROOT / program)
@@ -80,4 +86,4 @@ def call_program(program: str, arguments: list[str], monkeypatch, capfd) -> tupl
     monkeypatch.setattr(sys, "argv", [program, *arguments])
     capfd.readouterr()
     code = run_folder.run_program(program, module.main)
-    return code, capfd.readouterr().err
+    return code, *capfd.readouterr()

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import re
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from datasets import moving_shapes
+from datasets.annotations import load_split
 from datasets.moving_shapes import MovingObject, Scene, captions_of, describe, ensure, generate, holds, render, scene_of
 from diffusion_lm.errors import InputError
 
@@ -275,6 +277,26 @@ def test_ensure_leaves_a_complete_set_alone(root):
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     ensure(root, seed=24)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+
+
+def test_the_large_test_split_begins_with_the_usual_one_and_changes_nothing(root, tmp_path):
+    folder = tmp_path / "MovingShapes"
+    shutil.copytree(root, folder)
+    before = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    (folder / ".large-killed").mkdir()  # what a killed process leaves
+    for _ in range(2):
+        moving_shapes.ensure_large(folder, 24, test_videos=11, workers=1)
+        large = json.loads((folder / "large.json").read_text())["test"]
+        assert large[:8] == json.loads((folder / "annotations.json").read_text())["test"]
+        assert [entry["video_id"] for entry in large] == [f"test{index:04d}" for index in range(11)]
+    assert len({entry["captions"][0] for entry in large}) == 11
+    assert before == {path: (folder / path).read_bytes() for path in before}
+    np.testing.assert_array_equal(
+        read_video(folder / "videos/test0010.mp4").shape, render(scene_of(24, "test", 10)).shape
+    )
+    splits = [load_split("MovingShapes", name, folder, None) for name in ("test", "test-large")]
+    assert [len(split.clips) for split in splits] == [8, 11]
+    assert splits[1].clips[:8] == splits[0].clips
 
 
 @pytest.mark.parametrize(

@@ -563,6 +563,18 @@ def test_in_a_process_of_its_own(made, videos, tmp_path):
     assert len(json.loads(done.stdout)["hits"]) == VIDEOS
 
 
+def test_help_of_each_command_lists_its_flags(search):
+    for arguments, shown, hidden in (
+        (["--help"], ["index", "query", "Exit codes"], ["--topk"]),
+        (["index", "--help"], ["--videos_dir", "--window", "--datetime"], ["--topk", "--num_epochs"]),
+        (["query", "--help"], ["QUERY", "--topk", "--like", "--sampler"], ["--videos_dir", "--num_epochs"]),
+    ):
+        done = search(*arguments)
+        assert done.code == 0
+        assert all(name in done.out for name in shown)
+        assert not any(f"{name} " in done.out for name in hidden)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Bad input
 

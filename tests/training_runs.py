@@ -20,12 +20,20 @@ from trainer.launch import free_port
 class Run:
     """`python train.py ARGUMENTS` in `size` processes. Their output goes to files in `logs`."""
 
-    def __init__(self, arguments: list[str], logs: Path, size: int = 1, first: Callable[[], None] = lambda: None):
+    def __init__(
+        self,
+        arguments: list[str],
+        logs: Path,
+        size: int = 1,
+        first: Callable[[], None] = lambda: None,
+        program: str = "train.py",
+    ):
         context = multiprocessing.get_context("fork")
         logs.mkdir(parents=True, exist_ok=True)
         self.logs, port = logs, free_port()
         self.processes = [
-            context.Process(target=_train, args=(arguments, logs, rank, size, port, first)) for rank in range(size)
+            context.Process(target=_run, args=(program, arguments, logs, rank, size, port, first))
+            for rank in range(size)
         ]
         for process in self.processes:
             process.start()
@@ -61,7 +69,9 @@ class Run:
         return "".join(path.read_text() for path in sorted(self.logs.glob("*.out")))
 
 
-def _train(arguments: list[str], logs: Path, rank: int, size: int, port: int, first: Callable[[], None]) -> None:
+def _run(
+    program: str, arguments: list[str], logs: Path, rank: int, size: int, port: int, first: Callable[[], None]
+) -> None:
     if size > 1:
         here = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size,
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
@@ -72,11 +82,11 @@ def _train(arguments: list[str], logs: Path, rank: int, size: int, port: int, fi
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
     torch.set_num_threads(1)
     first()
-    specification = importlib.util.spec_from_file_location("entry_point_train", ROOT / "train.py")
+    specification = importlib.util.spec_from_file_location("entry_point", ROOT / program)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    sys.argv = ["train.py", *arguments]
-    code = run_folder.run_program("train.py", module.main)
+    sys.argv = [program, *arguments]
+    code = run_folder.run_program(program, module.main)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

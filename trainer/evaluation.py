@@ -22,7 +22,8 @@ from datasets.loading import TestVideos, batches, test_loader
 from diffusion_lm.errors import InputError
 from diffusion_lm.progress import progress
 from diffusion_lm.weights import written_whole
-from model.retrieval import RetrievalModel
+from model.retrieval import RetrievalModel, Texts, Videos
+from model.textdiffs import TextDiffs
 from modules.metrics import text_to_video, video_to_text
 from modules.parallel import map_in_order, one_thread_per_item
 from modules.similarity import Share, Similarity, automatic_block, similarity
@@ -94,12 +95,18 @@ class Evaluator:
             return Embeddings(self._encode_texts(model, workers), self._encode_videos(model, workers))
 
     def evaluate(
-        self, model: RetrievalModel, embeddings: Embeddings, rerank_topk: int | None = None, sims: Path | None = None
+        self,
+        model: RetrievalModel,
+        embeddings: Embeddings,
+        rerank_topk: int | None = None,
+        sims: Path | None = None,
+        look: Callable[[Similarity], None] | None = None,
     ) -> Evaluation:
         """Score all pairs of what is encoded, and rank.
 
         :param rerank_topk: instead of that of the configuration.
         :param sims: file for the score matrices.
+        :param look: is shown the score matrices, in the main process, before they go.
         """
         started = time.perf_counter()
         topk = self.config.rerank_topk if rerank_topk is None else rerank_topk
@@ -108,6 +115,8 @@ class Evaluator:
             seconds = time.perf_counter() - started
             if sims is not None and distributed.is_main():
                 save_similarity(sims, scores, self.split.clip_of_caption)
+            if look is not None and distributed.is_main():
+                look(scores)
             results, references = evaluate_similarity(scores, self.split.clip_of_caption)
         videos = len(self.split.clips)
         return Evaluation(
@@ -123,15 +132,36 @@ class Evaluator:
         if self.config.compile:
             model.compile_sampling()
         with autocast(self.device, self.dtype), one_thread_per_item(self.device) as workers:
-            captions = self.split.captions
-            more = {n: rows.to(self.device) for n, rows in self._tokenized(model).items() if n != "token_ids"}
-            texts = model.texts(captions, embeddings.texts.to(self.device), **more)
-            names = [str(clip.path) for clip in self.split.clips]
-            videos = model.videos(embeddings.frames.to(self.device), names)
+            texts, videos = self._ready(model, embeddings)
             logger.info("scoring %d texts x %d videos", len(texts), len(videos))
             share = Share(distributed.rank(), distributed.size(), distributed.merge_maximum)
             block = self._block_pairs(model)
             return similarity(model, texts, videos, self.own_text, block, rerank_topk, share, folder, workers)
+
+    @torch.no_grad()
+    def score_steps(
+        self, model: TextDiffs, embeddings: Embeddings, text_index: Tensor, video_index: Tensor
+    ) -> np.ndarray:
+        """How the strict scores of P pairs move over the S steps of the sampling, (S, P), in this process alone.
+
+        :param text_index: (P,), `video_index` likewise; on the CPU.
+        """
+        with autocast(self.device, self.dtype):
+            texts, videos = self._ready(model, embeddings)
+            given = self.config.batch_size_split or self.config.chunk_size
+            block = given or automatic_block(model.pair_bytes, self.device, len(text_index))
+            parts = [
+                torch.stack([*model.score_steps(texts, videos, *pairs)]).float().cpu().numpy()
+                for pairs in zip(text_index.split(block), video_index.split(block), strict=True)
+            ]
+            return np.concatenate(parts, axis=1)
+
+    def _ready(self, model: RetrievalModel, embeddings: Embeddings) -> tuple[Texts, Videos]:
+        """Texts and videos of the split, ready to be scored."""
+        more = {n: rows.to(self.device) for n, rows in self._tokenized(model).items() if n != "token_ids"}
+        texts = model.texts(self.split.captions, embeddings.texts.to(self.device), **more)
+        names = [str(clip.path) for clip in self.split.clips]
+        return texts, model.videos(embeddings.frames.to(self.device), names)
 
     def _block_pairs(self, model: RetrievalModel) -> int:
         """The same in every process: the partition into blocks is one."""

@@ -1,0 +1,219 @@
+"""The plots, as matplotlib figures of one style and size: legible on a phone, where they are as wide as the screen."""
+
+import base64
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from diffusion_lm.errors import InputError
+from diffusion_lm.weights import written_whole
+from report.findings import rank_histogram, recall_curve
+from report.history import SUM, History
+
+BLUE, ORANGE, GREEN, PURPLE, RED, GREY, INK = (
+    "#2563a8", "#d9772b", "#1a7f4b", "#7b4ba5", "#b3261e", "#8a94a3", "#1b2430",
+)  # fmt: skip
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, "#17808a", "#9a6b1f", GREY)
+SIZE = (4.8, 3.0)  # inches; in SVG at its natural size 10 points are 13 pixels
+PNG_DPI = 160
+STYLE = {
+    "font.family": "DejaVu Sans",  # which matplotlib brings
+    "font.size": 9,
+    "text.parse_math": False,  # names of runs may hold a dollar sign
+    "text.color": INK,
+    "axes.edgecolor": "#c5ccd6",
+    "axes.labelcolor": "#4a5565",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e9edf2",
+    "xtick.color": "#4a5565",
+    "ytick.color": "#4a5565",
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.8,
+    "svg.fonttype": "path",  # looks alike everywhere
+    "svg.hashsalt": "report",  # the same numbers give the same file
+}
+KINDS = {  # of scores: label, colour and line
+    "strict": ("strict", BLUE, "-"),
+    "published": ("published", ORANGE, "--"),
+    "undiffused": ("text as encoded", GREEN, "-."),
+    "mean_pooled": ("mean pooling", GREY, ":"),
+}
+
+
+def recall(ranks: Mapping[str, np.ndarray], gallery: int) -> Figure:
+    """R@K over K, a line for each kind of score.
+
+    :param ranks: by kind of score, (queries,).
+    """
+    with _chart("K, candidates looked at", "R@K (%)") as (figure, axes):
+        for kind, found in ranks.items():
+            label, colour, line = KINDS[kind]
+            axes.plot(range(1, gallery + 1), recall_curve(found, gallery), color=colour, ls=line, label=label)
+        axes.set(xscale="log", xlim=(1, max(gallery, 2)), ylim=(0, 103))
+        ticks = [factor * 10**power for power in range(6) for factor in (1, 2, 5)]
+        axes.set_xticks([tick for tick in ticks if tick <= gallery])
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.legend(loc="lower right")
+    return figure
+
+
+def histogram(ranks: Mapping[str, np.ndarray], gallery: int) -> Figure:
+    """How many queries have which rank, a group of bars for each bin and a bar for each direction.
+
+    :param ranks: by direction, (queries,).
+    """
+    with _chart("rank of the right one", "share of the queries (%)") as (figure, axes):
+        width = 0.8 / len(ranks)
+        for place, ((direction, found), colour) in enumerate(zip(ranks.items(), COLOURS, strict=False)):
+            names, counts = zip(*rank_histogram(found, gallery), strict=True)
+            shares = 100 * np.array(counts) / len(found)
+            where = np.arange(len(names)) + (place - (len(ranks) - 1) / 2) * width
+            axes.bar(where, shares, width * 0.94, color=colour, label=direction)
+        axes.set_xticks(range(len(names)), names, rotation=35 if len(names) > 8 else 0)
+        axes.grid(axis="x", visible=False)
+        axes.legend(loc="upper right")
+    return figure
+
+
+def losses(history: History) -> Figure:
+    """Terms of the training loss over the steps; of several sizes, so on a logarithmic scale."""
+    with _chart("step", "training loss") as (figure, axes):
+        for name, colour in zip(history.losses(), COLOURS, strict=False):
+            line = {"color": INK, "ls": ":", "lw": 1.4} if name == SUM else {"color": colour}
+            axes.plot(*_series(history, name), **line, label=name.removeprefix("train/").replace("_", "-"))
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        _mark_epochs(axes, history)
+        axes.legend(loc="best")
+    return figure
+
+
+def training_recall(history: History) -> Figure:
+    """Strict recall of both directions over the steps."""
+    with _chart("step", "strict, test set (%)") as (figure, axes):
+        for metric, colour in zip(("R1", "R5", "R10"), COLOURS, strict=False):
+            for direction, line in (("t2v", "-"), ("v2t", "--")):
+                name = f"eval/{direction}_strict/{metric}"
+                if name in history.series:
+                    axes.plot(*_series(history, name), color=colour, ls=line, marker="o", ms=3,
+                              label=f"{direction} R@{metric[1:]}")  # fmt: skip
+        axes.set_ylim(0, 103)
+        _mark_epochs(axes, history)
+        axes.legend(loc="lower right", ncols=3)
+    return figure
+
+
+def diffusion(right: np.ndarray, undiffused: np.ndarray, rivals: np.ndarray | None) -> Figure:
+    """How the scores of right pairs move over the steps of the sampling.
+
+    :param right: strict scores of right pairs if each step were the last, (S, P).
+    :param undiffused: scores of their texts as encoded, (P,).
+    :param rivals: as `right`, of each text with the best wrong video; None where there is none.
+    """
+    taken = np.arange(1, len(right) + 1)
+    with _chart("steps taken", "score") as (figure, axes):
+        low, quarter, median, three_quarters, high = np.quantile(right, (0.1, 0.25, 0.5, 0.75, 0.9), axis=1)
+        axes.fill_between(taken, low, high, color=BLUE, alpha=0.1, lw=0, label="80 % of the right pairs")
+        axes.fill_between(taken, quarter, three_quarters, color=BLUE, alpha=0.18, lw=0, label="half of them")
+        axes.plot(taken, median, color=BLUE, marker="o", ms=4, label="median, right pair")
+        axes.axhline(np.median(undiffused), color=GREEN, ls="-.", label="median, text as encoded")
+        if rivals is not None:
+            axes.plot(taken, np.median(rivals, axis=1), color=ORANGE, marker="s", ms=3.5, ls="--",
+                      label="median, best wrong video")  # fmt: skip
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.margins(x=0.03, y=0.08)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    return figure
+
+
+def overlay(histories: Mapping[str, History], names: list[str], by_epoch: bool) -> Figure:
+    """Curves of several runs, a panel for each name and a colour for each run.
+
+    :param histories: by the label of the run.
+    :param names: of series; a run that lacks one has no line there.
+    """
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(SIZE[0] * columns, SIZE[1] * rows + 0.3), layout="constrained")
+        panels = iter(figure.subplots(rows, columns, squeeze=False).flat)
+        lines = {}
+        for name, axes in zip(names, panels, strict=False):  # names first: it takes no panel more
+            axes.set(xlabel="epoch" if by_epoch else "step", title=name)
+            axes.title.set(size=10, weight="bold")
+            for index, (label, history) in enumerate(histories.items()):
+                if name in history.series:
+                    x, y = _series(history, name)
+                    if by_epoch:
+                        x = np.divide(x, history.steps_of_epoch)
+                    few = len(x) < 30
+                    lines[label] = axes.plot(
+                        x, y, color=COLOURS[index % len(COLOURS)], ls=("-", "--", ":")[index // len(COLOURS) % 3],
+                        marker="o" if few else None, ms=3,
+                    )[0]  # fmt: skip
+            axes.set_xlim(left=0)
+            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        for axes in panels:  # those that are left over
+            axes.set_axis_off()
+        figure.legend([*lines.values()], [*lines], loc="outside lower center", ncols=min(4, len(lines)))
+    return figure
+
+
+def svg_uri(figure: Figure) -> str:
+    """The figure as a data URI, so that a page needs no second file."""
+    file = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def write_png(figure: Figure, path: Path) -> None:
+    """Write a PNG file, whole or not at all.
+
+    :raises InputError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with matplotlib.rc_context(STYLE), written_whole(path) as unfinished:
+            figure.savefig(unfinished, format="png", dpi=PNG_DPI)
+    except OSError as error:
+        raise InputError(f"plot {path} cannot be written: {error.strerror}") from error
+
+
+@contextmanager
+def _chart(xlabel: str, ylabel: str) -> Iterator[tuple[Figure, Axes]]:
+    """A figure with one pair of axes, to be drawn on inside."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        yield figure, figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
+
+
+def _series(history: History, name: str) -> tuple[list[int], list[float]]:
+    return history.series[name].steps, history.series[name].values
+
+
+def _mark_epochs(axes: Axes, history: History) -> None:
+    """A line at the end of each epoch, instead of a grid."""
+    axes.grid(axis="x", visible=False)
+    last = max(max(series.steps) for series in history.series.values())
+    epochs = last / history.steps_of_epoch
+    if epochs <= 30:  # more would be a hatching
+        for epoch in range(1, int(epochs + 1.5)):
+            axes.axvline(epoch * history.steps_of_epoch, color="#e1e6ed", lw=0.9, zorder=0)

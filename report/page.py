@@ -1,0 +1,238 @@
+"""report.html: one evaluation as a page that needs no other file and no network, and its plots as PNG."""
+
+import logging
+import platform
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from config import Config
+from datasets.annotations import Split
+from diffusion_lm.errors import InputError
+from diffusion_lm.weights import written_whole
+from model.retrieval import RetrievalModel
+from modules.similarity import Similarity
+from report import charts
+from report.findings import Query, evenly, find, rank_histogram
+from report.history import History, read_history
+from report.thumbnails import FRAMES, HEIGHT, Thumbnails
+from trainer.embeddings import Embeddings
+from trainer.evaluation import COLUMNS, REFERENCES, Evaluation, Evaluator
+from trainer.run_folder import CONFIG_FILE
+
+logger = logging.getLogger(__name__)
+
+PAGE = "report.html"
+TRACED_PAIRS = 1000  # right pairs whose score is followed over the diffusion steps
+DIRECTIONS = {"t2v": "Text to video", "v2t": "Video to text"}
+PACKAGES = (
+    "textdiffs", "torch", "torchvision", "transformers", "safetensors", "numpy", "opencv-python-headless", "matplotlib",
+)  # fmt: skip
+GROUPS_OF_MODEL = ("data", "model", "diffusion", "T-MASS")
+EVALUATION_TOO = ("batch_size", "seed", "gpu", "precision", "compile")  # of the group training
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot of the page."""
+
+    figure: Figure
+    title: str
+    text: str  # what it shows, for those who do not see it, too
+
+
+class Report:
+    """Collects what the page tells while an evaluation goes on, in the main process, and writes it.
+
+    :param checkpoint: that is evaluated; None for an untrained model.
+    """
+
+    def __init__(self, split: Split, config: Config, checkpoint: Path | None, device: torch.device) -> None:
+        self.split, self.config, self.checkpoint, self.device = split, config, checkpoint, device
+        self.traced = evenly(len(split.captions), TRACED_PAIRS)
+        self.steps: dict[str, np.ndarray] = {}  # strict scores if each step were the last (S, P), of right and rivals
+
+    def look(self, scores: Similarity) -> None:
+        """Find what is to be told of the score matrices."""
+        owner = np.asarray(self.split.clip_of_caption)
+        self.findings = find(scores, owner)
+        self.undiffused = np.asarray(scores.undiffused[self.traced, owner[self.traced]])
+
+    def trace(self, evaluator: Evaluator, model: RetrievalModel, embeddings: Embeddings) -> None:
+        """Follow scores of right pairs and of the best wrong ones over the diffusion steps, if there are any."""
+        if not model.diffuses:
+            return
+        videos = {"right": np.asarray(self.split.clip_of_caption), "rivals": self.findings.rivals}
+        for name, video_of_text in videos.items():
+            if name == "right" or self.findings.gallery > 1:
+                pairs = (torch.from_numpy(index) for index in (self.traced, video_of_text[self.traced]))
+                self.steps[name] = evaluator.score_steps(model, embeddings, *pairs)
+
+    def write(self, folder: Path, evaluation: Evaluation) -> Path:
+        """Write report.html, and its plots as report-<name>.png.
+
+        :param evaluation: with the matrices of which `look` was called.
+        :return: the page.
+        :raises InputError: they cannot be written.
+        """
+        history = self._history()
+        plots = self._plots(history)
+        page = self._page(plots, evaluation, history)
+        path = folder / PAGE
+        for name, plot in plots.items():
+            charts.write_png(plot.figure, folder / f"report-{name}.png")
+        try:
+            with written_whole(path) as unfinished:
+                unfinished.write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"report {path} cannot be written: {error.strerror}") from error
+        return path
+
+    def _history(self) -> History | None:
+        """Of the run that the checkpoint is of."""
+        try:
+            return self.checkpoint and read_history(self.checkpoint.parent)
+        except InputError as error:
+            logger.info("the report has no training curves: %s", error)
+            return None
+
+    def _plots(self, history: History | None) -> dict[str, Plot]:
+        found, gallery = self.findings.ranks, self.findings.gallery
+        plots = {
+            f"recall-{direction}": Plot(
+                charts.recall(found[direction], gallery), f"Recall at K, {name.lower()}",
+                "Share of the queries whose right candidate is among the first K.",
+            )
+            for direction, name in DIRECTIONS.items()
+        }  # fmt: skip
+        strict = {direction: kinds["strict"] for direction, kinds in found.items()}
+        plots["ranks"] = Plot(
+            charts.histogram(strict, gallery), "Ranks, strict", "Share of the queries whose right candidate has a rank."
+        )
+        if history is not None and history.losses():
+            plots["loss"] = Plot(charts.losses(history), "Loss", "Terms of the loss over the steps of training.")
+        if history is not None and "eval/t2v_strict/R1" in history.series:
+            plots["training"] = Plot(
+                charts.training_recall(history),
+                "Recall on the test set",
+                "Strict recall of each evaluation in training.",
+            )
+        if self.steps:
+            plots["diffusion"] = Plot(
+                charts.diffusion(self.steps["right"], self.undiffused, self.steps.get("rivals")),
+                "The right pair over the diffusion steps", "Strict scores if each step were the last.",
+            )  # fmt: skip
+        return plots
+
+    def _page(self, plots: dict[str, Plot], evaluation: Evaluation, history: History | None) -> str:
+        thumbnails, findings = Thumbnails(self.split, self.config), self.findings
+        queries = {name: self._shown(getattr(findings, name), thumbnails) for name in ("best", "worst", "sample")}
+        environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
+            lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+        )  # fmt: skip
+        return environment.get_template("report.html.jinja").render(
+            config=self.config,
+            checkpoint=self.checkpoint,
+            run=self.checkpoint and f"{self.checkpoint.resolve().parent.parent.name} / {self.checkpoint.parent.name}",
+            written=datetime.now().strftime("%Y-%m-%d %H:%M"),
+            evaluation=evaluation,
+            captions=len(self.split.captions),
+            columns=COLUMNS,
+            directions=DIRECTIONS,
+            tables={direction: _rows(evaluation, direction) for direction in DIRECTIONS},
+            histograms={d: rank_histogram(kinds["strict"], findings.gallery) for d, kinds in findings.ranks.items()},
+            plots={
+                name: {"title": plot.title, "text": plot.text, "uri": charts.svg_uri(plot.figure)}
+                for name, plot in plots.items()
+            },
+            history=history,
+            steps=self._step_table(),
+            traced=len(self.traced),
+            queries=queries,
+            frames=FRAMES,
+            thumbnails=sum(uri is not None for uri in thumbnails.made.values()),
+            thumbnail_height=HEIGHT,
+            evaluated_with=_settings(self.config, (*GROUPS_OF_MODEL, "evaluation"), EVALUATION_TOO),
+            trained_with=self._trained_with(),
+            versions={"Python": platform.python_version()}
+            | {name: version(name) for name in PACKAGES}
+            | {"torch": torch.__version__},
+            machine=f"{platform.system()} {platform.machine()}, {_device_name(self.device)}",
+        )
+
+    def _shown(self, queries: list[Query], thumbnails: Thumbnails) -> list[dict[str, Any]]:
+        captions, clips = self.split.captions, self.split.clips
+        return [
+            {
+                "caption": captions[query.text],
+                "rank": query.rank,
+                "hits": [
+                    asdict(hit)
+                    | {
+                        "id": clips[hit.video].video_id,
+                        "caption": clips[hit.video].captions[0] if clips[hit.video].captions else "",
+                        "more": max(0, len(clips[hit.video].captions) - 1),
+                        "thumbnail": thumbnails[hit.video],
+                    }
+                    for hit in query.hits
+                ],
+            }
+            for query in queries
+        ]
+
+    def _step_table(self) -> list[dict[str, float]]:
+        """Of each step the medians of the right pairs and of the best wrong ones, and the share of the right pairs that
+        score more than with the text as encoded, in percent."""
+        if not self.steps:
+            return []
+        right = self.steps["right"]
+        rivals = self.steps.get("rivals", np.full_like(right, np.nan))
+        return [
+            {
+                "right": float(np.median(scores)),
+                "rival": float(np.median(wrong)),
+                "better": 100 * float((scores > self.undiffused).mean()),
+            }
+            for scores, wrong in zip(right, rivals, strict=True)
+        ]
+
+    def _trained_with(self) -> list[dict[str, Any]]:
+        """Settings of the training run; none where its folder does not tell."""
+        path = self.checkpoint and self.checkpoint.parent / CONFIG_FILE
+        if not path or not path.exists():
+            return []
+        try:
+            return _settings(Config.load(path), (*GROUPS_OF_MODEL, "training"))
+        except InputError as error:
+            logger.warning("the report tells no settings of training: %s", error)
+            return []
+
+
+def _rows(evaluation: Evaluation, direction: str) -> list[dict[str, Any]]:
+    """Rows of the recall table of a direction: both protocols, then the references; the same again with DSL."""
+    rows = [row | {"label": row["protocol"]} for row in evaluation.results]
+    rows += [row | {"label": REFERENCES[row["scores"]]} for row in evaluation.references]
+    return [row for row in rows if row["metric"] == direction]
+
+
+def _settings(config: Config, groups: tuple[str, ...], more: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """Flags that concern the arch, with their values and whether these are not the defaults."""
+    return [
+        {"name": f.name, "value": getattr(config, f.name), "changed": getattr(config, f.name) != f.default}
+        for f in fields(Config)
+        if (f.metadata["group"] in groups or f.name in more)
+        and not f.metadata["no_effect"]
+        and (f.metadata["archs"] is None or config.arch in f.metadata["archs"])
+    ]
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type.upper()}"

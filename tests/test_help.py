@@ -1,0 +1,190 @@
+"""What people see of the programs besides results: --help, exit codes, progress."""
+
+import io
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from config.config import GROUPS
+from diffusion_lm import progress as progress_module
+from diffusion_lm.errors import InputError, RunError
+from diffusion_lm.progress import progress
+from tests.conftest import ROOT
+from tests.made_up import call
+from trainer import run_folder
+
+CONFIG_PROGRAMS = ["train.py", "test.py", "preprocess/check_data.py", "preprocess/cache_frames.py"]
+PROGRAMS = [
+    *CONFIG_PROGRAMS, "preprocess/compress_video.py", "preprocess/convert_checkpoint.py", "Diffusion-LM/train.py",
+    "Diffusion-LM/sample.py", "scripts/draw_method.py", "scripts/draw_result.py", "scripts/plot.py",
+]  # fmt: skip
+
+
+@pytest.fixture
+def help_of(monkeypatch, capfd):
+    """The help of a program on a terminal of some width."""
+
+    def ask(program: str, width: int) -> str:
+        monkeypatch.setenv("COLUMNS", str(width))
+        code, out, err = call(program, ["--help"], monkeypatch, capfd)
+        assert (code, err) == (0, "")
+        return out
+
+    return ask
+
+
+def entries(text: str) -> dict[str, str]:
+    """What the help says of each flag or argument, in one line."""
+    found = re.split(r"\n  (?=--|[A-Z]+ )", text)[1:]
+    return {entry.split()[0]: " ".join(re.split(r"\n(?:\n|\S)", entry)[0].split()) for entry in found}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_flag_tells_its_default(help_of, program):
+    flags = {name: said for name, said in entries(help_of(program, 80)).items() if name.startswith("--")}
+    assert len(flags) >= (70 if program in CONFIG_PROGRAMS else 0 if program == "scripts/draw_method.py" else 2)
+    untold = {name for name, said in flags.items() if not re.search(r"\(default: .+\)$|\(required\)$", said)}
+    assert not untold
+    assert not [
+        said for said in flags.values() if said.count("(default: ") > 1 or "None" in said or "==SUPPRESS" in said
+    ]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("width", [60, 100])
+def test_help_fits_the_terminal(help_of, program, width):
+    text = help_of(program, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert len(text.split("\n\n")[1]) > 30  # what the program does
+    assert " ".join(text.split()).rpartition("Exit codes: 0 ")[2].count(";") == 3
+
+
+@pytest.mark.parametrize("program", CONFIG_PROGRAMS)
+def test_groups_are_explained(help_of, program):
+    text = help_of(program, 100)
+    for title, said in GROUPS.items():
+        (block,) = re.findall(rf"^{re.escape(title)}:\n(.*?)\n\n", text, re.MULTILINE | re.DOTALL)
+        assert " ".join(block.split()) == said
+        assert f"\n{title}:\n" in text
+    assert text.startswith(f"usage: python {program} [")
+
+
+@pytest.mark.parametrize(
+    ("flag", "unit"),
+    [("frame_cache_gb", "GB"), ("input_res", "pixels"), ("frame_cache_side", "pixels"), ("num_epochs", "EPOCHS"),
+     ("save_steps", "STEPS"), ("warmup_proportion", "between 0 and 1"), ("batch_size", "pairs"),
+     ("stochasic_trials", "SAMPLES"), ("diffusion_text_len", "TOKENS")],
+)  # fmt: skip
+def test_units(help_of, flag, unit):
+    assert unit in entries(help_of("train.py", 80))[f"--{flag}"]
+
+
+def test_choices_are_listed(help_of):
+    said = entries(help_of("train.py", 80))
+    for flag, choices in (
+        ("dataset_name", ("MSRVTT", "custom")), ("clip_arch", ("ViT-B/16", "tiny")), ("sampler", ("ddpm", "ddim")),
+        ("pooling_type", ("avg", "topk", "attention")), ("arch", ("clip_textdiffs", "clip_baseline")),
+    ):  # fmt: skip
+        assert all(choice in said[f"--{flag}"] for choice in choices)
+
+
+def test_no_colours():
+    """NO_COLOR wins over what would ask for colours."""
+    environment = os.environ | {"NO_COLOR": "1", "FORCE_COLOR": "1"}
+    done = subprocess.run(
+        [sys.executable, "train.py", "--help"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and "\x1b" not in done.stdout + done.stderr
+
+
+def raising(error: BaseException):
+    def main() -> None:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (InputError("--flag is wrong"), 2, "program.py: error: --flag is wrong\n"),
+        (RunError("the loss is nan"), 1, "program.py: error: the loss is nan\n"),
+        (KeyboardInterrupt(), 130, "program.py: error: interrupted\n"),
+        (BrokenPipeError(), 141, ""),
+        (SystemExit(0), 0, ""),
+    ],
+)
+def test_exit_codes(error, code, said, capfd):
+    assert run_folder.run_program("program.py", raising(error)) == code
+    assert capfd.readouterr().err == said
+
+
+def test_a_closed_pipe_ends_a_program_quietly(teacher):
+    """As in `sample.py | head -1`."""
+    command = [sys.executable, "Diffusion-LM/sample.py", str(teacher), "--num=1", "--gpu=cpu", "--sampling_steps=1"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(60) == 128 + signal.SIGPIPE
+
+
+def count(items: int, seconds: float) -> None:
+    for _ in progress(range(items), "counting", items, "things"):
+        time.sleep(seconds)
+
+
+@pytest.fixture
+def soon(monkeypatch, caplog):
+    """Lines come a thousand times as often."""
+    monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.06)
+    caplog.set_level(logging.INFO)
+    return caplog
+
+
+def test_lines_where_there_is_no_terminal(soon, capfd):
+    count(20, 0.01)
+    lines = [record.getMessage() for record in soon.records]
+    assert 1 <= len(lines) <= 4
+    assert all(re.fullmatch(r"counting: \d+ of 20 things, \d+ %, 00:00 so far, 00:00 left", line) for line in lines)
+    with progress(None, "counting", 20, "things", done=10) as bar:
+        time.sleep(0.07)
+        bar.update(5)
+    assert "counting: 15 of 20 things, 75 %" in soon.records[-1].getMessage()
+    assert capfd.readouterr().err == ""
+
+
+def test_short_loops_say_nothing(soon, capfd):
+    count(20, 0)
+    assert not soon.records and capfd.readouterr().err == ""
+
+
+def test_a_bar_on_a_terminal(soon, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    count(20, 0.01)
+    assert "counting:" in terminal.getvalue() and "\r" in terminal.getvalue()
+    assert not soon.records
+
+
+def test_processes_that_do_not_report(soon, capfd, monkeypatch):
+    for terminal in (True, False):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        assert list(progress(range(3), "counting", 3, "things", shown=False)) == [0, 1, 2]
+    assert not soon.records and capfd.readouterr().err == ""
+
+
+def test_progress_is_told_in_one_place():
+    """No program draws bars of its own, which would fill log files with carriage returns."""
+    paths = {str(path.relative_to(ROOT)): path for path in ROOT.rglob("*.py")}
+    sources = {name: path.read_text() for name, path in paths.items() if not name.startswith(".")}
+    importers = {
+        name for name, text in sources.items() if re.search(r"^\s*(from|import) tqdm\b(?!\.contrib)", text, re.M)
+    }
+    assert importers == {"Diffusion-LM/diffusion_lm/progress.py"}
