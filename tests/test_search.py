@@ -1,6 +1,5 @@
 """search.py: an index that follows a folder of videos, and rankings that are those of the model."""
 
-import importlib.util
 import io
 import json
 import multiprocessing
@@ -17,12 +16,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import search as entry_point
 from config import Config, SearchConfig
 from datasets.moving_shapes import render, scene_of
 from datasets.transforms import test_transform as evaluation_transform
 from datasets.video import read_frames
 from diffusion_lm.errors import InputError
-from tests.made_up import CAPTIONS, ROOT, write_video
+from tests.made_up import CAPTIONS, call, write_video
 from tests.made_up import run_program as run_in_a_process
 from tests.small_models import small_baseline, small_textdiffs, small_tmass, small_xpool
 from trainer import run_folder
@@ -84,14 +84,9 @@ def search(capfd, monkeypatch):
     """The program in this process: exit code, standard output, standard error."""
 
     def run(*arguments, stdin=""):
-        specification = importlib.util.spec_from_file_location("entry_point_search", ROOT / "search.py")
-        module = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
-        monkeypatch.setattr(sys, "argv", ["search.py", *map(str, arguments)])
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        capfd.readouterr()
-        code = run_folder.run_program("search.py", module.main)
-        return SimpleNamespace(code=code, **capfd.readouterr()._asdict())
+        code, out, err = call("search.py", list(map(str, arguments)), monkeypatch, capfd)
+        return SimpleNamespace(code=code, out=out, err=err)
 
     return run
 
@@ -213,11 +208,8 @@ def index_and_hang(arguments):
         write(self, shard, placed)
 
     Store._write_lines = hang
-    specification = importlib.util.spec_from_file_location("entry_point_search", ROOT / "search.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
     sys.argv = ["search.py", *arguments]
-    os._exit(run_folder.run_program("search.py", module.main))
+    os._exit(run_folder.run_program("search.py", entry_point.main))
 
 
 def test_a_killed_indexing_goes_on(made, search, runs, videos, tmp_path):
