@@ -4,7 +4,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
@@ -31,14 +31,15 @@ CROSS_ATTENTION_ARCHS = ("clip_stochastic", "clip_tmass", "clip_transformer")
 
 # of the help: title and what its flags are for
 GROUPS = {
+    "search": "What search.py looks at and shows.",
     "data": "Which videos and captions, how many frames of each, and where decoded frames are kept.",
     "model": "Which retrieval model, on which CLIP.",
     "diffusion": "The text diffusion of TextDiffs (--arch=clip_stochastic).",
     "T-MASS": "The sampled texts of T-MASS (--arch=clip_tmass).",
-    "training": "The optimiser, its steps, and going on with a run. Of these, test.py needs --batch_size and --seed.",
+    "training": "The optimiser, its steps, and going on with a run. Other programs read --batch_size and --seed.",
     "device": "Where it is computed, and in which arithmetic.",
     "evaluation": "What test.py, and train.py between its steps, compute and show.",
-    "test.py only": "Which checkpoint is read, and what else is written. train.py does not use them.",
+    "checkpoint and more files": "Which checkpoint is read, and what is kept besides results. Not of train.py.",
     "output": "Where files go, how often, and which.",
 }
 
@@ -421,7 +422,7 @@ class Config:
     load_epoch: int | None = flag(
         None,
         "epoch of the checkpoint to evaluate; 0 or -1 is model_best.pth",
-        group="test.py only",
+        group="checkpoint and more files",
         minimum=-1,
         metavar="EPOCH",
         unset="the untrained model",
@@ -455,20 +456,22 @@ class Config:
         metavar="K",
     )
     save_embeddings: str | None = flag(
-        None, "safetensors file for the text and frame features", group="test.py only", metavar="FILE"
+        None, "safetensors file for the text and frame features", group="checkpoint and more files", metavar="FILE"
     )
     load_embeddings: str | None = flag(
         None,
         "file of --save_embeddings: features are taken from there and no video is read",
-        group="test.py only",
+        group="checkpoint and more files",
         metavar="FILE",
     )
-    save_sims: str | None = flag(None, "npz file for the score matrices", group="test.py only", metavar="FILE")
+    save_sims: str | None = flag(
+        None, "npz file for the score matrices", group="checkpoint and more files", metavar="FILE"
+    )
     sweep: str | None = flag(
         None,
         "more settings to evaluate with the same features, as SAMPLER:STEPS or SAMPLER:STEPS:K with K of --rerank_topk,"
         " with commas between: ddpm:10,ddim:5,ddim:2:50; table in sweep.txt, sweep.csv, sweep.png",
-        group="test.py only",
+        group="checkpoint and more files",
         archs=DIFFUSION_ARCHS,
         metavar="LIST",
     )
@@ -476,7 +479,7 @@ class Config:
     report: bool = flag(
         False,
         "write report.html beside the results: tables, curves, queries with what was found; and its plots as PNG",
-        group="test.py only",
+        group="checkpoint and more files",
     )
 
     # output
@@ -524,7 +527,7 @@ class Config:
         :param prog: the program, and `description` what it does, for --help.
         :raises InputError: a flag is unknown, or a value is not allowed.
         """
-        parser = _parser(cls, prog, description)
+        parser = flag_parser(cls, prog, description)
         given = vars(parser.parse_args(sys.argv[1:] if argv is None else list(argv)))
         config = cls(**given)
         config.explicit = frozenset(given)
@@ -643,10 +646,18 @@ class Config:
             raise InputError(f"{path} is not a configuration: {error}") from error
 
 
-def _parser(cls: type[Config], prog: str, description: str) -> Parser:
-    parser = Parser(prog, description, MANY_FLAGS)
-    groups = {title: parser.add_argument_group(title, said) for title, said in GROUPS.items()}
-    for f in fields(cls):
+def flag_parser(
+    cls: type[Config], prog: str, description: str, usage: str = MANY_FLAGS, names: Container[str] | None = None
+) -> Parser:
+    """The parser of a command line, by groups of flags.
+
+    :param names: the fields of `cls` that are its flags; None: all of them.
+    """
+    parser = Parser(prog, description, usage)
+    flags = [f for f in fields(cls) if names is None or f.name in names]
+    used = {f.metadata["group"] for f in flags}
+    groups = {title: parser.add_argument_group(title, said) for title, said in GROUPS.items() if title in used}
+    for f in flags:
         meta, group = f.metadata, groups[f.metadata["group"]]
         names = [f"--{name}" for name in (f.name, *meta["aliases"])]
         options: dict[str, Any] = {"dest": f.name, "default": argparse.SUPPRESS, "help": _help_of(f)}

@@ -16,7 +16,10 @@ from diffusion_lm.errors import InputError
 logger = logging.getLogger(__name__)
 
 # of two files with the stem of a video, one with such an extension is taken: the other may be its subtitles
-VIDEO_EXTENSIONS = {"3gp", "avi", "flv", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "ts", "webm", "wmv"}
+VIDEO_EXTENSIONS = {
+    "3g2", "3gp", "asf", "avi", "divx", "dv", "f4v", "flv", "m2ts", "m2v", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg",
+    "mts", "mxf", "ogm", "ogv", "rm", "rmvb", "ts", "vob", "webm", "wmv",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

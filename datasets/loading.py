@@ -182,14 +182,26 @@ def test_loader(videos: TestVideos, batch_size: int, num_workers: int, pin_memor
 test_loader.__test__ = False  # not a pytest function
 
 
-def _loader(dataset: Dataset, batch_size: int, num_workers: int, pin_memory: bool, **options: object) -> DataLoader:
+def separate_loader(videos: TestVideos, batch_size: int, num_workers: int, pin_memory: bool) -> DataLoader:
+    """Lists of samples in order, with an InputError in the place of each that does not decode."""
+    return _loader(videos, batch_size, num_workers, pin_memory, collate_fn=list)
+
+
+def _loader(
+    dataset: Dataset,
+    batch_size: int,
+    num_workers: int,
+    pin_memory: bool,
+    collate_fn: Callable[[list], object] | None = None,
+    **options: object,
+) -> DataLoader:
     workers = min(num_workers, os.cpu_count() or 1)
     return DataLoader(
         dataset,
         batch_size=batch_size,
         num_workers=workers,
         pin_memory=pin_memory,
-        collate_fn=_collate,
+        collate_fn=collate_fn or _collate,
         worker_init_fn=_init_worker,
         persistent_workers=workers > 0,
         **options,

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from config import Config
 from datasets.annotations import Split
@@ -29,10 +29,6 @@ class Embeddings:
 
 def fingerprint(model: RetrievalModel, split: Split, config: Config) -> dict[str, str]:
     """All that embeddings depend on, by the name that a message can use. Sampling has no part in it."""
-    weights = hashlib.sha256()
-    for name, tensor in sorted(model.clip.state_dict().items()):
-        weights.update(name.encode())
-        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     pairs = [(clip.video_id, clip.captions, clip.start, clip.end) for clip in split.clips]
     return {
         "data set": split.dataset,
@@ -40,8 +36,17 @@ def fingerprint(model: RetrievalModel, split: Split, config: Config) -> dict[str
         "captions and videos": hashlib.sha256(json.dumps(pairs).encode()).hexdigest(),
         "--num_frames": str(config.num_frames),
         "--input_res": str(config.input_res),
-        "CLIP weights": weights.hexdigest(),
+        "CLIP weights": digest(model.clip),
     }
+
+
+def digest(module: nn.Module) -> str:
+    """SHA-256 of the names and values of all weights."""
+    weights = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return weights.hexdigest()
 
 
 def save_embeddings(path: Path, embeddings: Embeddings, split: Split, marks: dict[str, str]) -> None:

@@ -1,0 +1,220 @@
+"""Seconds that search.py takes to index and to query: `python benchmarks/bench_search.py --json FILE`.
+
+100 entries are videos of MovingShapes, which are drawn, decoded, encoded and written. Of 1,000 and 10,000 the features
+are synthetic, so indexing them is writing alone. A query is all that happens from a sentence to its ranking once the
+index is loaded: by TextDiffs of the demo's sizes on the tiny CLIP (untrained, which costs the same), and by X-Pool with
+features as wide and of as many frames as those of ViT-B/32. faiss is measured on its own, on more vectors than are
+compared one by one.
+
+With --index, the queries of search_queries.json are searched for in an index, and the ranks of the right videos shown:
+
+    python search.py index --videos_dir=data/MovingShapes/videos --index=INDEX --exp_name=demo --datetime=RUN
+    python search.py index --videos_dir=MORE --index=INDEX
+    python benchmarks/bench_search.py --index=INDEX
+"""
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch.nn import functional as F
+from transformers import CLIPConfig
+
+from config import SearchConfig
+from datasets.moving_shapes import generate
+from diffusion_lm.denoiser import DENOISERS, Denoiser
+from diffusion_lm.errors import InputError
+from diffusion_lm.gaussian_diffusion import GaussianDiffusion
+from diffusion_lm.vocabulary import Vocabulary
+from model.clip import TINY_FOLDER, build_clip
+from model.retrieval import RetrievalModel
+from model.textdiffs import TextDiffs
+from model.xpool import XPool
+from modules.text_diffusion import TextDiffusion
+from trainer.device import set_up
+from trainer.run_folder import run_program
+from video_index.encoding import Encoder, update
+from video_index.files import changes
+from video_index.first_stage import EXACT_ROWS, FirstStage
+from video_index.searching import Searcher
+from video_index.searching_model import load_model
+from video_index.store import SHARD_CLIPS, Head, IndexedClip, Store, read_head
+
+logger = logging.getLogger(__name__)
+
+QUERIES = json.loads(Path(__file__).with_name("search_queries.json").read_text(encoding="utf-8"))["queries"]
+CPU = torch.device("cpu")
+FRAMES, LENGTH, STEPS, DENOISER = 6, 20, 10, "tiny"  # of the demo
+WIDE_FRAMES, WIDE = 12, 512  # of ViT-B/32
+MOST_SECONDS = 1.0  # that a query among 10,000 may take
+Figures = dict[str, dict[str, float]]
+
+
+def textdiffs() -> TextDiffs:
+    """As the demo's, untrained."""
+    vocabulary = Vocabulary.from_captions([query["query"] for query in QUERIES])
+    student, teacher = (Denoiser(DENOISERS[DENOISER], len(vocabulary), FRAMES) for _ in range(2))
+    clip = build_clip(CLIPConfig.from_pretrained(TINY_FOLDER).to_dict(), TINY_FOLDER)
+    width = clip[0].config.projection_dim
+    diffusion = TextDiffusion(student, teacher, GaussianDiffusion.sqrt(STEPS), width, LENGTH)
+    return TextDiffs(*clip, diffusion, vocabulary).eval()
+
+
+def wide_xpool() -> XPool:
+    """X-Pool whose tiny CLIP gives features as wide as those of ViT-B/32."""
+    clip = CLIPConfig.from_pretrained(TINY_FOLDER).to_dict() | {"projection_dim": WIDE}
+    return XPool(*build_clip(clip, TINY_FOLDER)).eval()
+
+
+def settings(index: Path, frames: int = FRAMES) -> SearchConfig:
+    """Those of a query, with all defaults."""
+    return SearchConfig.parse(["query", "x", f"--index={index}", "--clip_arch=tiny", f"--num_frames={frames}"])
+
+
+def timed(function: Callable[[], object]) -> tuple[float, object]:
+    """Seconds of a call, and what it returned."""
+    started = time.perf_counter()
+    result = function()
+    return time.perf_counter() - started, result
+
+
+def new_store(folder: Path) -> Store:
+    return Store.create(folder, Head({"made with": "a benchmark"}, {}, 30.0))
+
+
+def query_seconds(model: RetrievalModel, folder: Path, frames: int) -> tuple[float, list[float]]:
+    """Seconds to load an index, and of each query."""
+    loading, searcher = timed(
+        lambda: Searcher(model, Store(folder, read_head(folder)), settings(folder, frames), CPU, torch.float32)
+    )
+    searcher.by_text("a first query, which starts threads")
+    return loading, [timed(lambda text=query["query"]: searcher.by_text(text))[0] for query in QUERIES]
+
+
+def real_videos(folder: Path, count: int, figures: Figures) -> str:
+    """Index videos; once more when nothing has changed; and query."""
+    generate(folder / "data", train_videos=0, test_videos=count)
+    held, model = new_store(folder / "real"), textdiffs()
+    encoder = Encoder(model, settings(folder / "real"), CPU, torch.float32)
+    update(new_store(folder / "before"), changes(held, folder / "data"), encoder)  # libraries and processes start here
+    first, _ = timed(lambda: update(held, changes(held, folder / "data"), encoder))
+    again, _ = timed(lambda: update(held, changes(held, folder / "data"), encoder))
+    figures["seconds"] |= {f"index_{count}_videos": first, f"index_{count}_again": again}
+    return row(f"{count} videos", first, *query_seconds(model, folder / "real", FRAMES), str(count), figures)
+
+
+def synthetic(folder: Path, model: RetrievalModel, count: int, frames: int, name: str, figures: Figures) -> str:
+    """Write an index of random features, load and query it."""
+    generator = torch.Generator().manual_seed(count)
+    features = torch.randn(count, frames, model.embed_dim, generator=generator)
+    clips = [IndexedClip(f"/videos/{number}.mp4", 1, 1, 0, 1, 0.0, 10.0) for number in range(count)]
+    held = new_store(folder / name)
+
+    def write() -> None:
+        for start in range(0, count, SHARD_CLIPS):
+            held.add(clips[start : start + SHARD_CLIPS], features[start : start + SHARD_CLIPS])
+        held.compact()
+
+    seconds, _ = timed(write)
+    figures["seconds"][f"write_{name}"] = seconds
+    return row(name, seconds, *query_seconds(model, folder / name, frames), name, figures)
+
+
+def row(label: str, index: float, loading: float, queries: list[float], name: str, figures: Figures) -> str:
+    """A line of the table; its figures are kept."""
+    figures["seconds"] |= {
+        f"load_{name}": loading, f"query_{name}": median(queries), f"slowest_query_{name}": max(queries)
+    }  # fmt: skip
+    return f"{label:<18}{index:10.2f}{loading:10.2f}{median(queries):14.3f}{max(queries):14.3f}"
+
+
+def with_faiss(folder: Path, count: int, figures: Figures) -> str:
+    """The first stage of `count` clustered vectors: exact, and with faiss."""
+    generator = torch.Generator().manual_seed(0)
+    centres = 2 * torch.randn(count // 200, 128, generator=generator)
+    means = centres[torch.randint(len(centres), (count,), generator=generator)]
+    means = means + torch.randn(count, 128, generator=generator)
+    queries = means[:20] + 0.1 * torch.randn(20, 128, generator=generator)
+    arranging, stage = timed(lambda: FirstStage(means, folder))
+    unit = F.normalize(means, dim=-1)
+    spent, exact, found = [], [], 0.0
+    for query in queries:
+        seconds, best = timed(lambda query=query: stage.best(query[None], 500))
+        spent.append(seconds)
+        seconds, expected = timed(lambda query=query: (unit @ F.normalize(query, dim=0)).topk(500).indices)
+        exact.append(seconds)
+        found += len(set(best[1].tolist()) & set(expected.tolist())) / 500 / len(queries)
+    figures["seconds"] |= {"faiss_arranging": arranging, "faiss_query": median(spent), "exact_query": median(exact)}
+    figures["errors"]["faiss_missed"] = 1 - found
+    return (
+        f"faiss, {count} vectors of 128: {arranging:.1f} s to arrange once, {1000 * median(spent):.2f} ms a query, "
+        f"{100 * found:.1f} % of the true 500 best; all of them compared: {1000 * median(exact):.2f} ms"
+    )
+
+
+def found_first(index: Path, figures: Figures) -> str:
+    """Search for the queries of search_queries.json; the rank of each right video."""
+    head = read_head(index)
+    if head is None:
+        raise InputError(f"--index={index} is no index")
+    config = SearchConfig.parse(["query", "x", f"--index={index}", "--gpu=cpu", "--topk=1000000"])
+    model, _ = load_model(config, head, CPU)
+    searcher = Searcher(model, Store(index, head), config, CPU, torch.float32)
+    lines, ranks = [], []
+    for query in QUERIES:
+        names = [Path(hit.clip.file).name for hit in searcher.by_text(query["query"])]
+        if query["video"] not in names:
+            raise InputError(f"--index={index} does not hold {query['video']}")
+        ranks.append(names.index(query["video"]) + 1)
+        lines.append(f"{ranks[-1]:4}  {query['video']:<18}{query['query']}")
+    first = sum(rank == 1 for rank in ranks)
+    figures["ratios"] |= {
+        "right_first": first / len(ranks),
+        "right_in_first_5": sum(r <= 5 for r in ranks) / len(ranks),
+    }
+    lines.append(f"{first} of {len(ranks)} right first, median rank {median(ranks):g}, {len(searcher.clips)} clips")
+    return "\n".join(["rank", *lines])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--quick", action="store_true", help="10 videos, 100 entries and no faiss, to see that it runs")
+    parser.add_argument("--index", type=Path, help="index in which to search for the queries of search_queries.json")
+    arguments = parser.parse_args()
+    set_up(CPU, 0)
+    figures: Figures = {"seconds": {}, "ratios": {}, "memory_gb": {}, "errors": {}}
+    if arguments.index:
+        logger.info(found_first(arguments.index, figures))
+    else:
+        logger.info("%d threads, torch %s", torch.get_num_threads(), torch.__version__)
+        with tempfile.TemporaryDirectory() as folder:
+            measure(Path(folder), arguments.quick, figures)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def measure(folder: Path, quick: bool, figures: Figures) -> None:
+    """All times."""
+    logger.info(f"{'entries':<18}{'index s':>10}{'load s':>10}{'query s':>14}{'slowest s':>14}")
+    logger.info(real_videos(folder, 10 if quick else 100, figures))
+    sizes = (100,) if quick else (1_000, 10_000)
+    model = textdiffs()
+    for count in sizes:
+        logger.info(synthetic(folder, model, count, FRAMES, str(count), figures))
+    wide = wide_xpool()
+    logger.info(synthetic(folder, wide, sizes[-1], WIDE_FRAMES, f"{sizes[-1]}_wide", figures))
+    figures["ratios"]["query_to_limit"] = figures["seconds"][f"query_{sizes[-1]}"] / MOST_SECONDS
+    if not quick:
+        logger.info(with_faiss(folder, 2 * EXACT_ROWS, figures))
+
+
+if __name__ == "__main__":
+    sys.exit(run_program("bench_search.py", main))

@@ -1,0 +1,109 @@
+"""Which videos there are, which of them an index does not hold as they are now, and the parts of a long one."""
+
+import logging
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets.annotations import VIDEO_EXTENSIONS
+from datasets.container import packet_times
+from diffusion_lm.errors import InputError
+from video_index.store import IndexedClip, Store
+
+logger = logging.getLogger(__name__)
+
+FILES_AT_ONCE = 256  # whose lengths are read before they are encoded
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What an index must do to hold the videos as they are now."""
+
+    missing: dict[str, os.stat_result]  # files with parts that it does not hold, with what the system says of them
+    outdated: set[str]  # files that it holds but that have changed or are gone
+    gone: int  # of those, how many are gone
+    there: int  # files that are there
+
+
+def video_files(folder: Path) -> dict[str, os.stat_result]:
+    """All video files below a folder, by absolute path, in order. Links are followed; hidden names are left out.
+
+    :raises InputError: the folder is not there or holds no video: then it is rather not mounted than emptied.
+    """
+    if not folder.is_dir():
+        raise InputError(f"--videos_dir={folder} is no folder")
+    found, seen = {}, set()
+    for place, folders, names in os.walk(folder.absolute(), followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()  # a link to a folder above it
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if name.startswith(".") or name.rpartition(".")[2].lower() not in VIDEO_EXTENSIONS:
+                continue
+            path = os.path.join(place, name)
+            try:
+                found[os.path.normpath(path)] = os.stat(path)
+            except OSError:
+                logger.warning("%s cannot be read: a link to nowhere?", path)
+    if not found:
+        raise InputError(f"--videos_dir={folder} holds no video file ({', '.join(sorted(VIDEO_EXTENSIONS))})")
+    return dict(sorted(found.items()))
+
+
+def is_current(clip: IndexedClip, stat: os.stat_result) -> bool:
+    """Whether a clip was read from the file as it is now."""
+    return (clip.size, clip.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+
+
+def changes(store: Store, folder: Path) -> Changes:
+    """Compare an index with the videos below a folder. Files elsewhere that it holds are left as they are."""
+    found = video_files(folder)
+    root = os.path.normpath(folder.absolute())
+    held: dict[str, int] = {}
+    outdated = set()
+    for clip, _ in store.clips.values():
+        if os.path.commonpath([root, clip.file]) != root:
+            continue
+        stat = found.get(clip.file)
+        if stat is not None and is_current(clip, stat):
+            held[clip.file] = held.get(clip.file, 0) + 1
+        else:
+            outdated.add(clip.file)
+    whole = {clip.file for clip, _ in store.clips.values() if held.get(clip.file) == clip.parts}
+    missing = {file: stat for file, stat in found.items() if file not in whole}
+    return Changes(missing, outdated, sum(file not in found for file in outdated), len(found))
+
+
+def parts_of(file: str, stat: os.stat_result, window: float) -> list[IndexedClip]:
+    """A video in parts of about `window` seconds; a last one of less than half of that belongs to the one before."""
+    seconds = duration(Path(file))
+    state = (file, stat.st_size, stat.st_mtime_ns)
+    if seconds is None:
+        return [IndexedClip(*state)]
+    count = max(1, int(seconds / window + 0.5))
+    ends = [*(window * (part + 1) for part in range(count - 1)), round(seconds, 3)]
+    return [IndexedClip(*state, part, count, window * part, end) for part, end in enumerate(ends)]
+
+
+def duration(path: Path) -> float | None:
+    """Seconds of a video by the times of its packets, which headers only promise; None where they tell nothing."""
+    times, _ = packet_times(path)
+    shown = sorted(time for time in times if time >= 0)  # an edit list hides what lies before 0
+    if len(shown) < 2 or shown[-1] <= shown[0]:
+        return None
+    return (shown[-1] + (shown[-1] - shown[0]) / (len(shown) - 1)) / 1000
+
+
+def missing_parts(store: Store, files: dict[str, os.stat_result], window: float) -> Iterator[list[IndexedClip]]:
+    """The clips of files that an index does not hold, the clips of some files at a time."""
+    names = list(files)
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for start in range(0, len(names), FILES_AT_ONCE):
+            some = names[start : start + FILES_AT_ONCE]
+            found = pool.map(lambda file: parts_of(file, files[file], window), some)
+            yield [clip for clips in found for clip in clips if (clip.file, clip.part) not in store.clips]

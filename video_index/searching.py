@@ -1,0 +1,204 @@
+"""Queries over an index, in up to three stages that are each dearer than the one before and see fewer clips.
+
+1. All clips by the cosine of the query with the mean of their frames (`mean_pooled`).
+2. The best --pool_topk of them by the model's own pooling of the frames for the query (`pooled`).
+3. Where the model moves texts, the best --rerank_topk of those by its score: the text is diffused, or sampled, towards
+   each clip (`moved`).
+
+A clip that a later stage saw ranks before all that it did not see. With --pool_topk=0 --rerank_topk=0 the ranking is
+that of the model's score of all pairs.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from config import SearchConfig
+from diffusion_lm.errors import InputError
+from model.retrieval import RetrievalModel, Texts, Videos
+from modules.parallel import map_in_order, one_thread_per_item
+from modules.similarity import automatic_block, check_finite
+from trainer.device import autocast
+from video_index.encoding import Encoder
+from video_index.files import is_current, parts_of
+from video_index.first_stage import FirstStage
+from video_index.store import IndexedClip, Place, Store
+
+PAIRS_AT_ONCE = 4096  # of the second stage
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A clip, or a sentence for one, and how well it fits."""
+
+    score: float
+    stage: str  # "mean_pooled", "pooled" or "moved": what the score is
+    clip: IndexedClip
+    sentence: str | None = None
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """Pairs of texts and videos, the best first."""
+
+    text_index: Tensor  # (P,)
+    video_index: Tensor  # (P,)
+    scores: Tensor  # (P,)
+    stages: list[str]  # (P,), the latest first
+
+    def head(self, count: int) -> "_Ranking":
+        """The best `count` pairs."""
+        return _Ranking(self.text_index[:count], self.video_index[:count], self.scores[:count], self.stages[:count])
+
+    def rescored(self, scores: Tensor, stage: str) -> "_Ranking":
+        """The first pairs by their scores of a later stage (n,), before the others as they were."""
+        scores, order = scores.cpu().sort(descending=True, stable=True)
+        count = len(order)
+        text_index, video_index, all_scores = (
+            torch.cat([new, old[count:]])
+            for new, old in (
+                (self.text_index[:count][order], self.text_index),
+                (self.video_index[:count][order], self.video_index),
+                (scores, self.scores),
+            )
+        )
+        return _Ranking(text_index, video_index, all_scores, [stage] * count + self.stages[count:])
+
+
+class Searcher:
+    """Answers queries.
+
+    :param model: in evaluation mode, on `device`.
+    :param dtype: of the matrix products.
+    :raises InputError: the index holds nothing.
+    """
+
+    def __init__(
+        self, model: RetrievalModel, store: Store, config: SearchConfig, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.model, self.store, self.config, self.device, self.dtype = model, store, config, device, dtype
+        self.encoder = Encoder(model, config, device, dtype)
+        held = [(clip, place) for clip, place in store.clips.values() if place.row is not None]
+        if not held:
+            raise InputError(f"--index={store.folder} holds no video: index some first")
+        self.clips: list[IndexedClip] = [clip for clip, _ in held]
+        self.places: list[Place] = [place for _, place in held]
+        self.first = FirstStage(store.video_features(self.places), store.folder)
+
+    @torch.no_grad()
+    def by_text(self, text: str) -> list[Hit]:
+        """The best --topk clips for a text."""
+        with autocast(self.device, self.dtype):
+            texts = self._texts([text])
+            pooled = self.config.pool_topk
+            wanted = 0 if pooled == 0 else max(pooled, self.config.topk)
+            cosines, chosen = self.first.best(texts.features.cpu(), wanted)
+            seen = chosen[:pooled] if pooled else chosen
+            videos = self._videos(self.store.frames([self.places[index] for index in seen.tolist()]))
+            everything = torch.arange(len(chosen))
+            ranking = _Ranking(torch.zeros_like(everything), everything, cosines, ["mean_pooled"] * len(chosen))
+            ranking = self._refined(texts, videos, ranking, len(seen)).head(self.config.topk)
+        indices = chosen[ranking.video_index].tolist()
+        return [
+            Hit(score, stage, self.clips[index])
+            for score, stage, index in zip(ranking.scores.tolist(), ranking.stages, indices, strict=True)
+        ]
+
+    @torch.no_grad()
+    def like(self, video: str) -> list[Hit]:
+        """The best --topk clips of other videos by the cosine of the mean-pooled features; of a long video, the part
+        that is most like the clip counts.
+
+        :raises InputError: the video is not in the index and does not decode.
+        """
+        clips, frames = self.frames_of(video)
+        own = sum(clip.file == clips[0].file for clip in self.clips)
+        cosines, chosen = self.first.best(frames.mean(1), self.config.topk + own)
+        hits = [
+            Hit(score, "mean_pooled", self.clips[index])
+            for score, index in zip(cosines.tolist(), chosen.tolist(), strict=True)
+        ]
+        return [hit for hit in hits if hit.clip.file != clips[0].file][: self.config.topk]
+
+    @torch.no_grad()
+    def describe(self, video: str, sentences: Sequence[str]) -> list[Hit]:
+        """The best --topk of N sentences for a video; of a long video, the part that fits a sentence best counts.
+
+        :raises InputError: the video is not in the index and does not decode.
+        """
+        clips, frames = self.frames_of(video)
+        with autocast(self.device, self.dtype):
+            texts, videos = self._texts(sentences), self._videos(frames)
+            means = F.normalize(frames.mean(1), dim=-1).to(self.device)
+            cosines = (F.normalize(texts.features.float(), dim=-1) @ means.t()).flatten().cpu()
+            cosines, pairs = cosines.sort(descending=True, stable=True)
+            text_index, video_index = pairs // len(clips), pairs % len(clips)
+            ranking = _Ranking(text_index, video_index, cosines, ["mean_pooled"] * len(pairs))
+            ranking = self._refined(texts, videos, ranking, self.config.pool_topk or len(pairs))
+        return _first_of_each(ranking, clips, sentences)[: self.config.topk]
+
+    def frames_of(self, video: str) -> tuple[list[IndexedClip], Tensor]:
+        """The clips of a video and their frame features (clips, F, D), from the index if it holds them as they are.
+
+        :raises InputError: it is not there or does not decode.
+        """
+        file = os.path.abspath(video)
+        try:
+            stat = os.stat(file)
+        except OSError as error:
+            raise InputError(f"video {video} cannot be read: {error.strerror}") from error
+        held = [index for index, clip in enumerate(self.clips) if clip.file == file and is_current(clip, stat)]
+        if held and len(held) == self.clips[held[0]].parts:
+            return [self.clips[index] for index in held], self.store.frames([self.places[index] for index in held])
+        clips = parts_of(file, stat, self.store.head.window)
+        return clips, self.encoder.all(clips)
+
+    def _texts(self, sentences: Sequence[str]) -> Texts:
+        """Sentences, encoded and ready to be scored."""
+        tokens = self.model.tokenize(sentences)
+        ids = [part.to(self.device) for part in tokens.pop("token_ids").split(self.config.batch_size)]
+        features = torch.cat([self.model.encode_texts(part) for part in ids])
+        check_finite("text", features, sentences)
+        return self.model.texts(sentences, features, **{name: rows.to(self.device) for name, rows in tokens.items()})
+
+    def _videos(self, frames: Tensor) -> Videos:
+        return self.model.videos(frames.to(self.device))
+
+    def _refined(self, texts: Texts, videos: Videos, ranking: _Ranking, pooled: int) -> _Ranking:
+        """The second stage for the first `pooled` pairs of a ranking, then the third where there is one."""
+        ranking = ranking.rescored(self._pooled(texts, videos, ranking.head(pooled)), "pooled")
+        if not self.model.moves_text:
+            return ranking
+        best = ranking.head(min(self.config.rerank_topk or pooled, pooled))
+        return ranking.rescored(self._moved(texts, videos, best), "moved")
+
+    def _pooled(self, texts: Texts, videos: Videos, pairs: _Ranking) -> Tensor:
+        """cos(text as encoded, p(v|t)) of pairs, (P,)."""
+        scores = []
+        for rows in torch.arange(len(pairs.scores)).split(PAIRS_AT_ONCE):
+            text_index, video_index = (index[rows].to(self.device) for index in (pairs.text_index, pairs.video_index))
+            pooled = self.model.pool(texts, videos, text_index, video_index)
+            scores.append(F.cosine_similarity(texts.features[text_index].float(), pooled.float(), dim=-1))
+        return torch.cat(scores)
+
+    def _moved(self, texts: Texts, videos: Videos, pairs: _Ranking) -> Tensor:
+        """The model's own score of pairs, (P,)."""
+        count = len(pairs.scores)
+        block = self.config.batch_size_split or automatic_block(self.model.pair_bytes, self.device, count)
+        blocks = zip(pairs.text_index.split(block), pairs.video_index.split(block), strict=True)
+        with one_thread_per_item(self.device) as workers:
+            scored = map_in_order(lambda block: self.model.score_pairs(texts, videos, *block).strict, blocks, workers)
+            return torch.cat(list(scored))
+
+
+def _first_of_each(ranking: _Ranking, clips: Sequence[IndexedClip], sentences: Sequence[str]) -> list[Hit]:
+    """Each sentence once, with the clip that it ranks highest with."""
+    hits: dict[int, Hit] = {}
+    columns = (ranking.text_index.tolist(), ranking.video_index.tolist(), ranking.scores.tolist(), ranking.stages)
+    for text, video, score, stage in zip(*columns, strict=True):
+        hits.setdefault(text, Hit(score, stage, clips[video], sentences[text]))
+    return list(hits.values())

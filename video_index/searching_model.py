@@ -1,0 +1,64 @@
+"""The model that an index belongs to: from the flags of a command line, or from those that the index keeps."""
+
+import logging
+
+import torch
+
+from config import SearchConfig
+from diffusion_lm.errors import InputError
+from model.factory import create_model, restore_model
+from model.retrieval import RetrievalModel
+from trainer.checkpoints import find_checkpoint, load_checkpoint
+from trainer.device import set_up
+from trainer.embeddings import digest
+from video_index.store import Head
+
+logger = logging.getLogger(__name__)
+
+WINDOW = 30.0  # seconds
+MADE_WITH = "made with"  # the entry of Head.model that is for people, not compared
+
+
+def load_model(config: SearchConfig, head: Head | None, device: torch.device) -> tuple[RetrievalModel, Head]:
+    """The model of the command line, else that of the index, in evaluation mode; and what an index of it begins with.
+
+    :param config: takes over what the index or the checkpoint say.
+    :param head: of the index, None for a new one.
+    :raises InputError: there is no such model, or the index belongs to another one.
+    """
+    if head is not None and not config.names_model:
+        config.take_model(head.flags)
+    flags = config.model_flags()  # before the checkpoint's own settings join them
+    set_up(device, config.seed)  # of a CLIP with random weights
+    if config.load_epoch is None:
+        path, model = None, create_model(config)
+    else:
+        path = find_checkpoint(config)
+        model = restore_model(config, load_checkpoint(path), path)
+    for note in config.notes():
+        logger.info(note)
+    marks = {
+        MADE_WITH: str(path.resolve()) if path else f"CLIP {config.clip_path or config.clip_arch} ({config.arch})",
+        "--num_frames": str(config.num_frames),
+        "--input_res": str(config.input_res),
+        "model weights": digest(model),
+    }
+    made = Head(marks, flags, config.window or (WINDOW if head is None else head.window))
+    if head is not None:
+        _refuse_another(config, head, made)
+    return model.to(device).eval(), made
+
+
+def _refuse_another(config: SearchConfig, head: Head, here: Head) -> None:
+    """:raises InputError: an index was made with another model or window."""
+    different = [name for name, value in here.model.items() if name != MADE_WITH and head.model.get(name) != value]
+    if different:
+        raise InputError(
+            f"--index={config.index} belongs to another model: it was made with {head.model.get(MADE_WITH)}, not with "
+            f"{here.model[MADE_WITH]}, and differs in {', '.join(different)}"
+        )
+    if head.window != here.window:
+        raise InputError(
+            f"--index={config.index} has parts of --window={head.window:g} seconds, not {here.window:g}: leave the "
+            "flag out or give another folder"
+        )
