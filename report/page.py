@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from config import Config
 from datasets.annotations import Split
 from diffusion_lm.errors import InputError
-from diffusion_lm.weights import written_whole
+from diffusion_lm.files import written_whole
 from model.retrieval import RetrievalModel
 from modules.similarity import Similarity
 from report import charts

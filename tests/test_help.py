@@ -188,3 +188,13 @@ def test_progress_is_told_in_one_place():
         name for name, text in sources.items() if re.search(r"^\s*(from|import) tqdm\b(?!\.contrib)", text, re.M)
     }
     assert importers == {"Diffusion-LM/diffusion_lm/progress.py"}
+
+
+def test_programs_that_prepare_data_do_not_wait_for_torch():
+    """Each of their worker processes would, and those that draw MovingShapes."""
+    modules = (
+        "preprocess.check_data, preprocess.cache_frames, preprocess.compress_video, datasets.moving_shapes, search"
+    )
+    code = f"import sys, {modules}; sys.exit(sorted({{'torch', 'transformers'}} & set(sys.modules)) or None)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
