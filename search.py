@@ -33,7 +33,7 @@ def index(config: SearchConfig) -> None:
     # 1. model
     folder, videos_dir = Path(config.index), Path(config.videos_dir)
     head = read_head(folder)
-    video_files(videos_dir)  # a wrong folder answers before the model is there
+    files = video_files(videos_dir)  # a wrong folder answers before the model is there
     device = choose_device(config.gpu)
     model, made = load_model(config, head, device)
     logger.info("model: %s", made.model[MADE_WITH])
@@ -41,7 +41,7 @@ def index(config: SearchConfig) -> None:
     with only_writer(folder):
         # 2. what is new
         store = Store(folder, head) if head else Store.create(folder, made)
-        found = changes(store, videos_dir)
+        found = changes(store, videos_dir, files)
         logger.info(
             "%d videos in %s: %d to encode; %d in the index have changed, %d are gone",
             found.there, videos_dir, len(found.missing), len(found.outdated) - found.gone, found.gone,

@@ -530,6 +530,23 @@ def test_a_thumbnail_is_the_middle_of_the_part(three_colours, tmp_path):
     assert "is gone" in problem
 
 
+def test_names_that_are_no_text(made, search, drawn, tmp_path):
+    folder = os.fsencode(tmp_path / "videos")
+    os.mkdir(folder)
+    name = os.path.join(folder, b"caf\xe9.mp4")  # Latin-1
+    shutil.copy(os.fsencode(drawn / "clip0.mp4"), name)
+    good = tmp_path / "videos" / "caf\u00e9 $x$.mp4"
+    shutil.copy(drawn / "clip1.mp4", good)
+    printed = made(tmp_path / "videos")
+    assert "caf\ufffd.mp4 cannot be read: its name is not UTF-8" in printed
+    assert "1 clips encoded" in printed
+    index, sheet = f"--index={tmp_path / 'index'}", f"--contact_sheet={tmp_path / 'sheet.png'}"
+    (answer,) = answers(search("query", "caf\u00e9 $x_$", index, "--json", sheet))
+    assert answer["hits"][0]["file"] == str(good)
+    assert str(good) in search("query", "a", index).out
+    refused(search("query", index, f"--like={os.fsdecode(name)}"), "its name is not UTF-8")
+
+
 def test_plain_clip_searches_too(search, videos, tmp_path):
     index = f"--index={tmp_path / 'plain'}"
     done = search("index", f"--videos_dir={videos}", index, "--clip_arch=tiny", "--gpu=cpu", "--num_workers=0")
@@ -622,7 +639,7 @@ def test_bad_files(made, search, videos, tmp_path):
     refused(search("query", index, "--queries=-", stdin="\n \n"), "--queries=- holds no line of text")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     refused(search("query", index, f"--queries={tmp_path / 'latin.txt'}"), "latin.txt cannot be read")
-    refused(search("query", index, "--like=nowhere.mp4"), "video nowhere.mp4 cannot be read: No such file")
+    refused(search("query", index, "--like=nowhere.mp4"), "nowhere.mp4 cannot be read: No such file")
     (tmp_path / "bad.mp4").write_text("no video")
     refused(search("query", index, f"--like={tmp_path / 'bad.mp4'}"), "bad.mp4 does not open")
     refused(search("query", "a", index, f"--contact_sheet={tmp_path / 'no' / 'sheet.png'}"), "cannot be written")

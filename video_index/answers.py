@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 GREY = np.full((3, 4, 3), 200, dtype=np.uint8)  # in the place of a thumbnail that cannot be made
 TITLE_LENGTH, NAME_LENGTH = 100, 26
 CELL_INCHES = (2.2, 2.0)
+MOST_CELLS = 100  # in each direction; a picture may be 65,536 pixels wide
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,15 @@ def as_json(answer: Answer) -> str:
         for rank, hit in enumerate(answer.hits, start=1)
     ]
     record: dict[str, Any] = {answer.kind: answer.query, "seconds": round(answer.seconds, 4), "hits": hits}
-    return json.dumps(record, ensure_ascii=False)
+    return json.dumps(record)
 
 
 def as_table(answer: Answer) -> str:
     """The query and a line for each hit: rank, score, time and file or sentence."""
-    lines = [
-        f"{rank:4}  {hit.score:7.4f}  {time_of(hit):>21}  {hit.clip.file if hit.sentence is None else hit.sentence}"
-        for rank, hit in enumerate(answer.hits, start=1)
-    ]
+    lines = []
+    for rank, hit in enumerate(answer.hits, start=1):
+        what = hit.clip.file if hit.sentence is None else hit.sentence
+        lines.append(f"{rank:4}  {hit.score:7.4f}  {time_of(hit):>21}  {what}")
     title = answer.query if answer.kind == "query" else f"{answer.kind} {answer.query}"
     return "\n".join([f"{title}  ({answer.seconds:.3f} s)", *lines])
 
@@ -84,6 +85,9 @@ def contact_sheet(path: Path, answers: Sequence[Answer]) -> None:
     """
     from matplotlib.figure import Figure  # slow to import
 
+    if len(answers) > MOST_CELLS or any(len(answer.hits) > MOST_CELLS for answer in answers):
+        logger.warning("%s shows the first %d queries, and of each the first %d hits", path, MOST_CELLS, MOST_CELLS)
+        answers = [replace(answer, hits=answer.hits[:MOST_CELLS]) for answer in answers[:MOST_CELLS]]
     columns = max(len(answer.hits) for answer in answers)
     width, height = CELL_INCHES
     figure = Figure(figsize=(max(6, columns * width), len(answers) * (height + 0.4)), layout="constrained")

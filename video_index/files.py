@@ -45,14 +45,29 @@ def video_files(folder: Path) -> dict[str, os.stat_result]:
         for name in names:
             if name.startswith(".") or name.rpartition(".")[2].lower() not in VIDEO_EXTENSIONS:
                 continue
-            path = os.path.join(place, name)
+            path = os.path.normpath(os.path.join(place, name))
             try:
-                found[os.path.normpath(path)] = os.stat(path)
-            except OSError:
-                logger.warning("%s cannot be read: a link to nowhere?", path)
+                found[path] = state_of(path)
+            except InputError as error:
+                logger.warning("left out: %s", error)
     if not found:
         raise InputError(f"--videos_dir={folder} holds no video file ({', '.join(sorted(VIDEO_EXTENSIONS))})")
     return dict(sorted(found.items()))
+
+
+def state_of(path: str) -> os.stat_result:
+    """What the system says of a file.
+
+    :raises InputError: it cannot be read, or has a name at which OpenCV would end the process.
+    """
+    try:
+        path.encode()
+        return os.stat(path)
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(path).decode("utf-8", "replace")
+        raise InputError(f"video {shown} cannot be read: its name is not UTF-8, rename it") from error
+    except OSError as error:
+        raise InputError(f"video {path} cannot be read: {error.strerror}") from error
 
 
 def is_current(clip: IndexedClip, stat: os.stat_result) -> bool:
@@ -60,14 +75,16 @@ def is_current(clip: IndexedClip, stat: os.stat_result) -> bool:
     return (clip.size, clip.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
 
 
-def changes(store: Store, folder: Path) -> Changes:
-    """Compare an index with the videos below a folder. Files elsewhere that it holds are left as they are."""
-    found = video_files(folder)
-    root = os.path.normpath(folder.absolute())
+def changes(store: Store, folder: Path, found: dict[str, os.stat_result]) -> Changes:
+    """Compare an index with the videos below a folder. Files elsewhere that it holds are left as they are.
+
+    :param found: what `video_files` found in the folder.
+    """
+    root = os.path.join(os.path.normpath(folder.absolute()), "")
     held: dict[str, int] = {}
     outdated = set()
     for clip, _ in store.clips.values():
-        if os.path.commonpath([root, clip.file]) != root:
+        if not clip.file.startswith(root):
             continue
         stat = found.get(clip.file)
         if stat is not None and is_current(clip, stat):

@@ -24,11 +24,12 @@ from modules.parallel import map_in_order, one_thread_per_item
 from modules.similarity import automatic_block, check_finite
 from trainer.device import autocast
 from video_index.encoding import Encoder
-from video_index.files import is_current, parts_of
+from video_index.files import is_current, parts_of, state_of
 from video_index.first_stage import FirstStage
 from video_index.store import IndexedClip, Place, Store
 
 PAIRS_AT_ONCE = 4096  # of the second stage
+UNDIVIDED = 2**20  # a count of pairs so high that memory alone divides them: few are fastest in one block
 
 
 @dataclass(frozen=True)
@@ -147,10 +148,7 @@ class Searcher:
         :raises InputError: it is not there or does not decode.
         """
         file = os.path.abspath(video)
-        try:
-            stat = os.stat(file)
-        except OSError as error:
-            raise InputError(f"video {video} cannot be read: {error.strerror}") from error
+        stat = state_of(file)
         held = [index for index, clip in enumerate(self.clips) if clip.file == file and is_current(clip, stat)]
         if held and len(held) == self.clips[held[0]].parts:
             return [self.clips[index] for index in held], self.store.frames([self.places[index] for index in held])
@@ -187,8 +185,7 @@ class Searcher:
 
     def _moved(self, texts: Texts, videos: Videos, pairs: _Ranking) -> Tensor:
         """The model's own score of pairs, (P,)."""
-        count = len(pairs.scores)
-        block = self.config.batch_size_split or automatic_block(self.model.pair_bytes, self.device, count)
+        block = self.config.batch_size_split or automatic_block(self.model.pair_bytes, self.device, UNDIVIDED)
         blocks = zip(pairs.text_index.split(block), pairs.video_index.split(block), strict=True)
         with one_thread_per_item(self.device) as workers:
             scored = map_in_order(lambda block: self.model.score_pairs(texts, videos, *block).strict, blocks, workers)

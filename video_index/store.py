@@ -242,7 +242,7 @@ class Store:
         lines = []
         for clip, place in placed:
             record = {name: value for name, value in asdict(clip).items() if value is not None}
-            lines.append(json.dumps(record | ({} if place.row is None else {"row": place.row}), ensure_ascii=False))
+            lines.append(json.dumps(record | ({} if place.row is None else {"row": place.row})))
         with _writing(self.folder), written_whole(self._path(shard, "jsonl")) as unfinished:
             unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         self.lines[shard] = len(lines)
