@@ -20,6 +20,10 @@ PUBLISHED_TEXT_LENGTH = 64
 DIFFUSION_ARCHS = ("clip_stochastic",)
 TMASS = ("clip_tmass",)
 BASELINE = ("clip_baseline",)
+RECIPES = {  # defaults of the flags by which the recipes differ
+    "published": {"cond_negatives": 0, "undiffused_loss_weight": 0.0, "score_fusion": 0.0, "condition": "tokens"},
+    "textdiffs": {"cond_negatives": 0, "undiffused_loss_weight": 0.0, "score_fusion": 0.0, "condition": "tokens"},
+}
 CROSS_ATTENTION_ARCHS = ("clip_stochastic", "clip_tmass", "clip_transformer")
 
 
@@ -179,6 +183,45 @@ class Config:
         group="diffusion",
         minimum=3,
         maximum=512,
+        archs=DIFFUSION_ARCHS,
+    )
+    cond_negatives: int | None = flag(
+        None,
+        "K: diffuse each text of a batch also towards K other videos, as evaluation does (default: by --recipe)",
+        group="diffusion",
+        minimum=0,
+        archs=DIFFUSION_ARCHS,
+    )
+    hard_share: float = flag(
+        0.5,
+        "share of --cond_negatives that are the most similar videos of the batch; the others are any",
+        group="diffusion",
+        minimum=0,
+        maximum=1,
+        archs=DIFFUSION_ARCHS,
+        needs="cond_negatives",
+    )
+    undiffused_loss_weight: float | None = flag(
+        None,
+        "weight of the retrieval loss of the texts as encoded (default: by --recipe)",
+        group="diffusion",
+        minimum=0,
+        archs=DIFFUSION_ARCHS,
+    )
+    score_fusion: float | None = flag(
+        None,
+        "weight of the text as encoded in the score of a pair; the diffused text has the rest (default: by --recipe)",
+        group="diffusion",
+        minimum=0,
+        maximum=1,
+        archs=DIFFUSION_ARCHS,
+    )
+    condition: str | None = flag(
+        None,
+        "what the diffusion is conditioned on: cosines of the tokens with the frames, or also of the whole sentence"
+        " (default: by --recipe)",
+        group="diffusion",
+        choices=("tokens", "sentence"),
         archs=DIFFUSION_ARCHS,
     )
     sampler: str = flag(
@@ -363,6 +406,9 @@ class Config:
                 raise InputError(f"--{f.name}={value} is too small: at least {meta['minimum']}")
             if meta["maximum"] is not None and value > meta["maximum"]:
                 raise InputError(f"--{f.name}={value} is too large: at most {meta['maximum']}")
+        for name, value in RECIPES[self.recipe].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         if self.input_res is None:
             self.input_res = CLIP_INPUT_RES[self.clip_arch]
         if self.dataset_name == "custom" and self.annotations is None:

@@ -27,7 +27,7 @@ from model.published import (
     shown_settings,
 )
 from model.retrieval import RetrievalModel
-from model.textdiffs import TextDiffs
+from model.textdiffs import Objective, TextDiffs
 from model.tmass import TMass
 from model.xpool import XPool
 from modules.frame_pooling import SimplePooling
@@ -43,6 +43,8 @@ MODEL_SETTINGS = (
     "arch", "clip_arch", "clip_path", "num_frames", "input_res", "num_mha_heads", "recipe", "diffusion_steps",
     "diffusion_text_len", "pooling_type", "k", "attention_temperature", "stochastic_prior", "stochastic_prior_std",
 )  # fmt: skip
+# the same for settings that came later; where a checkpoint does not know them, it was trained so
+LATER_MODEL_SETTINGS = {"condition": "tokens"}
 
 
 def _xpool(config: Config, clip: CLIPModel, tokenizer: CLIPTokenizer) -> XPool:
@@ -171,7 +173,10 @@ def _take_settings(config: Config, trained: dict[str, Any], path: Path) -> None:
 
     :raises InputError: one on the command line contradicts them.
     """
-    for name in MODEL_SETTINGS:
+    trained = LATER_MODEL_SETTINGS | trained
+    if "score_fusion" not in config.explicit:
+        config.score_fusion = trained.get("score_fusion") or 0.0
+    for name in (*MODEL_SETTINGS, *LATER_MODEL_SETTINGS):
         if name not in trained or (name == "clip_path" and name in config.explicit):
             continue  # the weights come from the checkpoint: a path only says where the tokenizer lies now
         given = getattr(config, name)
@@ -277,4 +282,7 @@ def _assemble(
         seed=config.seed,
         sampler=config.sampler,
         sampling_steps=config.sampling_steps,
+        objective=Objective(config.cond_negatives, config.hard_share, config.undiffused_loss_weight),
+        sentence_condition=config.condition == "sentence",
+        score_fusion=config.score_fusion,
     )

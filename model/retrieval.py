@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
 from model.clip import ClipRetrieval
+from modules.text_diffusion import NoisedTexts
 
 TEXTS_AT_ONCE = 128  # of `undiffused`
 
@@ -56,14 +58,38 @@ class EncodedPairs:
     frames: Tensor  # frame features (B, F, D)
     embeddings: Tensor  # text embeddings that are scored (B, D)
     penalties: dict[str, Tensor]  # further terms of the loss by name, scalars, summed over the pairs
+    noised: NoisedTexts | None = None  # what moves the texts towards more videos, for models with a text diffusion
+
+    def split(self, size: int) -> "list[EncodedPairs]":
+        """Chunks of pairs, without the penalties."""
+        rows = zip(*(tensor.split(size) for tensor in (self.texts, self.frames, self.embeddings)), strict=True)
+        noised = split_rows(self.noised, size) if self.noised else [None] * (len(self.texts) // size)
+        return [EncodedPairs(*chunk, {}, noise) for chunk, noise in zip(rows, noised, strict=True)]
+
+    @classmethod
+    def join(cls, parts: "list[EncodedPairs]") -> "EncodedPairs":
+        """The pairs of all chunks."""
+        if len(parts) == 1:
+            return parts[0]
+        joined = (torch.cat([getattr(part, name) for part in parts]) for name in ("texts", "frames", "embeddings"))
+        penalties = {name: sum(part.penalties[name] for part in parts) for name in parts[0].penalties}
+        noised = None
+        if parts[0].noised is not None:
+            noised = NoisedTexts(*map(torch.cat, zip(*(part.noised for part in parts), strict=True)))
+        return cls(*joined, penalties, noised)
+
+
+def split_rows(rows: NamedTuple, size: int) -> list[NamedTuple]:
+    """Chunks of a named tuple of tensors with B rows each."""
+    return [type(rows)(*chunk) for chunk in zip(*(tensor.split(size) for tensor in rows), strict=True)]
 
 
 class RetrievalModel(ClipRetrieval):
     """CLIP with frames that are pooled for each text. Archs differ in the pooling and in whether the text moves.
 
     The interface of every model: `tokenize`, `encode_texts`, `encode_videos` (inputs to features), `texts`, `videos`
-    (features to what is scored), `undiffused`, `pool`, `score_pairs`; in training `draw_noise`, `encode_pairs`,
-    `scored_texts` and `similarities`.
+    (features to what is scored), `undiffused`, `pool`, `score_pairs`; in training `draw_noise`, `encode_pairs` and
+    `similarities`.
 
     :param clip: CLIP, `tokenizer` its tokenizer.
     :param pool_frames: FramePooling, or what has its methods.
@@ -71,13 +97,14 @@ class RetrievalModel(ClipRetrieval):
 
     moves_text = False  # whether the text is moved towards each video; if not, the strict score is the undiffused one
     diffuses = False  # whether that is done by a text diffusion, whose sampling `set_sampling` changes
-    needs_mean_pooled = False  # whether `scored_texts` reads the mean over the texts of the pooled videos
+    needs_mean_pooled = False  # whether `similarities` reads the mean over the texts of the pooled videos
+    score_fusion = 0.0  # weight of the text as encoded in the scores of models that move it
     pair_bytes = 0  # memory that one pair of a block of `score_pairs` takes, about
 
     def __init__(self, clip: CLIPModel, tokenizer: CLIPTokenizer, pool_frames: nn.Module) -> None:
         super().__init__(clip, tokenizer)
         self.pool_frames = pool_frames
-        self.loss_weights = {"retrieval": 1.0}  # of the retrieval loss of each of `scored_texts`
+        self.loss_weights = {"retrieval": 1.0}  # of the retrieval losses of `similarities`
 
     def texts(self, captions: Sequence[str], features: Tensor, word_ids: Tensor | None = None) -> Texts:
         """Captions and their features (N, D), ready to be scored."""
@@ -116,6 +143,8 @@ class RetrievalModel(ClipRetrieval):
     ) -> PairScores:
         """Score P pairs. Of several embeddings of a text, the one that scores best under strict counts for both.
 
+        The score is (1 - `score_fusion`) x that of the moved text + `score_fusion` x that of the text as encoded.
+
         :param text_index: (P,) in [0, N), `video_index` (P,) in [0, M); both on the CPU, where they are made, so that
             no step waits for the device.
         :param own_pooled: p(v | v's own caption), (M, D), of the published protocol; None where it is not defined.
@@ -127,10 +156,18 @@ class RetrievalModel(ClipRetrieval):
         features = texts.features[text_on_device]
         embeddings = self.text_embeddings(texts, videos, text_index, video_on_device, features)
         strict, best = cosine(embeddings, pooled[:, None]).max(1)
+        strict = self._fused(strict, features, pooled)
         if own_pooled is None:
             return PairScores(strict, None)
         chosen = embeddings.take_along_dim(best[:, None, None], dim=1)[:, 0]
-        return PairScores(strict, cosine(chosen, own_pooled[video_on_device]))
+        own_pooled = own_pooled[video_on_device]
+        return PairScores(strict, self._fused(cosine(chosen, own_pooled), features, own_pooled))
+
+    def _fused(self, moved: Tensor, features: Tensor, pooled: Tensor) -> Tensor:
+        """Scores of moved texts (P,) with a share of those of the texts as encoded; `features`, `pooled` (P, D)."""
+        if not self.score_fusion:
+            return moved
+        return (1 - self.score_fusion) * moved + self.score_fusion * cosine(features, pooled)
 
     def text_embeddings(
         self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor, features: Tensor
@@ -164,22 +201,28 @@ class RetrievalModel(ClipRetrieval):
         """Sum over the texts (T, D) of p(v_j | t) of every video (V, F, D): (V, D), float32."""
         return self.pool_frames(texts, frames).float().sum(1)
 
-    def scored_texts(self, pairs: EncodedPairs, mean_pooled: Tensor | None) -> Tensor:
-        """Embeddings of each text that training scores against all videos, (B, E, D), one for each of `loss_weights`.
+    def similarities(
+        self, pairs: EncodedPairs, frames: Tensor, own: Tensor, mean_pooled: Tensor | None = None
+    ) -> Tensor:
+        """Scores of every text with every video in training, (T, E, V), float32, one of E for each of `loss_weights`.
 
-        :param mean_pooled: of the video of each pair, the mean of p(v|t) over all texts of the batch (B, D); None
+        Here cos(embedding of text i, p(v_j | t_i)).
+
+        :param pairs: T of the pairs of the batch.
+        :param frames: frame features of all videos of the batch (V, F, D).
+        :param own: the video of each text, (T,) in [0, V).
+        :param mean_pooled: of the video of each text, the mean of p(v|t) over all texts of the batch (T, D); None
             unless `needs_mean_pooled`.
         """
-        return pairs.embeddings[:, None]
+        return self._cosines(pairs.embeddings[:, None], self._unit_pooled(pairs.texts, frames))
 
-    def similarities(self, texts: Tensor, embeddings: Tensor, frames: Tensor) -> Tensor:
-        """cos(embedding e of text i, p(v_j | t_i)) of every text and every video, (T, E, V), float32.
+    def _unit_pooled(self, texts: Tensor, frames: Tensor) -> Tensor:
+        """p(v|t) of length 1 for every video (V, F, D) and text (T, D): (V, T, D), float32."""
+        return F.normalize(self.pool_frames(texts, frames).float(), dim=-1)
 
-        :param texts: text features (T, D), which pool the frames.
-        :param embeddings: text embeddings that are scored (T, E, D).
-        :param frames: frame features (V, F, D).
-        """
-        pooled = F.normalize(self.pool_frames(texts, frames).float(), dim=-1)  # (videos, texts, D)
+    @staticmethod
+    def _cosines(embeddings: Tensor, pooled: Tensor) -> Tensor:
+        """Of E embeddings of each text (T, E, D) with what each video is for it (V, T, D): (T, E, V)."""
         return torch.einsum("ted,vtd->tev", F.normalize(embeddings.float(), dim=-1), pooled)
 
 

@@ -1,19 +1,29 @@
 """TextDiffs: X-Pool whose text embedding is diffused towards each candidate video."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
 from diffusion_lm.vocabulary import Vocabulary
 from model.retrieval import EncodedPairs, Texts, Videos, cosine
 from model.xpool import XPool
-from modules.losses import teacher_student
+from modules.losses import choose_negatives, teacher_student
 from modules.noise import sampling_noise, training_noise
-from modules.text_diffusion import Sampler, TextDiffusion, TrainingNoise
+from modules.text_diffusion import NoisedTexts, Sampler, TextDiffusion, TrainingNoise
 
 TEACHER_STUDENT_WEIGHT = 0.1
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How TextDiffs is trained beyond the published recipe, which is the default."""
+
+    negatives: int = 0  # K, videos of the batch towards which each text is diffused beside its own
+    hard_share: float = 0.5  # of the most similar ones among them
+    undiffused_weight: float = 0.0  # of the retrieval loss of the texts as encoded
 
 
 class TextDiffs(XPool):
@@ -24,6 +34,9 @@ class TextDiffs(XPool):
     :param shared_noise: teacher and student see the same t and noise.
     :param seed: of all noise.
     :param sampling_steps: S, steps at inference.
+    :param objective: what training scores, and how.
+    :param sentence_condition: whether the condition of every token also holds the cosine of the whole text.
+    :param score_fusion: weight of the text as encoded in the score.
     """
 
     moves_text = diffuses = True
@@ -40,10 +53,16 @@ class TextDiffs(XPool):
         seed: int = 24,
         sampler: Sampler = "ddpm",
         sampling_steps: int | None = None,
+        objective: Objective = Objective(),
+        sentence_condition: bool = False,
+        score_fusion: float = 0.0,
     ) -> None:
         super().__init__(clip, tokenizer, num_mha_heads, transformer_dropout)
         self.text_diffusion, self.vocabulary = text_diffusion, vocabulary
         self.shared_noise, self.seed = shared_noise, seed
+        self.objective, self.sentence_condition, self.score_fusion = objective, sentence_condition, score_fusion
+        if objective.undiffused_weight:
+            self.loss_weights = self.loss_weights | {"undiffused": objective.undiffused_weight}
         self.set_sampling(sampler, sampling_steps or text_diffusion.diffusion.num_steps)
 
     def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
@@ -113,7 +132,12 @@ class TextDiffs(XPool):
             rows.to(device, non_blocking=True),
             self.sampling_diffusion,
             self.sampler,
+            self._sentence(texts.features[text_index.to(device)], videos.features[video_index]),
         )
+
+    def _sentence(self, texts: Tensor, frames: Tensor) -> Tensor | None:
+        """Cosine of each text (P, D) with each frame of a video (P, F, D), where the condition holds it: (P, F)."""
+        return cosine(texts[:, None], frames) if self.sentence_condition else None
 
     def draw_noise(self, step: int, rows: range) -> tuple[TrainingNoise, TrainingNoise]:
         """Noise of the student and of the teacher for rows of the batch of a training step, on the CPU."""
@@ -133,6 +157,42 @@ class TextDiffs(XPool):
         :param noise: rows of what `draw_noise` gave, on the device.
         """
         pairs = super().encode_pairs(frames, token_ids)
-        output = self.text_diffusion(word_ids, pairs.frames, *noise)
+        output = self.text_diffusion(word_ids, pairs.frames, *noise, self._sentence(pairs.texts, pairs.frames))
         distance = TEACHER_STUDENT_WEIGHT * teacher_student(output.teacher, output.student)
-        return replace(pairs, embeddings=pairs.texts + output.log_shift.exp(), penalties={"teacher_student": distance})
+        return replace(
+            pairs,
+            embeddings=pairs.texts + output.log_shift.exp(),
+            penalties={"teacher_student": distance},
+            noised=output.noised,
+        )
+
+    def similarities(
+        self, pairs: EncodedPairs, frames: Tensor, own: Tensor, mean_pooled: Tensor | None = None
+    ) -> Tensor:
+        """Those of the diffused texts, and where it has a weight of the texts as encoded, (T, E, V).
+
+        A text is diffused towards its own video; with `Objective.negatives` also towards K others, which it meets as
+        evaluation does, and towards all others it goes as diffused towards its own.
+        """
+        pooled = self._unit_pooled(pairs.texts, frames)
+        diffused, undiffused = self._cosines(torch.stack([pairs.embeddings, pairs.texts], dim=1), pooled).unbind(1)
+        if self.objective.negatives:
+            chosen = choose_negatives(undiffused, own, self.objective.negatives, self.objective.hard_share)
+            diffused = diffused.scatter(1, chosen, self._towards(pairs, frames, pooled, chosen))
+        scores = (1 - self.score_fusion) * diffused + self.score_fusion * undiffused
+        return torch.stack([scores, undiffused] if "undiffused" in self.loss_weights else [scores], dim=1)
+
+    def _towards(self, pairs: EncodedPairs, frames: Tensor, pooled: Tensor, chosen: Tensor) -> Tensor:
+        """Strict scores of texts with chosen videos, (T, K), all in one call of the student.
+
+        :param pooled: unit p(v|t) of all videos (V, T, D).
+        :param chosen: K videos for each text (T, K).
+        """
+        text = torch.arange(len(chosen), device=chosen.device).repeat_interleave(chosen.shape[1])
+        video = chosen.flatten()
+        texts = pairs.texts[text]
+        noised = NoisedTexts(*(tensor[text] for tensor in pairs.noised))
+        log_shift = self.text_diffusion.log_shift_towards(
+            noised, self.text_diffusion.frame_channels(frames)[video], self._sentence(texts, frames[video])
+        )
+        return cosine(texts + log_shift.exp(), pooled[video, text]).view_as(chosen)

@@ -88,6 +88,8 @@ class TMass(XPool):
         sampled = self.stochastic.sample(pairs.texts, pairs.frames, samples.eps[:, None])[:, 0]
         return replace(pairs, embeddings=sampled)
 
-    def scored_texts(self, pairs: EncodedPairs, mean_pooled: Tensor) -> Tensor:
-        """The sampled and the support text of each pair, (B, 2, D)."""
-        return torch.stack([pairs.embeddings, self.stochastic.support(pairs.texts, pairs.frames, mean_pooled)], dim=1)
+    def similarities(self, pairs: EncodedPairs, frames: Tensor, own: Tensor, mean_pooled: Tensor) -> Tensor:
+        """Those of the sampled and of the support text of each pair, (T, 2, V); arguments as in `RetrievalModel`."""
+        support = self.stochastic.support(pairs.texts, pairs.frames, mean_pooled)
+        embeddings = torch.stack([pairs.embeddings, support], dim=1)
+        return self._cosines(embeddings, self._unit_pooled(pairs.texts, frames))

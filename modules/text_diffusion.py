@@ -39,6 +39,14 @@ class SamplingNoise(NamedTuple):
         return SamplingNoise(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
+class NoisedTexts(NamedTuple):
+    """What the student reads of B captions in a training step, whatever the video."""
+
+    x_start: Tensor  # (B, L, C)
+    x_t: Tensor  # (B, L, C)
+    t: Tensor  # (B,)
+
+
 @dataclass
 class TrainingOutput:
     """What a training step of the diffusion gives."""
@@ -46,6 +54,7 @@ class TrainingOutput:
     log_shift: Tensor  # l, (B, D)
     student: Tensor  # x_0 predicted by the student (B, L, C)
     teacher: Tensor  # x_0 predicted by the teacher (B, L, C), no gradient
+    noised: NoisedTexts  # what the student read
 
 
 class TextDiffusion(nn.Module):
@@ -97,9 +106,13 @@ class TextDiffusion(nn.Module):
         """Frame features (N, F, D) -> unit vectors among the word embeddings (N, F, C)."""
         return F.normalize(self.linear_text(frames).float(), dim=-1)
 
-    def condition(self, x_start: Tensor, frame_channels: Tensor) -> Tensor:
-        """Cosine of every token of x_0 (N, L, C) with every frame (N, F, C): s (N, L, F)."""
-        return F.normalize(x_start, dim=-1) @ frame_channels.transpose(1, 2)
+    def condition(self, x_start: Tensor, frame_channels: Tensor, sentence: Tensor | None = None) -> Tensor:
+        """Cosine of every token of x_0 (N, L, C) with every frame (N, F, C): s (N, L, F).
+
+        :param sentence: cosine of the whole text with every frame (N, F), which is added to that of every token.
+        """
+        tokens = F.normalize(x_start, dim=-1) @ frame_channels.transpose(1, 2)
+        return tokens if sentence is None else tokens + sentence[:, None]
 
     def log_shift(self, x: Tensor) -> Tensor:
         """Denoised text x (N, L, C) -> l (N, D); the diffused text is c + exp(l).
@@ -113,23 +126,44 @@ class TextDiffusion(nn.Module):
         return F.linear(summed, self.linear_sims.weight) + bias
 
     def forward(
-        self, word_ids: Tensor, frames: Tensor, noise: TrainingNoise, teacher_noise: TrainingNoise
+        self,
+        word_ids: Tensor,
+        frames: Tensor,
+        noise: TrainingNoise,
+        teacher_noise: TrainingNoise,
+        sentence: Tensor | None = None,
     ) -> TrainingOutput:
         """One training step: student and teacher predict x_0 for each caption and its own video.
 
         :param word_ids: (B, L).
         :param frames: frame features of the video of each caption (B, F, D).
+        :param sentence: part of the condition, see `condition`.
         """
         frame_channels = self.frame_channels(frames)
-        student = self._predict(self.student, word_ids, frame_channels, noise)
+        noised = self._noised(self.student, word_ids, noise)
+        student = self._predict(self.student, noised, frame_channels, sentence)
         with torch.no_grad():
-            teacher = self._predict(self.teacher, word_ids, frame_channels, teacher_noise)
-        return TrainingOutput(self.log_shift(student), student, teacher)
+            teacher_noised = self._noised(self.teacher, word_ids, teacher_noise)
+            teacher = self._predict(self.teacher, teacher_noised, frame_channels, sentence)
+        return TrainingOutput(self.log_shift(student), student, teacher, noised)
 
-    def _predict(self, denoiser: Denoiser, word_ids: Tensor, frame_channels: Tensor, noise: TrainingNoise) -> Tensor:
+    def log_shift_towards(self, noised: NoisedTexts, frame_channels: Tensor, sentence: Tensor | None = None) -> Tensor:
+        """l (N, D) of N texts towards a video each, as a training step computes it.
+
+        :param frame_channels: what `frame_channels` gives for the videos (N, F, C).
+        :param sentence: part of the condition, see `condition`.
+        """
+        return self.log_shift(self._predict(self.student, noised, frame_channels, sentence))
+
+    def _noised(self, denoiser: Denoiser, word_ids: Tensor, noise: TrainingNoise) -> NoisedTexts:
         x_start = self.x_start(word_ids, noise.x_start, denoiser)
-        x_t = self.diffusion.q_sample(x_start, noise.t, noise.q)
-        return denoiser(x_t, self.diffusion.model_times[noise.t], self.condition(x_start, frame_channels))
+        return NoisedTexts(x_start, self.diffusion.q_sample(x_start, noise.t, noise.q), noise.t)
+
+    def _predict(
+        self, denoiser: Denoiser, noised: NoisedTexts, frame_channels: Tensor, sentence: Tensor | None
+    ) -> Tensor:
+        condition = self.condition(noised.x_start, frame_channels, sentence)
+        return denoiser(noised.x_t, self.diffusion.model_times[noised.t], condition)
 
     @torch.no_grad()
     def sample(
@@ -140,12 +174,13 @@ class TextDiffusion(nn.Module):
         rows: Tensor | None = None,
         diffusion: GaussianDiffusion | None = None,
         sampler: Sampler = "ddpm",
+        sentence: Tensor | None = None,
     ) -> Tensor:
         """Denoise captions towards videos, from pure noise to x_0: the last of `sample_steps`.
 
         :return: x_0 (P, L, C).
         """
-        steps = self.sample_steps(word_ids, frame_channels, noise, rows, diffusion, sampler)
+        steps = self.sample_steps(word_ids, frame_channels, noise, rows, diffusion, sampler, sentence)
         return deque(steps, maxlen=1).pop()
 
     @torch.no_grad()
@@ -157,6 +192,7 @@ class TextDiffusion(nn.Module):
         rows: Tensor | None = None,
         diffusion: GaussianDiffusion | None = None,
         sampler: Sampler = "ddpm",
+        sentence: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """Denoise captions towards videos, step by step.
 
@@ -165,6 +201,7 @@ class TextDiffusion(nn.Module):
         :param noise: of the N captions, drawn for the steps of `diffusion`.
         :param rows: the caption of each pair (P,); default: P = N, one pair for each caption.
         :param diffusion: the steps to take; default all T.
+        :param sentence: part of the condition of each pair (P, F), see `condition`.
         :return: the x_0 that each step predicts, rounded to words (P, L, C). That of t = 0 is the result: there both
             samplers step to x_0 itself.
         """
@@ -172,7 +209,7 @@ class TextDiffusion(nn.Module):
         if rows is None:
             rows = torch.arange(len(word_ids), device=word_ids.device)
         table = self.student.word_embedding.weight if self.rounding_table is None else self.rounding_table
-        condition = self.condition(self.x_start(word_ids, noise.x_start)[rows], frame_channels)
+        condition = self.condition(self.x_start(word_ids, noise.x_start)[rows], frame_channels, sentence)
         condition_term = self.student.condition_term(condition)
         x_t = noise.x_T[rows]
         for index, step in enumerate(reversed(range(diffusion.num_steps))):

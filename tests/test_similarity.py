@@ -25,11 +25,15 @@ CAPTIONS = [
 FRAMES = 5
 
 
-@pytest.fixture(scope="module", params=["ddpm", "ddim"])
+@pytest.fixture(scope="module", params=["ddpm", "ddim", "fused"])
 def textdiffs(request):
     torch.manual_seed(1)
-    steps = {"ddpm": None, "ddim": 2}[request.param]
-    return small_textdiffs(CAPTIONS, num_frames=FRAMES, seed=5, sampler=request.param, sampling_steps=steps)
+    settings = {
+        "ddpm": {},
+        "ddim": {"sampler": "ddim", "sampling_steps": 2},
+        "fused": {"sentence_condition": True, "score_fusion": 0.25},
+    }[request.param]
+    return small_textdiffs(CAPTIONS, num_frames=FRAMES, seed=5, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +57,10 @@ def score(model, captions, text_features, frame_features, own_text=None, **optio
     return similarity(model, texts, videos, own_text, **options)
 
 
+def cosine(a, b):
+    return F.cosine_similarity(a, b)
+
+
 @torch.no_grad()
 def slow_scores(model, captions, text_features, frame_features, own_text=None):
     """(strict, published, undiffused) by the definition: one pair at a time, nothing shared between pairs."""
@@ -70,14 +78,17 @@ def slow_scores(model, captions, text_features, frame_features, own_text=None):
                     noise,
                     diffusion=process,
                     sampler=model.sampler,
+                    sentence=F.cosine_similarity(text, frames)[None] if model.sentence_condition else None,
                 )
                 diffused = text + diffusion.log_shift(x).exp()
             pooled = model.pool_frames(text, frames[None])[0]
-            strict[t, v] = F.cosine_similarity(diffused, pooled).item()
-            undiffused[t, v] = F.cosine_similarity(text, pooled).item()
+            weight = model.score_fusion
+            strict[t, v] = ((1 - weight) * cosine(diffused, pooled) + weight * cosine(text, pooled)).item()
+            undiffused[t, v] = cosine(text, pooled).item()
             if own_text is not None:
                 own = text_features[own_text[v] : own_text[v] + 1]
-                published[t, v] = F.cosine_similarity(diffused, model.pool_frames(own, frames[None])[0]).item()
+                pooled = model.pool_frames(own, frames[None])[0]
+                published[t, v] = ((1 - weight) * cosine(diffused, pooled) + weight * cosine(text, pooled)).item()
     return strict, published, undiffused
 
 

@@ -14,7 +14,8 @@ from diffusion_lm.denoiser import Denoiser
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.training import Share, TrainingSettings
 from diffusion_lm.training import train as pretrain_denoiser
-from modules.losses import teacher_student
+from model.textdiffs import Objective
+from modules.losses import choose_negatives, teacher_student
 from tests.processes import in_processes
 from tests.small_models import SMALL, small_baseline, small_textdiffs, small_tmass, small_xpool
 from trainer import distributed
@@ -39,6 +40,9 @@ def make_model(arch: str, dropout: bool = False):
     torch.manual_seed(1)
     model = {
         "textdiffs": lambda: small_textdiffs(CAPTIONS, scaled=False),
+        "negatives": lambda: small_textdiffs(
+            CAPTIONS, scaled=False, objective=Objective(3, 0.34, 0.3), sentence_condition=True, score_fusion=0.25
+        ),
         "xpool": small_xpool,
         "tmass": lambda: small_tmass(support_loss_weight=0.7),
         "attention": lambda: small_baseline("attention"),
@@ -83,7 +87,7 @@ def as_lists(tensors):
     return {name: tensor.detach().numpy() for name, tensor in tensors.items()}
 
 
-@pytest.fixture(scope="module", params=["textdiffs", "xpool", "tmass"])
+@pytest.fixture(scope="module", params=["textdiffs", "negatives", "xpool", "tmass"])
 def alone(request):
     return request.param, train(request.param)
 
@@ -138,6 +142,56 @@ def test_the_loss_is_that_of_every_text_with_every_video():
         expected = (F.cross_entropy(scale * sims, right) + F.cross_entropy(scale * sims.t(), right)) / 2
     assert terms["retrieval"].item() == pytest.approx(expected.item(), abs=1e-4)
     assert terms["teacher_student"].item() == pytest.approx(0.1 * distance.item(), rel=1e-4)
+
+
+@torch.no_grad()
+def test_the_loss_with_negatives_is_that_of_texts_diffused_towards_these():
+    """Pair by pair: towards its own and three other videos a text goes by a call of its own, with its own noise."""
+    model = make_model("negatives").eval()
+    for layer in (model.text_diffusion.student.sims_linear, model.text_diffusion.linear_sims):
+        layer.weight.mul_(30)  # so that it matters which video a text goes towards
+    frames, tokens, noise = make_batch(model, range(len(CAPTIONS)))
+    terms = TrainingStep(model, 1, CPU, torch.float32)(frames, tokens, noise)
+    texts, videos = model.encode_texts(tokens["token_ids"]), model.encode_videos(frames)
+    count = len(CAPTIONS)
+    diffused, undiffused, towards_own = (torch.empty(count, count) for _ in range(3))
+    for i in range(count):
+        own = tuple(type(n)(*(part[i : i + 1] for part in n)) for n in noise)
+        shifted = []
+        for j in range(count):
+            text, video = texts[i : i + 1], videos[j : j + 1]
+            sentence = F.cosine_similarity(text[:, None], video, dim=-1)
+            output = model.text_diffusion(tokens["word_ids"][i : i + 1], video, *own, sentence)
+            shifted.append(text + output.log_shift.exp())
+        for j in range(count):
+            pooled = model.pool_frames(texts[i : i + 1], videos[j : j + 1])[0]
+            diffused[i, j] = F.cosine_similarity(shifted[j], pooled)
+            towards_own[i, j] = F.cosine_similarity(shifted[i], pooled)
+            undiffused[i, j] = F.cosine_similarity(texts[i : i + 1], pooled)
+    assert (diffused - towards_own).abs().max() > 1e-3
+    scores = towards_own.clone()
+    for i in range(count):
+        hardest = max((j for j in range(count) if j != i), key=lambda j: undiffused[i, j].item())
+        others = [j % count for j in range(i + 1, i + count) if j % count != hardest][:2]
+        for j in (hardest, *others):
+            scores[i, j] = diffused[i, j]
+    scale, right = model.clip.logit_scale.exp().clamp(max=100), torch.arange(count)
+    for name, sims, weight in (("retrieval", 0.75 * scores + 0.25 * undiffused, 1.0), ("undiffused", undiffused, 0.3)):
+        expected = (F.cross_entropy(scale * sims, right) + F.cross_entropy(scale * sims.t(), right)) / 2
+        assert terms[name].item() == pytest.approx(weight * expected.item(), abs=1e-4)
+    assert terms.keys() == {"retrieval", "undiffused", "teacher_student"}
+
+
+@pytest.mark.parametrize(("count", "hard_share"), [(1, 1.0), (4, 0.0), (4, 0.5), (4, 1.0), (9, 0.5), (50, 0.3)])
+def test_negatives_are_different_videos_of_others(count, hard_share):
+    sims, own = torch.randn(6, 10), torch.tensor([4, 5, 6, 7, 8, 9])
+    chosen = choose_negatives(sims, own, count, hard_share)
+    count = min(count, 9)
+    assert chosen.shape == (6, count)
+    for row, video, similar in zip(chosen.tolist(), own.tolist(), sims, strict=True):
+        assert len({*row, video}) == count + 1
+        others = sorted((j for j in range(10) if j != video), key=lambda j: -similar[j].item())
+        assert row[: round(count * hard_share)] == others[: round(count * hard_share)]
 
 
 @torch.no_grad()
@@ -197,7 +251,7 @@ class KeepsEverything(TrainingStep):
         return function(*arguments)
 
 
-@pytest.mark.parametrize("arch", ["textdiffs", "tmass"])
+@pytest.mark.parametrize("arch", ["negatives", "tmass"])
 def test_chunks_see_one_dropout_mask(arch):
     """The backward pass must drop what the forward pass dropped."""
     gradients = []

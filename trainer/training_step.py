@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.retrieval import EncodedPairs, RetrievalModel
+from model.retrieval import EncodedPairs, RetrievalModel, split_rows
 from modules.losses import symmetric_infonce
 from trainer import distributed
 from trainer.device import autocast, random_state, set_random_state, to_device
@@ -43,16 +43,23 @@ class TrainingStep(nn.Module):
         parts = zip(
             frames.split(size),
             _split(tokens, size),
-            zip(*(_split_noise(n, size) for n in noise), strict=True) if noise else [()] * self.chunks,
+            zip(*(split_rows(n, size) for n in noise), strict=True) if noise else [()] * self.chunks,
             strict=True,
         )
         with autocast(self.device, self.dtype):
-            pairs = _join([self._pass(self._encode, *part) for part in parts])
+            pairs = EncodedPairs.join([self._pass(self._encode, *part) for part in parts])
             all_frames = distributed.gather_with_gradient(pairs.frames)
-            texts = pairs.texts.split(size)
-            mean_pooled = self._mean_pooled(texts, all_frames) if self.model.needs_mean_pooled else None
-            queries = zip(texts, self.model.scored_texts(pairs, mean_pooled).split(size), strict=True)
-            sims = torch.cat([self._pass(self.model.similarities, *query, all_frames) for query in queries])
+            chunks = pairs.split(size)
+            means = [None] * self.chunks
+            if self.model.needs_mean_pooled:
+                means = self._mean_pooled([chunk.texts for chunk in chunks], all_frames).split(size)
+            own = distributed.rank() * len(frames) + torch.arange(len(frames), device=self.device)
+            sims = torch.cat(
+                [
+                    self._pass(self.model.similarities, chunk, all_frames, videos, mean)
+                    for chunk, videos, mean in zip(chunks, own.split(size), means, strict=True)
+                ]
+            )
             sims = distributed.gather_with_gradient(sims)  # (texts, embeddings of each, videos)
             weights = self.model.loss_weights.items()
             return {
@@ -91,16 +98,3 @@ def _split(tensors: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
     """Chunks of tensors with B rows each."""
     rows = zip(*(tensor.split(size) for tensor in tensors.values()), strict=True)
     return [dict(zip(tensors, chunk, strict=True)) for chunk in rows]
-
-
-def _split_noise(noise: NamedTuple, size: int) -> list[NamedTuple]:
-    """Chunks of a named tuple of tensors with B rows each."""
-    return [type(noise)(*chunk) for chunk in zip(*(rows.split(size) for rows in noise), strict=True)]
-
-
-def _join(parts: list[EncodedPairs]) -> EncodedPairs:
-    """The pairs of all chunks."""
-    if len(parts) == 1:
-        return parts[0]
-    joined = (torch.cat([getattr(part, name) for part in parts]) for name in ("texts", "frames", "embeddings"))
-    return EncodedPairs(*joined, {name: sum(part.penalties[name] for part in parts) for name in parts[0].penalties})

@@ -1,0 +1,204 @@
+"""Train and evaluate several methods with several seeds, and write one table of them.
+
+python scripts/compare.py --method "X-Pool: --arch=clip_transformer" --method "T-MASS: --arch=clip_tmass" \\
+    --seeds=24,25,26 --dataset_name=MSRVTT --videos_dir=DIR [further flags of train.py, for all methods]
+
+Every run is evaluated once, after its last epoch, so that no number is chosen on the test set. A comparison that was
+interrupted goes on where it was. Written to <output_dir>/<exp_name>: comparison.md, comparison.csv (one row for each
+run, direction and protocol) and comparison.png.
+"""
+
+import argparse
+import csv
+import io
+import json
+import logging
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from config import Config
+from diffusion_lm.errors import InputError, RunError
+from diffusion_lm.weights import written_whole
+from trainer.run_folder import run_program
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parent.parent
+DONE = "comparison.json"  # in the folder of a run: its figures
+FROZEN = "text_diffusion.teacher."  # needed in training only
+COLUMNS = (("t2v", "R1"), ("t2v", "R5"), ("v2t", "R1"), ("v2t", "R5"))
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table: a name and the flags that make it."""
+
+    name: str
+    flags: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> "Method":
+        """:raises InputError: the text is not NAME: FLAGS."""
+        name, colon, flags = text.partition(":")
+        if not (name.strip() and colon):
+            raise InputError(f'--method={text!r} is not "NAME: FLAGS", such as "X-Pool: --arch=clip_transformer"')
+        return cls(name.strip(), tuple(shlex.split(flags)))
+
+    @property
+    def slug(self) -> str:
+        """The name as part of a folder's name."""
+        return "".join(c if c.isalnum() else "_" for c in self.name.lower())
+
+
+def main() -> None:
+    # 1. settings
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog="Other flags go to train.py.")
+    parser.add_argument("--method", action="append", required=True, metavar='"NAME: FLAGS"', help="a row of the table")
+    parser.add_argument("--seeds", default="24,25,26", help="seeds with commas between (default: 24,25,26)")
+    args, shared = parser.parse_known_args()
+    methods = [Method.parse(text) for text in args.method]
+    if len({method.slug for method in methods}) < len(methods):
+        raise InputError("two of the --method names are alike: each needs one of its own")
+    seeds = parse_seeds(args.seeds)
+    configs = {method.name: Config.parse([*shared, *method.flags], prog="compare.py") for method in methods}
+
+    # 2. runs, seed by seed, so that an interrupted comparison still compares
+    folder = Path(configs[methods[0].name].output_dir) / configs[methods[0].name].exp_name
+    runs = [(method, seed) for seed in seeds for method in methods]
+    rows: list[dict[str, Any]] = []
+    for number, (method, seed) in enumerate(runs, 1):
+        logger.info("== %d of %d: %s, seed %d", number, len(runs), method.name, seed)
+        figures = run(folder / f"{method.slug}-seed{seed}", [*shared, *method.flags], seed)
+        rows += [{"method": method.name, "seed": seed} | row for row in figures]
+        # 3. the table so far
+        write(folder, rows, [shlex.join(sys.argv[1:]), configs[methods[0].name].dataset_name])
+    logger.info("%s\nwritten to %s", (folder / "comparison.md").read_text(encoding="utf-8"), folder)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """:raises InputError: not numbers with commas between."""
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"--seeds={text} are not numbers with commas between") from error
+
+
+def run(folder: Path, flags: list[str], seed: int) -> list[dict[str, Any]]:
+    """Train and evaluate once, or read what an earlier call has found.
+
+    :return: a row for each direction and protocol.
+    :raises RunError: train.py or test.py failed.
+    """
+    done = folder / DONE
+    if not done.exists():
+        flags = [*flags, f"--seed={seed}", f"--datetime={folder.name}"]
+        started = time.perf_counter()
+        if not (folder / "model_best.pth").exists():
+            again = ["--resume"] if any(folder.glob("checkpoint-*.pth")) else []
+            call("train.py", [*flags, "--skip_eval", *again])
+        seconds = time.perf_counter() - started
+        call("test.py", [*flags, "--load_epoch=0"])
+        report = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        common = {
+            "train_seconds": round(seconds, 1),
+            "test_seconds": report["seconds"],
+            "parameters": count_parameters(folder / "model_best.pth"),
+        }
+        rows = [row | common for row in report["results"] if not row["dsl"]]
+        with written_whole(done) as unfinished:
+            unfinished.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    return json.loads(done.read_text(encoding="utf-8"))
+
+
+def call(program: str, flags: list[str]) -> None:
+    """Run an entry point; what it says is seen as it comes.
+
+    :raises InputError: it met bad input, RunError: it failed otherwise; its own words stand above.
+    """
+    code = subprocess.run([sys.executable, str(ROOT / program), *flags], check=False).returncode
+    if code:
+        error = InputError if code == 2 else RunError
+        raise error(f"{program} {shlex.join(flags)} ended with exit code {code}")
+
+
+def count_parameters(path: Path) -> int:
+    """Parameters that scoring needs, of a checkpoint."""
+    import torch
+
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    return sum(tensor.numel() for name, tensor in state.items() if not name.startswith(FROZEN))
+
+
+def write(folder: Path, rows: list[dict[str, Any]], made_by: list[str]) -> None:
+    """Write comparison.md, .csv and .png.
+
+    :param made_by: what to say of how the table came about.
+    :raises InputError: they cannot be written.
+    """
+    written = io.StringIO(newline="")
+    writer = csv.DictWriter(written, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    try:
+        (folder / "comparison.md").write_text(markdown(rows, made_by), encoding="utf-8")
+        (folder / "comparison.csv").write_text(written.getvalue(), encoding="utf-8", newline="")
+        plot(folder / "comparison.png", rows)
+    except OSError as error:
+        raise InputError(f"the comparison cannot be written to {folder}: {error.strerror}") from error
+
+
+def markdown(rows: list[dict[str, Any]], made_by: list[str]) -> str:
+    """The table for people: mean and, for several seeds, standard deviation over the seeds."""
+    head = ["method", *(f"{metric} R@{name[1:]}" for metric, name in COLUMNS), "published t2v R@1", "published v2t R@1",
+            "parameters", "train s", "test s", "seeds"]  # fmt: skip
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    for name in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == name]
+        cells = [spread(own, metric, "strict", column) for metric, column in COLUMNS]
+        cells += [spread(own, metric, "published", "R1") for metric in ("t2v", "v2t")]
+        once = [row for row in own if (row["metric"], row["protocol"]) == ("t2v", "strict")]
+        cells.append(f"{once[0]['parameters'] / 1e6:.2f} M")
+        cells += [f"{statistics.mean(row[key] for row in once):.0f}" for key in ("train_seconds", "test_seconds")]
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {len(once)} |")
+    queries = f"{rows[0]['queries']} texts x {rows[0]['gallery']} videos"
+    return "\n".join([*lines, "", f"Strict unless it says published; {queries}; {' on '.join(made_by)}", ""])
+
+
+def spread(rows: list[dict[str, Any]], metric: str, protocol: str, column: str) -> str:
+    """Mean +- standard deviation of a metric over the seeds; - where the protocol is not defined."""
+    values = [row[column] for row in rows if (row["metric"], row["protocol"]) == (metric, protocol)]
+    if not values:
+        return "-"
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{deviation}"
+
+
+def plot(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Strict R@1 of each method: a point for each seed and a bar at their mean, both directions."""
+    from matplotlib.figure import Figure  # slow to import
+
+    names = list(dict.fromkeys(row["method"] for row in rows))
+    figure = Figure(figsize=(8, 1.2 + 0.5 * len(names)), layout="constrained")
+    axes = figure.add_subplot(xlabel="strict R@1 (%)")
+    for metric, colour, shift in (("t2v", "tab:blue", -0.12), ("v2t", "tab:orange", 0.12)):
+        for place, name in enumerate(names):
+            values = [
+                row["R1"] for row in rows if (row["method"], row["metric"], row["protocol"]) == (name, metric, "strict")
+            ]
+            label = metric if place == 0 else None
+            axes.scatter(values, [place + shift] * len(values), color=colour, s=18, alpha=0.6, label=label)
+            axes.plot([statistics.mean(values)] * 2, [place + shift - 0.1, place + shift + 0.1], color=colour)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    sys.exit(run_program("compare.py", main))
