@@ -21,8 +21,20 @@ DIFFUSION_ARCHS = ("clip_stochastic",)
 TMASS = ("clip_tmass",)
 BASELINE = ("clip_baseline",)
 RECIPES = {  # defaults of the flags by which the recipes differ
-    "published": {"cond_negatives": 0, "undiffused_loss_weight": 0.0, "score_fusion": 0.0, "condition": "tokens"},
-    "textdiffs": {"cond_negatives": 0, "undiffused_loss_weight": 0.0, "score_fusion": 0.0, "condition": "tokens"},
+    "published": {
+        "cond_negatives": 0,
+        "undiffused_loss_weight": 0.0,
+        "score_fusion": 0.0,
+        "condition": "tokens",
+        "round_last": "yes",
+    },
+    "textdiffs": {
+        "cond_negatives": 0,
+        "undiffused_loss_weight": 0.0,
+        "score_fusion": 0.0,
+        "condition": "tokens",
+        "round_last": "yes",
+    },
 }
 CROSS_ATTENTION_ARCHS = ("clip_stochastic", "clip_tmass", "clip_transformer")
 
@@ -222,6 +234,14 @@ class Config:
         " (default: by --recipe)",
         group="diffusion",
         choices=("tokens", "sentence"),
+        archs=DIFFUSION_ARCHS,
+    )
+    round_last: str | None = flag(
+        None,
+        "whether the last step of sampling rounds to words like the others, or keeps what the student predicts, as"
+        " training does (default: by --recipe)",
+        group="diffusion",
+        choices=("yes", "no"),
         archs=DIFFUSION_ARCHS,
     )
     sampler: str = flag(

@@ -8,7 +8,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from config import Config
-from config.config import CLIP_INPUT_RES, DIFFUSION_ARCHS
+from config.config import CLIP_INPUT_RES, DIFFUSION_ARCHS, RECIPES
 from diffusion_lm import weights
 from diffusion_lm.denoiser import Denoiser, DenoiserConfig
 from diffusion_lm.errors import InputError
@@ -45,6 +45,7 @@ MODEL_SETTINGS = (
 )  # fmt: skip
 # the same for settings that came later; where a checkpoint does not know them, it was trained so
 LATER_MODEL_SETTINGS = {"condition": "tokens"}
+SCORING_SETTINGS = ("score_fusion", "round_last")  # a checkpoint brings its own, but the command line may change them
 
 
 def _xpool(config: Config, clip: CLIPModel, tokenizer: CLIPTokenizer) -> XPool:
@@ -174,8 +175,9 @@ def _take_settings(config: Config, trained: dict[str, Any], path: Path) -> None:
     :raises InputError: one on the command line contradicts them.
     """
     trained = LATER_MODEL_SETTINGS | trained
-    if "score_fusion" not in config.explicit:
-        config.score_fusion = trained.get("score_fusion") or 0.0
+    for name, neutral in RECIPES["published"].items():
+        if name in SCORING_SETTINGS and name not in config.explicit:
+            setattr(config, name, trained.get(name, neutral))
     for name in (*MODEL_SETTINGS, *LATER_MODEL_SETTINGS):
         if name not in trained or (name == "clip_path" and name in config.explicit):
             continue  # the weights come from the checkpoint: a path only says where the tokenizer lies now
@@ -285,4 +287,5 @@ def _assemble(
         objective=Objective(config.cond_negatives, config.hard_share, config.undiffused_loss_weight),
         sentence_condition=config.condition == "sentence",
         score_fusion=config.score_fusion,
+        round_last=config.round_last != "no",
     )

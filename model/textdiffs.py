@@ -37,6 +37,7 @@ class TextDiffs(XPool):
     :param objective: what training scores, and how.
     :param sentence_condition: whether the condition of every token also holds the cosine of the whole text.
     :param score_fusion: weight of the text as encoded in the score.
+    :param round_last: whether the last step of sampling rounds to words like the others.
     """
 
     moves_text = diffuses = True
@@ -56,11 +57,13 @@ class TextDiffs(XPool):
         objective: Objective = Objective(),
         sentence_condition: bool = False,
         score_fusion: float = 0.0,
+        round_last: bool = True,
     ) -> None:
         super().__init__(clip, tokenizer, num_mha_heads, transformer_dropout)
         self.text_diffusion, self.vocabulary = text_diffusion, vocabulary
         self.shared_noise, self.seed = shared_noise, seed
         self.objective, self.sentence_condition, self.score_fusion = objective, sentence_condition, score_fusion
+        self.round_last = round_last
         if objective.undiffused_weight:
             self.loss_weights = self.loss_weights | {"undiffused": objective.undiffused_weight}
         self.set_sampling(sampler, sampling_steps or text_diffusion.diffusion.num_steps)
@@ -134,6 +137,7 @@ class TextDiffs(XPool):
             self.sampling_diffusion,
             self.sampler,
             self._sentence(texts.features[text_index.to(device)], videos.features[video_index]),
+            self.round_last,
         )
 
     def _sentence(self, texts: Tensor, frames: Tensor) -> Tensor | None:

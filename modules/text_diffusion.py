@@ -175,12 +175,13 @@ class TextDiffusion(nn.Module):
         diffusion: GaussianDiffusion | None = None,
         sampler: Sampler = "ddpm",
         sentence: Tensor | None = None,
+        round_last: bool = True,
     ) -> Tensor:
         """Denoise captions towards videos, from pure noise to x_0: the last of `sample_steps`.
 
         :return: x_0 (P, L, C).
         """
-        steps = self.sample_steps(word_ids, frame_channels, noise, rows, diffusion, sampler, sentence)
+        steps = self.sample_steps(word_ids, frame_channels, noise, rows, diffusion, sampler, sentence, round_last)
         return deque(steps, maxlen=1).pop()
 
     @torch.no_grad()
@@ -193,6 +194,7 @@ class TextDiffusion(nn.Module):
         diffusion: GaussianDiffusion | None = None,
         sampler: Sampler = "ddpm",
         sentence: Tensor | None = None,
+        round_last: bool = True,
     ) -> Iterator[Tensor]:
         """Denoise captions towards videos, step by step.
 
@@ -202,6 +204,8 @@ class TextDiffusion(nn.Module):
         :param rows: the caption of each pair (P,); default: P = N, one pair for each caption.
         :param diffusion: the steps to take; default all T.
         :param sentence: part of the condition of each pair (P, F), see `condition`.
+        :param round_last: round the last x_0 to words like the others; False: take it as it is predicted, as training
+            does.
         :return: the x_0 that each step predicts, rounded to words (P, L, C). That of t = 0 is the result: there both
             samplers step to x_0 itself.
         """
@@ -215,7 +219,8 @@ class TextDiffusion(nn.Module):
         for index, step in enumerate(reversed(range(diffusion.num_steps))):
             t = torch.full((1,), step, device=x_t.device)  # one row: it serves all pairs
             x_start = self.denoise(x_t, diffusion.model_times[t], condition_term)
-            x_start = F.embedding(nearest_word(x_start, table), table)
+            if step or round_last:
+                x_start = F.embedding(nearest_word(x_start, table), table)
             yield x_start
             if sampler == "ddpm":
                 x_t = diffusion.ddpm_step(x_start, x_t, t, noise.steps[rows, index])

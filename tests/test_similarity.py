@@ -31,7 +31,7 @@ def textdiffs(request):
     settings = {
         "ddpm": {},
         "ddim": {"sampler": "ddim", "sampling_steps": 2},
-        "fused": {"sentence_condition": True, "score_fusion": 0.25},
+        "fused": {"sentence_condition": True, "score_fusion": 0.25, "round_last": False},
     }[request.param]
     return small_textdiffs(CAPTIONS, num_frames=FRAMES, seed=5, **settings)
 
@@ -78,6 +78,7 @@ def slow_scores(model, captions, text_features, frame_features, own_text=None):
                     noise,
                     diffusion=process,
                     sampler=model.sampler,
+                    round_last=model.round_last,
                     sentence=F.cosine_similarity(text, frames)[None] if model.sentence_condition else None,
                 )
                 diffused = text + diffusion.log_shift(x).exp()

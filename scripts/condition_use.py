@@ -1,0 +1,79 @@
+"""Is the condition of the diffusion used? Scores a checkpoint with the condition of the wrong videos.
+
+python scripts/condition_use.py --load_epoch=0 --datetime=RUN [flags of test.py]
+
+The frames are pooled from the right video as ever; only what the diffusion is conditioned on comes from another one. If
+the recall stays, the diffusion does not look at the video.
+"""
+
+import logging
+import sys
+from dataclasses import replace
+
+import torch
+
+from config import Config
+from diffusion_lm.errors import InputError
+from model.retrieval import Videos
+from trainer.evaluation import table
+from trainer.run_folder import run_program
+
+logger = logging.getLogger(__name__)
+
+
+def shuffled_condition(videos: Videos, order: torch.Tensor) -> Videos:
+    """Videos whose diffusion is conditioned on others.
+
+    :param order: the video that each one's condition comes from (M,).
+    """
+    return replace(videos, features=videos.features[order], frame_channels=videos.frame_channels[order])
+
+
+def main() -> None:
+    # 1. settings
+    config = Config.parse(prog="condition_use.py")
+    from datasets.annotations import load_split
+    from model.factory import create_model, restore_model
+    from trainer.checkpoints import find_checkpoint, load_checkpoint
+    from trainer.device import choose_device, choose_precision, set_up
+    from trainer.distributed import find_processes
+    from trainer.evaluation import Evaluator, evaluate_similarity
+
+    device = choose_device(config.gpu, find_processes())
+    set_up(device, config.seed)
+
+    # 2. model and data
+    if config.load_epoch is None:
+        model = create_model(config)
+    else:
+        path = find_checkpoint(config)
+        model = restore_model(config, load_checkpoint(path), path)
+    if not model.diffuses:
+        raise InputError(f"--arch={config.arch} has no diffusion")
+    model.to(device).eval()
+    places = (config.dataset_dir, config.videos_dir, config.msrvtt_train_file, config.allow_missing)
+    split = load_split(config.dataset_name, config.test_split, *places)
+    evaluator = Evaluator(split, config, device, choose_precision(config.precision, device))
+    embeddings = evaluator.encode(model)
+
+    # 3. scores with the condition of the right and of the wrong videos
+    order = torch.randperm(len(split.clips), generator=torch.Generator().manual_seed(config.seed)).to(device)
+    conditions = {"own condition": torch.arange(len(order), device=device), "shuffled condition": order}
+    lines, makes_videos = [], model.videos
+    for label, chosen in conditions.items():
+        model.videos = lambda *args, chosen=chosen: shuffled_condition(makes_videos(*args), chosen)
+        scores = evaluator.similarity(model, embeddings, config.rerank_topk, None)
+        results, references = evaluate_similarity(scores, split.clip_of_caption)
+        lines += [
+            (f"{row['metric']} {label}", row) for row in results if row["protocol"] == "strict" and not row["dsl"]
+        ]
+    lines += [
+        (f"{row['metric']} text as encoded", row)
+        for row in references
+        if row["scores"] == "undiffused" and not row["dsl"]
+    ]
+    logger.info(table(sorted(lines, key=lambda line: line[0][:3])))
+
+
+if __name__ == "__main__":
+    sys.exit(run_program("condition_use.py", main))
