@@ -315,10 +315,11 @@ class Config:
     round_last: str | None = flag(
         None,
         "whether the last step of sampling rounds to words like the others, or keeps what the student predicts, as"
-        " training does (default: by --recipe)",
+        " training does",
         group="diffusion",
         choices=("yes", "no"),
         archs=DIFFUSION_ARCHS,
+        unset="by --recipe",
     )
     sampler: str = flag(
         "ddpm", "reverse process at inference", group="diffusion", choices=("ddpm", "ddim"), archs=DIFFUSION_ARCHS
