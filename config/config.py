@@ -47,10 +47,10 @@ GROUPS = {
     "model": "Which retrieval model, on which CLIP.",
     "diffusion": "The text diffusion of TextDiffs (--arch=clip_stochastic).",
     "T-MASS": "The sampled texts of T-MASS (--arch=clip_tmass).",
-    "training": "The optimiser, its steps, and going on with a run. Of these, test.py needs --batch_size and --seed.",
+    "training": "The optimiser, its steps, and going on with a run. Other programs read --batch_size and --seed.",
     "device": "Where it is computed, and in which arithmetic.",
     "evaluation": "What test.py, and train.py between its steps, compute and show.",
-    "test.py only": "Which checkpoint is read, and what else is written. train.py does not use them.",
+    "checkpoint and more files": "Which checkpoint is read, and what is kept besides results. Not of train.py.",
     "output": "Where files go, how often, and which.",
 }
 
@@ -314,10 +314,11 @@ class Config:
     round_last: str | None = flag(
         None,
         "whether the last step of sampling rounds to words like the others, or keeps what the student predicts, as"
-        " training does (default: by --recipe)",
+        " training does",
         group="diffusion",
         choices=("yes", "no"),
         archs=DIFFUSION_ARCHS,
+        unset="by --recipe",
     )
     sampler: str = flag(
         "ddpm", "reverse process at inference", group="diffusion", choices=("ddpm", "ddim"), archs=DIFFUSION_ARCHS
@@ -441,7 +442,7 @@ class Config:
     load_epoch: int | None = flag(
         None,
         "epoch of the checkpoint to evaluate; 0 or -1 is model_best.pth",
-        group="test.py only",
+        group="checkpoint and more files",
         minimum=-1,
         metavar="EPOCH",
         unset="the untrained model",
@@ -475,20 +476,22 @@ class Config:
         metavar="K",
     )
     save_embeddings: str | None = flag(
-        None, "safetensors file for the text and frame features", group="test.py only", metavar="FILE"
+        None, "safetensors file for the text and frame features", group="checkpoint and more files", metavar="FILE"
     )
     load_embeddings: str | None = flag(
         None,
         "file of --save_embeddings: features are taken from there and no video is read",
-        group="test.py only",
+        group="checkpoint and more files",
         metavar="FILE",
     )
-    save_sims: str | None = flag(None, "npz file for the score matrices", group="test.py only", metavar="FILE")
+    save_sims: str | None = flag(
+        None, "npz file for the score matrices", group="checkpoint and more files", metavar="FILE"
+    )
     sweep: str | None = flag(
         None,
         "more settings to evaluate with the same features, as SAMPLER:STEPS or SAMPLER:STEPS:K with K of --rerank_topk,"
         " with commas between: ddpm:10,ddim:5,ddim:2:50; table in sweep.txt, sweep.csv, sweep.png",
-        group="test.py only",
+        group="checkpoint and more files",
         archs=DIFFUSION_ARCHS,
         metavar="LIST",
     )
@@ -496,7 +499,7 @@ class Config:
     report: bool = flag(
         False,
         "write report.html beside the results: tables, curves, queries with what was found; and its plots as PNG",
-        group="test.py only",
+        group="checkpoint and more files",
     )
 
     # output

@@ -29,8 +29,8 @@ import numpy as np
 from numpy.random import Generator, Philox, SeedSequence
 
 from diffusion_lm.errors import InputError
+from diffusion_lm.files import written_whole
 from diffusion_lm.progress import progress
-from diffusion_lm.weights import written_whole
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

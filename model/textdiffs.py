@@ -112,7 +112,8 @@ class TextDiffs(XPool):
         pooled = self.pool(texts, videos, text_on_device, video_on_device)
         features = texts.features[text_on_device]
         for x in self.text_diffusion.sample_steps(*self._sampling(texts, videos, text_index, video_on_device)):
-            yield cosine(features + self.text_diffusion.log_shift(x).exp(), pooled)
+            moved = cosine(features + self.text_diffusion.log_shift(x).exp(), pooled)
+            yield self._fused(moved, features, pooled)
 
     def _sampling(self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor) -> tuple:
         """Arguments of `TextDiffusion.sample` for pairs.

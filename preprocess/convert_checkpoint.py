@@ -19,7 +19,8 @@ from torch import Tensor
 from config import Config
 from diffusion_lm.command_line import Parser
 from diffusion_lm.errors import InputError
-from diffusion_lm.weights import save_atomically, written_whole
+from diffusion_lm.files import written_whole
+from diffusion_lm.weights import save_atomically
 from model.factory import from_published
 from model.published import family_of, published_checkpoint
 from trainer.checkpoints import load_checkpoint

@@ -2,9 +2,10 @@
 
 import logging
 import platform
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from config import Config
 from datasets.annotations import Split
 from diffusion_lm.errors import InputError
-from diffusion_lm.weights import written_whole
+from diffusion_lm.files import written_whole
 from model.retrieval import RetrievalModel
 from modules.similarity import Similarity
 from report import charts
@@ -82,9 +83,8 @@ class Report:
         :return: the page.
         :raises InputError: they cannot be written.
         """
-        history = self._history()
-        plots = self._plots(history)
-        page = self._page(plots, evaluation, history)
+        plots = self._plots(self._history())
+        page = self._page(plots, evaluation)
         path = folder / PAGE
         for name, plot in plots.items():
             charts.write_png(plot.figure, folder / f"report-{name}.png")
@@ -131,7 +131,7 @@ class Report:
             )  # fmt: skip
         return plots
 
-    def _page(self, plots: dict[str, Plot], evaluation: Evaluation, history: History | None) -> str:
+    def _page(self, plots: dict[str, Plot], evaluation: Evaluation) -> str:
         thumbnails, findings = Thumbnails(self.split, self.config), self.findings
         queries = {name: self._shown(getattr(findings, name), thumbnails) for name in ("best", "worst", "sample")}
         environment = jinja2.Environment(
@@ -153,7 +153,6 @@ class Report:
                 name: {"title": plot.title, "text": plot.text, "uri": charts.svg_uri(plot.figure)}
                 for name, plot in plots.items()
             },
-            history=history,
             steps=self._step_table(),
             traced=len(self.traced),
             queries=queries,
@@ -162,9 +161,7 @@ class Report:
             thumbnail_height=HEIGHT,
             evaluated_with=_settings(self.config, (*GROUPS_OF_MODEL, "evaluation"), EVALUATION_TOO),
             trained_with=self._trained_with(),
-            versions={"Python": platform.python_version()}
-            | {name: version(name) for name in PACKAGES}
-            | {"torch": torch.__version__},
+            versions=_versions(),
             machine=f"{platform.system()} {platform.machine()}, {_device_name(self.device)}",
         )
 
@@ -234,5 +231,14 @@ def _settings(config: Config, groups: tuple[str, ...], more: tuple[str, ...] = (
     ]
 
 
+def _versions() -> dict[str, str]:
+    """Of Python and of the packages that are installed by the usual name."""
+    versions = {"Python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions | {"torch": torch.__version__}  # which says for what device it was built
+
+
 def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type.upper()}"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()

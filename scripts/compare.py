@@ -24,7 +24,7 @@ from typing import Any
 
 from config import Config
 from diffusion_lm.errors import InputError, RunError
-from diffusion_lm.weights import written_whole
+from diffusion_lm.files import written_whole
 from trainer.run_folder import run_program
 
 logger = logging.getLogger(__name__)

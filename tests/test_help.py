@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 
 import pytest
 
+from config import Config
 from config.config import GROUPS
 from diffusion_lm import progress as progress_module
 from diffusion_lm.errors import InputError, RunError
@@ -68,7 +70,9 @@ def test_help_fits_the_terminal(help_of, program, width):
 @pytest.mark.parametrize("program", CONFIG_PROGRAMS)
 def test_groups_are_explained(help_of, program):
     text = help_of(program, 100)
-    for title, said in GROUPS.items():
+    used = {f.metadata["group"] for f in fields(Config)}
+    assert len(used) >= 9
+    for title, said in ((title, said) for title, said in GROUPS.items() if title in used):
         (block,) = re.findall(rf"^{re.escape(title)}:\n(.*?)\n\n", text, re.MULTILINE | re.DOTALL)
         assert " ".join(block.split()) == said
         assert f"\n{title}:\n" in text
@@ -188,3 +192,13 @@ def test_progress_is_told_in_one_place():
         name for name, text in sources.items() if re.search(r"^\s*(from|import) tqdm\b(?!\.contrib)", text, re.M)
     }
     assert importers == {"Diffusion-LM/diffusion_lm/progress.py"}
+
+
+def test_programs_that_prepare_data_do_not_wait_for_torch():
+    """Each of their worker processes would, and those that draw MovingShapes."""
+    modules = (
+        "preprocess.check_data, preprocess.cache_frames, preprocess.compress_video, datasets.moving_shapes, search"
+    )
+    code = f"import sys, {modules}; sys.exit(sorted({{'torch', 'transformers'}} & set(sys.modules)) or None)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

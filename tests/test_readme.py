@@ -28,6 +28,7 @@ SMALL = {
     "Diffusion-LM/train.py": "--denoiser=tiny --steps=2 --text_len=8 --min_count=1 --gpu=cpu --output_dir=teacher",
     "train.py": "--clip_arch=tiny --num_frames=2 --diffusion_text_len=8 --diffusion_lm=teacher --batch_size=32 "
     "--num_epochs=1 --num_workers=0 --gpu=cpu --no_tensorboard",
+    "search.py": "--num_workers=0 --gpu=cpu",
     "test.py": "--batch_size=2 --num_workers=0 --gpu=cpu",
 }
 OWN_PROCESSES = ("check_data.py", "cache_frames.py", "compress_video.py")  # they start workers that import them
@@ -87,11 +88,12 @@ def test_tables_have_the_commands_that_people_know():
 
 @pytest.fixture
 def workplace(tmp_path):
-    """A folder as the README supposes it: captions.csv with its lines and more, and the videos that they name."""
+    """A folder as the README supposes it: captions.csv and more lines, the videos they name, sentences."""
     (example,) = re.findall(r"```csv\n(.*?)```", README.read_text(), re.DOTALL)
     rows = captions_of(1, "train", 24)  # a text diffusion needs a hundred captions
     more = "".join(f"beach.mp4,{caption.text},,,train\n" for captions in rows for caption in captions)
     (tmp_path / "captions.csv").write_text(example + more)
+    (tmp_path / "sentences.txt").write_text("a boat crosses the lake\ntwo dogs run\n")
     for index, name in enumerate(sorted({line.split(",")[0] for line in example.splitlines()[1:]})):
         path = tmp_path / "videos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +142,17 @@ def troubles() -> list[str]:
 
 @pytest.fixture(scope="module")
 def texts_of_the_code() -> list[str]:
-    folders = ("config", "datasets", "Diffusion-LM", "model", "modules", "preprocess", "trainer")
+    folders = (
+        "config",
+        "datasets",
+        "Diffusion-LM",
+        "model",
+        "modules",
+        "preprocess",
+        "report",
+        "trainer",
+        "video_index",
+    )
     paths = [*ROOT.glob("*.py"), *(path for folder in folders for path in (ROOT / folder).rglob("*.py"))]
     scripts = [path.read_text() for path in (ROOT / "scripts").glob("*.sh")]
     return [text for path in paths for text in templates(path)] + scripts

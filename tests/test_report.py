@@ -190,12 +190,13 @@ def test_after_the_last_step_the_score_is_the_strict_one(evaluate, more):
     assert float(steps[-1][2]) == pytest.approx(np.median(wrong), abs=6e-5)
 
 
+@pytest.mark.parametrize("fusion", [0.0, 0.25])
 @torch.no_grad()
-def test_scores_of_every_step():
+def test_scores_of_every_step(fusion):
     """The first of them with the x_0 that the network makes of pure noise, the last as `score_pairs` has it."""
     captions = ["a man plays a guitar", "a cat", "two dogs run"]
     torch.manual_seed(2)
-    model = small_textdiffs(captions, num_frames=4, steps=3, seed=7)
+    model = small_textdiffs(captions, num_frames=4, steps=3, seed=7, score_fusion=fusion)
     word_ids = model.tokenize(captions)["word_ids"]
     features = torch.randn(3, model.embed_dim)
     texts, videos = model.texts(captions, features, word_ids), model.videos(torch.randn(2, 4, model.embed_dim))
@@ -213,7 +214,9 @@ def test_scores_of_every_step():
         x = table[nearest_word(diffusion.student(noise.x_T, diffusion.diffusion.model_times[[2]], condition), table)]
         pooled = model.pool(texts, videos, torch.tensor([text]), torch.tensor([video]))
         moved = features[[text]] + diffusion.log_shift(x).exp()
-        torch.testing.assert_close(steps[0, pair], F.cosine_similarity(moved, pooled)[0], atol=1e-5, rtol=0)
+        text_share, moved_share = (F.cosine_similarity(x, pooled)[0] for x in (features[[text]], moved))
+        expected = fusion * text_share + (1 - fusion) * moved_share
+        torch.testing.assert_close(steps[0, pair], expected, atol=1e-5, rtol=0)
 
 
 def test_reranking_marks_what_was_not_diffused(evaluate):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from config import Config
 from datasets.annotations import Split
 from diffusion_lm.errors import InputError
-from diffusion_lm.weights import written_whole
+from diffusion_lm.files import written_whole
 from model.retrieval import RetrievalModel
 
 FORMAT = "TextDiffs embeddings"

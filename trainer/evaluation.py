@@ -20,8 +20,8 @@ from datasets.annotations import Split
 from datasets.frame_cache import CacheSettings
 from datasets.loading import TestVideos, batches, test_loader
 from diffusion_lm.errors import InputError
+from diffusion_lm.files import written_whole
 from diffusion_lm.progress import progress
-from diffusion_lm.weights import written_whole
 from model.retrieval import RetrievalModel, Texts, Videos
 from model.textdiffs import TextDiffs
 from modules.metrics import text_to_video, video_to_text

@@ -11,7 +11,7 @@ import numpy as np
 
 from datasets.video import read_frames
 from diffusion_lm.errors import InputError
-from diffusion_lm.weights import written_whole
+from diffusion_lm.files import written_whole
 from video_index.searching import Hit
 
 logger = logging.getLogger(__name__)

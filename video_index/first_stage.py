@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffusion_lm.errors import InputError
-from diffusion_lm.weights import written_whole
+from diffusion_lm.files import written_whole
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from diffusion_lm.errors import InputError
-from diffusion_lm.weights import written_whole
+from diffusion_lm.files import written_whole
 
 logger = logging.getLogger(__name__)
 

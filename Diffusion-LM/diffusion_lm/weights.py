@@ -11,8 +11,6 @@ import os
 import pickle
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from diffusion_lm.denoiser import DENOISERS, MAX_POSITIONS, Denoiser, DenoiserConfig
 from diffusion_lm.errors import InputError
+from diffusion_lm.files import written_whole
 from diffusion_lm.vocabulary import Vocabulary
 
 VOCABULARY_FILE = "vocab.json"
@@ -131,21 +130,6 @@ def load_tensors(path: Path) -> dict:
         raise InputError(
             f"{path} is damaged or cut short: {str(error).splitlines()[0] if str(error) else error!r}"
         ) from error
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary file's name, to write to: afterwards fsync and rename, so that `path` is either the old file or the
-    whole new one. An error leaves the old one."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_atomically(value: object, path: Path) -> None:
