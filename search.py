@@ -27,7 +27,7 @@ def index(config: SearchConfig) -> None:
     from trainer.device import choose_device, choose_precision  # after parsing, so that bad flags answer at once
     from video_index.encoding import Encoder, update
     from video_index.files import changes, video_files
-    from video_index.searching_model import MADE_WITH, load_model
+    from video_index.searching_model import load_model
     from video_index.store import Store, only_writer, read_head
 
     # 1. model
@@ -36,7 +36,7 @@ def index(config: SearchConfig) -> None:
     files = video_files(videos_dir)  # a wrong folder answers before the model is there
     device = choose_device(config.gpu)
     model, made = load_model(config, head, device)
-    logger.info("model: %s", made.model[MADE_WITH])
+    logger.info("model: %s", made.made_with)
 
     with only_writer(folder):
         # 2. what is new
@@ -67,7 +67,7 @@ def query(config: SearchConfig) -> None:
     from trainer.device import choose_device, choose_precision
     from video_index.answers import Answer, as_json, as_table, contact_sheet
     from video_index.searching import Searcher
-    from video_index.searching_model import MADE_WITH, load_model
+    from video_index.searching_model import load_model
     from video_index.store import Store, read_head
 
     # 1. model and index
@@ -78,7 +78,7 @@ def query(config: SearchConfig) -> None:
     device = choose_device(config.gpu)
     model, _ = load_model(config, head, device)
     searcher = Searcher(model, Store(folder, head), config, device, choose_precision(config.precision, device))
-    logger.info("%d clips, model: %s", len(searcher.clips), head.model[MADE_WITH])
+    logger.info("%d clips, model: %s", len(searcher.clips), head.made_with)
 
     # 2. queries
     answers = []

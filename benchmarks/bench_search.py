@@ -86,7 +86,7 @@ def timed(function: Callable[[], object]) -> tuple[float, object]:
 
 
 def new_store(folder: Path) -> Store:
-    return Store.create(folder, Head({"made with": "a benchmark"}, {}, 30.0))
+    return Store.create(folder, Head("a benchmark", {}, {}, 30.0))
 
 
 def query_seconds(model: RetrievalModel, folder: Path, frames: int) -> tuple[float, list[float]]:

@@ -245,7 +245,7 @@ def clips_named(*names):
 
 
 def new_store(folder, clips=(), frames=None):
-    held = Store.create(folder, Head({"made with": "a test"}, {}, 30.0))
+    held = Store.create(folder, Head("a test", {}, {}, 30.0))
     if clips:
         held.add(clips, frames)
     return held
@@ -397,7 +397,7 @@ def test_stages_narrow_down(tmp_path):
 
 def test_sentences_are_ranked_by_the_models_own_score_and_the_best_part(runs, three_colours, tmp_path):
     new_store(tmp_path / "index", clips_named("/other"), torch.zeros(1, FRAMES, WIDTH))
-    held = Store(tmp_path / "index", Head({}, {}, 2.0))
+    held = Store(tmp_path / "index", Head("a test", {}, {}, 2.0))
     arguments = ["query", "--describe=x", "--captions=x", "--index=x", f"--num_frames={FRAMES}", "--num_workers=0"]
     exact = ["--clip_arch=tiny", "--pool_topk=0", "--rerank_topk=0"]
     config = SearchConfig.parse([*arguments, *exact], prog="search.py")
@@ -545,7 +545,7 @@ def test_plain_clip_searches_too(search, videos, tmp_path):
     assert done.code == 0, done.err
     (answer,) = answers(search("query", "a red circle", index, "--json"))
     assert [hit["stage"] for hit in answer["hits"]] == ["pooled"] * VIDEOS
-    assert read_head(tmp_path / "plain").model["made with"] == "CLIP tiny (clip_baseline)"
+    assert read_head(tmp_path / "plain").made_with == "CLIP tiny (clip_baseline)"
 
 
 def test_in_a_process_of_its_own(made, videos, tmp_path):

@@ -16,7 +16,6 @@ from video_index.store import Head
 logger = logging.getLogger(__name__)
 
 WINDOW = 30.0  # seconds
-MADE_WITH = "made with"  # the entry of Head.model that is for people, not compared
 
 
 def load_model(config: SearchConfig, head: Head | None, device: torch.device) -> tuple[RetrievalModel, Head]:
@@ -38,12 +37,12 @@ def load_model(config: SearchConfig, head: Head | None, device: torch.device) ->
     for note in config.notes():
         logger.info(note)
     marks = {
-        MADE_WITH: str(path.resolve()) if path else f"CLIP {config.clip_path or config.clip_arch} ({config.arch})",
         "--num_frames": str(config.num_frames),
         "--input_res": str(config.input_res),
         "model weights": digest(model),
     }
-    made = Head(marks, flags, config.window or (WINDOW if head is None else head.window))
+    made_with = str(path.resolve()) if path else f"CLIP {config.clip_path or config.clip_arch} ({config.arch})"
+    made = Head(made_with, marks, flags, config.window or (WINDOW if head is None else head.window))
     if head is not None:
         _refuse_another(config, head, made)
     return model.to(device).eval(), made
@@ -51,11 +50,11 @@ def load_model(config: SearchConfig, head: Head | None, device: torch.device) ->
 
 def _refuse_another(config: SearchConfig, head: Head, here: Head) -> None:
     """:raises InputError: an index was made with another model or window."""
-    different = [name for name, value in here.model.items() if name != MADE_WITH and head.model.get(name) != value]
+    different = [name for name, value in here.model.items() if head.model.get(name) != value]
     if different:
         raise InputError(
-            f"--index={config.index} belongs to another model: it was made with {head.model.get(MADE_WITH)}, not with "
-            f"{here.model[MADE_WITH]}, and differs in {', '.join(different)}"
+            f"--index={config.index} belongs to another model: it was made with {head.made_with}, not with "
+            f"{here.made_with}, and differs in {', '.join(different)}"
         )
     if head.window != here.window:
         raise InputError(

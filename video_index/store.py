@@ -1,6 +1,6 @@
 """The folder of an index: features in safetensors, what they belong to in JSON Lines.
 
-    index.json              {"format", "version", "model", "flags", "window"}
+    index.json              {"format", "version", "made_with", "model", "flags", "window"}
     <number>.safetensors    frame_features (n, F, D) and video_features (n, D), their mean over the frames, float32
     <number>.jsonl          one clip a line: {"file", "size", "mtime_ns", "part", "parts", "start", "end", "row"}, or
                             {..., "error"} instead of the row where the clip does not decode
@@ -59,11 +59,13 @@ class Place:
 class Head:
     """What an index belongs to.
 
-    :param model: marks of the model by the name that a message can use, and what it was "made with".
+    :param made_with: the model, for people.
+    :param model: marks of it by the name that a message can use.
     :param flags: those that build it again.
     :param window: seconds of a part of a long video.
     """
 
+    made_with: str
     model: dict[str, str]
     flags: dict[str, Any]
     window: float
@@ -86,7 +88,7 @@ def read_head(folder: Path) -> Head | None:
                 f"--index={folder} has version {values['version']} and this program reads {VERSION}: index the videos "
                 "anew into another folder"
             )
-        return Head(values["model"], values["flags"], values["window"])
+        return Head(values["made_with"], values["model"], values["flags"], values["window"])
     except (OSError, json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{path} cannot be read: {error!r}") from error
 
