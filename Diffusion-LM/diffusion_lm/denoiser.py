@@ -135,9 +135,11 @@ class Denoiser(nn.Module):
         """Make the condition layers the identity on x, so that g(x_t, t, s) = g(x_t, t) for every s.
 
         x = relu(x) - relu(-x) carries x through the ReLU in two halves; the condition enters with weight zero, and
-        learns from there because `sims_linear` keeps its random values.
+        learns from there because `sims_linear` has random values. These are as large as those of x: with BERT's small
+        ones the weight would hardly move, and the condition would never be used.
         """
         hidden = self.config.hidden_size
+        nn.init.normal_(self.sims_linear.weight, std=self.num_frames**-0.5)
         expand, contract = self.sims_decoder[0], self.sims_decoder[2]
         for layer in (expand, contract):
             layer.weight.zero_()
