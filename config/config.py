@@ -4,7 +4,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
@@ -43,7 +43,6 @@ CROSS_ATTENTION_ARCHS = ("clip_stochastic", "clip_tmass", "clip_transformer")
 
 # of the help: title and what its flags are for
 GROUPS = {
-    "search": "What search.py looks at and shows.",
     "data": "Which videos and captions, how many frames of each, and where decoded frames are kept.",
     "model": "Which retrieval model, on which CLIP.",
     "diffusion": "The text diffusion of TextDiffs (--arch=clip_stochastic).",
@@ -668,18 +667,24 @@ class Config:
 
 
 def flag_parser(
-    cls: type[Config], prog: str, description: str, usage: str = MANY_FLAGS, names: Container[str] | None = None
+    cls: type[Config],
+    prog: str,
+    description: str,
+    usage: str = MANY_FLAGS,
+    names: Container[str] | None = None,
+    groups: Mapping[str, str] = GROUPS,
 ) -> Parser:
     """The parser of a command line, by groups of flags.
 
     :param names: the fields of `cls` that are its flags; None: all of them.
+    :param groups: title of each group and what its flags are for; those without flags are left out.
     """
     parser = Parser(prog, description, usage)
     flags = [f for f in fields(cls) if names is None or f.name in names]
     used = {f.metadata["group"] for f in flags}
-    groups = {title: parser.add_argument_group(title, said) for title, said in GROUPS.items() if title in used}
+    parts = {title: parser.add_argument_group(title, said) for title, said in groups.items() if title in used}
     for f in flags:
-        meta, group = f.metadata, groups[f.metadata["group"]]
+        meta, group = f.metadata, parts[f.metadata["group"]]
         names = [f"--{name}" for name in (f.name, *meta["aliases"])]
         options: dict[str, Any] = {"dest": f.name, "default": argparse.SUPPRESS, "help": _help_of(f)}
         if f.type is bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from config.config import Config, flag, flag_parser
+from config.config import GROUPS, Config, flag, flag_parser
 from diffusion_lm.command_line import Parser
 from diffusion_lm.errors import InputError
 
@@ -14,7 +14,7 @@ from diffusion_lm.errors import InputError
 MODEL_FLAGS = (
     "arch", "recipe", "clip_arch", "clip_path", "embed_dim", "num_frames", "input_res", "pooling_type", "k",
     "attention_temperature", "num_mha_heads", "diffusion_steps", "diffusion_lm", "diffusion_text_len",
-    "stochastic_prior", "stochastic_prior_std", "seed", "load_epoch", "exp_name", "output_dir", "datetime",
+    "stochastic_prior", "stochastic_prior_std", "condition", "seed", "load_epoch", "exp_name", "output_dir", "datetime",
 )  # fmt: skip
 WHICH_MODEL = ("arch", "clip_arch", "clip_path", "datetime", "load_epoch")  # of those: naming one names another model
 PATH_FLAGS = ("output_dir", "diffusion_lm", "clip_path")  # of those: kept as absolute paths
@@ -23,9 +23,19 @@ COMMANDS = {
     "index": ("videos_dir", "window", *RUNTIME_FLAGS, *MODEL_FLAGS),
     "query": (
         "queries", "like", "describe", "captions", "topk", "pool_topk", "rerank_topk", "json", "contact_sheet",
-        "sampler", "sampling_steps", "stochasic_trials", "batch_size_split", *RUNTIME_FLAGS, *MODEL_FLAGS,
+        "sampler", "sampling_steps", "score_fusion", "stochasic_trials", "batch_size_split",
+        *RUNTIME_FLAGS, *MODEL_FLAGS,
     ),
 }  # fmt: skip
+SEARCH_GROUPS = {
+    "search": "What is searched for, and what is shown.",
+    **GROUPS,
+    "data": "Which videos, and how many frames of each.",
+    "training": "How many are encoded at once, and the seed of all noise.",
+    "evaluation": "How many pairs are scored at once.",
+    "test.py only": "With --datetime: which checkpoint of the run it is.",
+    "output": "The run whose checkpoint searches.",
+}
 DESCRIPTIONS = {
     "index": "Encode the videos of a folder that are new or have changed; those that are gone leave the index. Without"
     " a checkpoint (--exp_name, --datetime), plain CLIP searches: --clip_arch or --clip_path.",
@@ -98,7 +108,7 @@ class SearchConfig(Config):
         commands.add_argument("command", choices=tuple(COMMANDS), help="index: encode videos; query: search them")
         command = commands.parse_args(argv[:1]).command
         usage = f"python %(prog)s{' [QUERY ...]' * (command == 'query')} [--flag=VALUE ...]"
-        parser = flag_parser(cls, f"{prog} {command}", DESCRIPTIONS[command], usage, COMMANDS[command])
+        parser = flag_parser(cls, f"{prog} {command}", DESCRIPTIONS[command], usage, COMMANDS[command], SEARCH_GROUPS)
         if command == "query":
             parser.add_argument(
                 "texts", nargs="*", metavar="QUERY", default=[], help="sentence to search with (default: none)"

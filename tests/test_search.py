@@ -1,6 +1,5 @@
 """search.py: an index that follows a folder of videos, and rankings that are those of the model."""
 
-import importlib.util
 import io
 import json
 import multiprocessing
@@ -17,12 +16,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import search as entry_point
 from config import Config, SearchConfig
 from datasets.moving_shapes import render, scene_of
 from datasets.transforms import test_transform as evaluation_transform
 from datasets.video import read_frames
 from diffusion_lm.errors import InputError
-from tests.made_up import CAPTIONS, ROOT, write_video
+from tests.made_up import CAPTIONS, call, write_video
 from tests.made_up import run_program as run_in_a_process
 from tests.small_models import small_baseline, small_textdiffs, small_tmass, small_xpool
 from trainer import run_folder
@@ -84,14 +84,9 @@ def search(capfd, monkeypatch):
     """The program in this process: exit code, standard output, standard error."""
 
     def run(*arguments, stdin=""):
-        specification = importlib.util.spec_from_file_location("entry_point_search", ROOT / "search.py")
-        module = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
-        monkeypatch.setattr(sys, "argv", ["search.py", *map(str, arguments)])
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        capfd.readouterr()
-        code = run_folder.run_program("search.py", module.main)
-        return SimpleNamespace(code=code, **capfd.readouterr()._asdict())
+        code, out, err = call("search.py", list(map(str, arguments)), monkeypatch, capfd)
+        return SimpleNamespace(code=code, out=out, err=err)
 
     return run
 
@@ -213,11 +208,8 @@ def index_and_hang(arguments):
         write(self, shard, placed)
 
     Store._write_lines = hang
-    specification = importlib.util.spec_from_file_location("entry_point_search", ROOT / "search.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
     sys.argv = ["search.py", *arguments]
-    os._exit(run_folder.run_program("search.py", module.main))
+    os._exit(run_folder.run_program("search.py", entry_point.main))
 
 
 def test_a_killed_indexing_goes_on(made, search, runs, videos, tmp_path):
@@ -561,6 +553,18 @@ def test_in_a_process_of_its_own(made, videos, tmp_path):
     done = run_in_a_process("search.py", "query", "a red circle", f"--index={tmp_path / 'index'}", "--json")
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["hits"]) == VIDEOS
+
+
+def test_help_of_each_command_lists_its_flags(search):
+    for arguments, shown, hidden in (
+        (["--help"], ["index", "query", "Exit codes"], ["--topk"]),
+        (["index", "--help"], ["--videos_dir", "--window", "--datetime"], ["--topk", "--num_epochs"]),
+        (["query", "--help"], ["QUERY", "--topk", "--like", "--sampler"], ["--videos_dir", "--num_epochs"]),
+    ):
+        done = search(*arguments)
+        assert done.code == 0
+        assert all(name in done.out for name in shown)
+        assert not any(f"{name} " in done.out for name in hidden)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
