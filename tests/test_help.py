@@ -120,13 +120,30 @@ def raising(error: BaseException):
         (InputError("--flag is wrong"), 2, "program.py: error: --flag is wrong\n"),
         (RunError("the loss is nan"), 1, "program.py: error: the loss is nan\n"),
         (KeyboardInterrupt(), 130, "program.py: error: interrupted\n"),
-        (BrokenPipeError(), 141, ""),
         (SystemExit(0), 0, ""),
     ],
 )
 def test_exit_codes(error, code, said, capfd):
     assert run_folder.run_program("program.py", raising(error)) == code
     assert capfd.readouterr().err == said
+
+
+def test_a_broken_pipe_to_a_worker_is_no_closed_output():
+    with pytest.raises(BrokenPipeError):
+        run_folder.run_program("program.py", raising(BrokenPipeError()))
+
+
+def test_a_closed_pipe_ends_a_long_answer():
+    """More than a buffer holds, so that writing fails before the end."""
+    code = (
+        "import sys; from trainer.run_folder import run_program\n"
+        "def main():\n    for i in range(99999): sys.stdout.write('a line of an answer\\n')\n"
+        "sys.exit(run_program('program.py', main))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 128 + signal.SIGPIPE
 
 
 def test_a_closed_pipe_ends_a_program_quietly(teacher):

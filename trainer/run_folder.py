@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import select
 import shutil
 import signal
 import sys
@@ -46,9 +47,17 @@ def run_program(program: str, main: Callable[[], None]) -> int:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
+        code = code or CLOSED_PIPE
+    if code == CLOSED_PIPE:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
-        return code or CLOSED_PIPE
     return code
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe whose other end is closed."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _exit_code(program: str, main: Callable[[], None]) -> int:
@@ -64,6 +73,8 @@ def _exit_code(program: str, main: Callable[[], None]) -> int:
             sys.stderr.write(f"{program}: error: interrupted\n")
         return 128 + signal.SIGINT
     except BrokenPipeError:
+        if not _nobody_reads():  # it is another pipe, such as that of a worker process
+            raise
         return CLOSED_PIPE
     except SystemExit as wanted:  # --help
         return int(wanted.code or 0)
