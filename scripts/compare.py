@@ -8,7 +8,6 @@ interrupted goes on where it was. Written to <output_dir>/<exp_name>: comparison
 run, direction and protocol) and comparison.png.
 """
 
-import argparse
 import csv
 import io
 import json
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from config import Config
+from diffusion_lm.command_line import Parser
 from diffusion_lm.errors import InputError, RunError
 from diffusion_lm.files import written_whole
 from trainer.run_folder import run_program
@@ -58,18 +58,25 @@ class Method:
 
 def main() -> None:
     # 1. settings
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog="Other flags go to train.py.")
-    parser.add_argument("--method", action="append", required=True, metavar='"NAME: FLAGS"', help="a row of the table")
-    parser.add_argument("--seeds", default="24,25,26", help="seeds with commas between (default: 24,25,26)")
+    parser = Parser("scripts/compare.py", f"{__doc__.splitlines()[0]} Other flags go to train.py and test.py.")
+    parser.add_argument(
+        "--method", action="append", required=True, metavar='"NAME: FLAGS"', help="a row of the table; may be repeated"
+    )
+    parser.add_argument("--seeds", default="24,25,26", metavar="N,N,...", help="a run of each method for each of them")
     args, shared = parser.parse_known_args()
     methods = [Method.parse(text) for text in args.method]
     if len({method.slug for method in methods}) < len(methods):
         raise InputError("two of the --method names are alike: each needs one of its own")
     seeds = parse_seeds(args.seeds)
-    configs = {method.name: Config.parse([*shared, *method.flags], prog="compare.py") for method in methods}
+    configs = [Config.parse([*shared, *method.flags], prog="compare.py") for method in methods]  # bad flags end here
+    for name in ("seed", "datetime", "load_epoch", "resume", "skip_eval", "output_json"):
+        if any(name in config.explicit for config in configs):
+            raise InputError(f"--{name} is set by compare.py itself: leave it out")
+    if len({(config.output_dir, config.exp_name) for config in configs}) > 1:
+        raise InputError("--output_dir and --exp_name are those of all methods: give them outside of --method")
 
     # 2. runs, seed by seed, so that an interrupted comparison still compares
-    folder = Path(configs[methods[0].name].output_dir) / configs[methods[0].name].exp_name
+    folder = Path(configs[0].output_dir) / configs[0].exp_name
     runs = [(method, seed) for seed in seeds for method in methods]
     rows: list[dict[str, Any]] = []
     for number, (method, seed) in enumerate(runs, 1):
@@ -77,7 +84,7 @@ def main() -> None:
         figures = run(folder / f"{method.slug}-seed{seed}", [*shared, *method.flags], seed)
         rows += [{"method": method.name, "seed": seed} | row for row in figures]
         # 3. the table so far
-        write(folder, rows, [shlex.join(sys.argv[1:]), configs[methods[0].name].dataset_name])
+        write(folder, rows, configs[0].dataset_name)
     logger.info("%s\nwritten to %s", (folder / "comparison.md").read_text(encoding="utf-8"), folder)
 
 
@@ -135,10 +142,9 @@ def count_parameters(path: Path) -> int:
     return sum(tensor.numel() for name, tensor in state.items() if not name.startswith(FROZEN))
 
 
-def write(folder: Path, rows: list[dict[str, Any]], made_by: list[str]) -> None:
+def write(folder: Path, rows: list[dict[str, Any]], dataset: str) -> None:
     """Write comparison.md, .csv and .png.
 
-    :param made_by: what to say of how the table came about.
     :raises InputError: they cannot be written.
     """
     written = io.StringIO(newline="")
@@ -146,14 +152,14 @@ def write(folder: Path, rows: list[dict[str, Any]], made_by: list[str]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     try:
-        (folder / "comparison.md").write_text(markdown(rows, made_by), encoding="utf-8")
+        (folder / "comparison.md").write_text(markdown(rows, dataset), encoding="utf-8")
         (folder / "comparison.csv").write_text(written.getvalue(), encoding="utf-8", newline="")
         plot(folder / "comparison.png", rows)
     except OSError as error:
         raise InputError(f"the comparison cannot be written to {folder}: {error.strerror}") from error
 
 
-def markdown(rows: list[dict[str, Any]], made_by: list[str]) -> str:
+def markdown(rows: list[dict[str, Any]], dataset: str) -> str:
     """The table for people: mean and, for several seeds, standard deviation over the seeds."""
     head = ["method", *(f"{metric} R@{name[1:]}" for metric, name in COLUMNS), "published t2v R@1", "published v2t R@1",
             "parameters", "train s", "test s", "seeds"]  # fmt: skip
@@ -166,8 +172,8 @@ def markdown(rows: list[dict[str, Any]], made_by: list[str]) -> str:
         cells.append(f"{once[0]['parameters'] / 1e6:.2f} M")
         cells += [f"{statistics.mean(row[key] for row in once):.0f}" for key in ("train_seconds", "test_seconds")]
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {len(once)} |")
-    queries = f"{rows[0]['queries']} texts x {rows[0]['gallery']} videos"
-    return "\n".join([*lines, "", f"Strict unless it says published; {queries}; {' on '.join(made_by)}", ""])
+    size = next(f"{row['queries']} texts x {row['gallery']} videos" for row in rows if row["metric"] == "t2v")
+    return "\n".join([*lines, "", f"{dataset}, {size}; strict protocol unless it says published.", ""])
 
 
 def spread(rows: list[dict[str, Any]], metric: str, protocol: str, column: str) -> str:
