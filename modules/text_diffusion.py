@@ -165,24 +165,10 @@ class TextDiffusion(nn.Module):
         condition = self.condition(noised.x_start, frame_channels, sentence)
         return denoiser(noised.x_t, self.diffusion.model_times[noised.t], condition)
 
-    @torch.no_grad()
-    def sample(
-        self,
-        word_ids: Tensor,
-        frame_channels: Tensor,
-        noise: SamplingNoise,
-        rows: Tensor | None = None,
-        diffusion: GaussianDiffusion | None = None,
-        sampler: Sampler = "ddpm",
-        sentence: Tensor | None = None,
-        round_last: bool = True,
-    ) -> Tensor:
-        """Denoise captions towards videos, from pure noise to x_0: the last of `sample_steps`.
-
-        :return: x_0 (P, L, C).
-        """
-        steps = self.sample_steps(word_ids, frame_channels, noise, rows, diffusion, sampler, sentence, round_last)
-        return deque(steps, maxlen=1).pop()
+    def sample(self, *args: object, **settings: object) -> Tensor:
+        """Denoise captions towards videos, from pure noise to x_0 (P, L, C): the last of `sample_steps`, with its
+        arguments."""
+        return deque(self.sample_steps(*args, **settings), maxlen=1).pop()
 
     @torch.no_grad()
     def sample_steps(

@@ -105,15 +105,15 @@ def run(folder: Path, flags: list[str], seed: int) -> list[dict[str, Any]]:
     done = folder / DONE
     if not done.exists():
         flags = [*flags, f"--seed={seed}", f"--datetime={folder.name}"]
+        began = any(folder.glob("*.pth"))  # in an earlier call, so that its seconds are not known
         started = time.perf_counter()
         if not (folder / "model_best.pth").exists():
-            again = ["--resume"] if any(folder.glob("checkpoint-*.pth")) else []
-            call("train.py", [*flags, "--skip_eval", *again])
-        seconds = time.perf_counter() - started
+            call("train.py", [*flags, "--skip_eval", *["--resume"] * began])
+        seconds = None if began else round(time.perf_counter() - started, 1)
         call("test.py", [*flags, "--load_epoch=0"])
         report = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         common = {
-            "train_seconds": round(seconds, 1),
+            "train_seconds": seconds,
             "test_seconds": report["seconds"],
             "parameters": count_parameters(folder / "model_best.pth"),
         }
@@ -170,10 +170,16 @@ def markdown(rows: list[dict[str, Any]], dataset: str) -> str:
         cells += [spread(own, metric, "published", "R1") for metric in ("t2v", "v2t")]
         once = [row for row in own if (row["metric"], row["protocol"]) == ("t2v", "strict")]
         cells.append(f"{once[0]['parameters'] / 1e6:.2f} M")
-        cells += [f"{statistics.mean(row[key] for row in once):.0f}" for key in ("train_seconds", "test_seconds")]
+        cells += [mean_of([row[key] for row in once]) for key in ("train_seconds", "test_seconds")]
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {len(once)} |")
     size = next(f"{row['queries']} texts x {row['gallery']} videos" for row in rows if row["metric"] == "t2v")
     return "\n".join([*lines, "", f"{dataset}, {size}; strict protocol unless it says published.", ""])
+
+
+def mean_of(seconds: list[float | None]) -> str:
+    """Mean of those that are known."""
+    known = [value for value in seconds if value is not None]
+    return f"{statistics.mean(known):.0f}" if known else "-"
 
 
 def spread(rows: list[dict[str, Any]], metric: str, protocol: str, column: str) -> str:

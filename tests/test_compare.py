@@ -55,6 +55,10 @@ def test_the_table_holds_the_results_of_every_run(run, workplace):
     assert code == 0, err
     assert {path: path.stat().st_mtime_ns for path in before} == before  # nothing was trained again
     check_tables(folder, ["Mean"], seeds=2)
+    seconds = [
+        json.loads((folder / f"mean-seed{n}" / "comparison.json").read_text())[0]["train_seconds"] for n in (3, 4)
+    ]
+    assert seconds[0] is None and seconds[1] > 1  # those of the interrupted run are not known
     code, _, err = run("compare.py", *METHODS, "--seeds=3")
     assert code == 0, err
     check_tables(folder, ["Mean", "Text diffs, K=2"], seeds=1)
