@@ -43,8 +43,7 @@ MODEL_SETTINGS = (
     "arch", "clip_arch", "clip_path", "num_frames", "input_res", "num_mha_heads", "recipe", "diffusion_steps",
     "diffusion_text_len", "pooling_type", "k", "attention_temperature", "stochastic_prior", "stochastic_prior_std",
 )  # fmt: skip
-# the same for settings that came later; where a checkpoint does not know them, it was trained so
-LATER_MODEL_SETTINGS = {"condition": "tokens"}
+LATER_MODEL_SETTINGS = ("condition",)  # the same; checkpoints that do not know them were trained as published
 SCORING_SETTINGS = ("score_fusion", "round_last")  # a checkpoint brings its own, but the command line may change them
 
 
@@ -174,10 +173,10 @@ def _take_settings(config: Config, trained: dict[str, Any], path: Path) -> None:
 
     :raises InputError: one on the command line contradicts them.
     """
-    trained = LATER_MODEL_SETTINGS | trained
-    for name, neutral in RECIPES["published"].items():
-        if name in SCORING_SETTINGS and name not in config.explicit:
-            setattr(config, name, trained.get(name, neutral))
+    trained = RECIPES["published"] | trained
+    for name in SCORING_SETTINGS:
+        if name not in config.explicit:
+            setattr(config, name, trained[name])
     for name in (*MODEL_SETTINGS, *LATER_MODEL_SETTINGS):
         if name not in trained or (name == "clip_path" and name in config.explicit):
             continue  # the weights come from the checkpoint: a path only says where the tokenizer lies now

@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import os
 import random
 import shutil
+import time
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from modules.text_diffusion import TextDiffusion
 from tests.made_up import CAPTIONS, make_diffusion_lm
 from tests.small_models import small_clip
 from trainer.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from trainer.resume import resume
 
 ARCHS = ["--arch=clip_stochastic", "--arch=clip_stochastic --recipe=published", "--arch=clip_transformer",
          "--arch=clip_tmass --stochastic_prior=normal --stochastic_prior_std=0.5",
@@ -66,7 +69,7 @@ def saved(parse, path, line=""):
         for parameter in model.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(path, model, config, epoch=2, step=17, training={"metrics": {"R1": 12.5}})
+    save_checkpoint(path, model, config, epoch=2, step=17, training={"metrics": {"R1": 12.5}, "random_states": []})
     return model
 
 
@@ -224,6 +227,7 @@ def assert_contradiction_is_named(parse, path, flag, value_of_checkpoint):
         ("--clip_arch=ViT-B/32", "--clip_arch=tiny"),
         ("--input_res=96", "--input_res=64"),
         ("--pooling_type=avg", "--pooling_type=transformer"),
+        ("--condition=sentence", "--condition=tokens"),
     ],
 )
 def test_flags_that_contradict_the_checkpoint_are_named(parse, tmp_path, flag, trained):
@@ -231,6 +235,43 @@ def test_flags_that_contradict_the_checkpoint_are_named(parse, tmp_path, flag, t
     saved(parse, path)
     assert_contradiction_is_named(parse, path, flag, trained)
     restore_model(parse(trained, small=False), load_checkpoint(path), path)  # the same value may be given
+
+
+def test_how_pairs_are_scored_comes_with_the_checkpoint_and_may_change(parse, tmp_path):
+    path = tmp_path / "model.pth"
+    saved(parse, path, "--condition=sentence --score_fusion=0.25 --round_last=no")
+    checkpoint = load_checkpoint(path)
+
+    def scoring(line=""):
+        model = restore_model(parse(line, small=False), checkpoint, path)
+        return model.sentence_condition, model.score_fusion, model.round_last
+
+    assert scoring() == (True, 0.25, False)
+    assert scoring("--score_fusion=0.5 --round_last=yes") == (True, 0.5, True)
+    for name in ("condition", "score_fusion", "round_last", "cond_negatives"):
+        del checkpoint["config"][name]  # a checkpoint of before these flags
+    assert scoring() == (False, 0.0, True)
+    config = parse("--resume=x", small=False)
+    config.resume = str(path)
+    checkpoint["config"]["score_fusion"] = 0.75
+    torch.save(checkpoint, path)
+    resume(config)
+    assert (config.score_fusion, config.condition, config.cond_negatives) == (0.75, "tokens", 0)
+
+
+def test_resume_alone_means_the_newest_run(parse, tmp_path):
+    for age, name in ((30, "b"), (10, "c"), (20, "a")):
+        folder = tmp_path / "outputs" / "name" / name
+        saved(parse, folder / "checkpoint-epoch1.pth")
+        parse().save(folder / "config.json")
+        then = time.time() - age
+        os.utime(folder, (then, then))
+    config = parse("--resume")
+    assert resume(config)[0].parent.name == config.datetime == "c"
+    assert resume(parse("--resume --datetime=b"))[0].parent.name == "b"
+    empty = parse("--resume --exp_name=other")
+    assert resume(empty) == (None, None)
+    assert empty.datetime
 
 
 def test_arch_alias_does_not_contradict(parse, tmp_path):

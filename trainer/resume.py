@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from config import Config
+from config.config import RECIPES
 from diffusion_lm.errors import InputError
 from trainer import distributed
 from trainer.checkpoints import load_newest, load_whole
@@ -74,6 +75,7 @@ def _newest_run(experiment: Path) -> Path | None:
 
 
 def _take_over(config: Config, trained: dict[str, Any], path: Path) -> None:
+    trained = RECIPES["published"] | trained  # which runs of before these flags were
     Config.from_dict(trained)  # complains about names that are not known
     for name in (field.name for field in fields(config)):
         if name not in trained:
