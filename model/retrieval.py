@@ -222,8 +222,12 @@ class RetrievalModel(ClipRetrieval):
 
     @staticmethod
     def _cosines(embeddings: Tensor, pooled: Tensor) -> Tensor:
-        """Of E embeddings of each text (T, E, D) with what each video is for it (V, T, D): (T, E, V)."""
-        return torch.einsum("ted,vtd->tev", F.normalize(embeddings.float(), dim=-1), pooled)
+        """Of E embeddings of each text (T, E, D) with what each video is for it (V, T, D): (T, E, V).
+
+        In float32 whatever the autocast: the loss multiplies them by up to 100.
+        """
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return torch.einsum("ted,vtd->tev", F.normalize(embeddings.float(), dim=-1), pooled)
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -15,10 +15,10 @@ from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.training import Share, TrainingSettings
 from diffusion_lm.training import train as pretrain_denoiser
 from model.textdiffs import Objective
-from modules.losses import choose_negatives, teacher_student
+from modules.losses import choose_negatives, symmetric_infonce, teacher_student
 from tests.processes import in_processes
 from tests.small_models import SMALL, small_baseline, small_textdiffs, small_tmass, small_xpool
-from trainer import distributed
+from trainer import distributed, training_step
 from trainer.trainer import parameter_groups
 from trainer.training_step import TrainingStep
 
@@ -192,6 +192,25 @@ def test_negatives_are_different_videos_of_others(count, hard_share):
         assert len({*row, video}) == count + 1
         others = sorted((j for j in range(10) if j != video), key=lambda j: -similar[j].item())
         assert row[: round(count * hard_share)] == others[: round(count * hard_share)]
+
+
+@pytest.mark.parametrize("arch", ["negatives", "tmass"])
+def test_half_precision_scores_in_full(arch, monkeypatch):
+    """The scores that the loss multiplies by up to 100 stay in float32, and the losses near those of float32."""
+    seen, terms = [], {}
+    model = make_model(arch).eval()
+    batch = make_batch(model, range(len(CAPTIONS)))
+    monkeypatch.setattr(
+        training_step,
+        "symmetric_infonce",
+        lambda sims, scale: seen.append(sims.dtype) or symmetric_infonce(sims, scale),
+    )
+    for dtype in (torch.float32, torch.bfloat16):
+        step = TrainingStep(model, 1, CPU, dtype)
+        terms[dtype] = {name: value.item() for name, value in step(*batch).items()}
+    assert set(seen) == {torch.float32}
+    assert terms[torch.bfloat16] == pytest.approx(terms[torch.float32], rel=0.02, abs=0.02)
+    assert terms[torch.bfloat16] != terms[torch.float32]
 
 
 @torch.no_grad()
