@@ -27,6 +27,7 @@ RECIPES = {  # defaults of the flags by which the recipes differ
         "cond_negatives": 0,
         "undiffused_loss_weight": 0.0,
         "score_fusion": 0.0,
+        "fused_pooling": "text",
         "condition": "tokens",
         "round_last": "yes",
     },
@@ -34,6 +35,7 @@ RECIPES = {  # defaults of the flags by which the recipes differ
         "cond_negatives": 0,
         "undiffused_loss_weight": 0.0,
         "score_fusion": 0.0,
+        "fused_pooling": "text",
         "condition": "tokens",
         "round_last": "yes",
     },
@@ -301,6 +303,15 @@ class Config:
         maximum=1,
         archs=DIFFUSION_ARCHS,
         metavar="SHARE",
+        unset="by --recipe",
+    )
+    fused_pooling: str | None = flag(
+        None,
+        "what the text as encoded is compared with in --score_fusion: the frames pooled for it, or their mean",
+        group="diffusion",
+        choices=("text", "mean"),
+        archs=DIFFUSION_ARCHS,
+        needs="score_fusion",
         unset="by --recipe",
     )
     condition: str | None = flag(

@@ -44,7 +44,8 @@ MODEL_SETTINGS = (
     "diffusion_text_len", "pooling_type", "k", "attention_temperature", "stochastic_prior", "stochastic_prior_std",
 )  # fmt: skip
 LATER_MODEL_SETTINGS = ("condition",)  # the same; checkpoints that do not know them were trained as published
-SCORING_SETTINGS = ("score_fusion", "round_last")  # a checkpoint brings its own, but the command line may change them
+# a checkpoint brings its own of these too, but the command line may change them
+SCORING_SETTINGS = ("score_fusion", "fused_pooling", "round_last")
 
 
 def _xpool(config: Config, clip: CLIPModel, tokenizer: CLIPTokenizer) -> XPool:
@@ -286,5 +287,6 @@ def _assemble(
         objective=Objective(config.cond_negatives, config.hard_share, config.undiffused_loss_weight),
         sentence_condition=config.condition == "sentence",
         score_fusion=config.score_fusion,
+        fused_pooling=config.fused_pooling,
         round_last=config.round_last != "no",
     )

@@ -35,6 +35,7 @@ class Videos:
     features: Tensor  # (M, F, D)
     keys: Tensor  # (M, F, heads, D / heads)
     values: Tensor  # (M, F, heads, D / heads)
+    mean: Tensor  # mean of the unit frame features (M, D), float32
     names: Sequence[str] | None = None  # for messages
     frame_channels: Tensor | None = None  # (M, F, C), for models with a text diffusion
 
@@ -98,7 +99,8 @@ class RetrievalModel(ClipRetrieval):
     moves_text = False  # whether the text is moved towards each video; if not, the strict score is the undiffused one
     diffuses = False  # whether that is done by a text diffusion, whose sampling `set_sampling` changes
     needs_mean_pooled = False  # whether `similarities` reads the mean over the texts of the pooled videos
-    score_fusion = 0.0  # weight of the text as encoded in the scores of models that move it
+    score_fusion = 0.0  # w, weight of the text as encoded in the scores of models that move it
+    fused_pooling = "text"  # what it is compared with there: frames pooled for it, or their "mean"
     pair_bytes = 0  # memory that one pair of a block of `score_pairs` takes, about
 
     def __init__(self, clip: CLIPModel, tokenizer: CLIPTokenizer, pool_frames: nn.Module) -> None:
@@ -112,10 +114,11 @@ class RetrievalModel(ClipRetrieval):
 
     def videos(self, features: Tensor, names: Sequence[str] | None = None) -> Videos:
         """Frame features (M, F, D), ready to be scored."""
-        return Videos(features, *self.pool_frames.keys_values(features), names)
+        return Videos(features, *self.pool_frames.keys_values(features), mean_of_unit(features), names)
 
     def undiffused(self, texts: Texts, videos: Videos, chosen: slice) -> Iterator[tuple[slice, Tensor]]:
-        """cos(text as encoded, p(v|t)) of all texts with the chosen videos, some texts at a time.
+        """cos(text as encoded, p(v|t)) of all texts with the chosen videos, some texts at a time; with `score_fusion`
+        the score of `score_pairs` of a text that does not move.
 
         In float32 whatever the autocast: it costs little, and the order that it gives decides what is reranked.
 
@@ -127,7 +130,12 @@ class RetrievalModel(ClipRetrieval):
             for start in range(0, len(texts), TEXTS_AT_ONCE):
                 rows = slice(start, start + TEXTS_AT_ONCE)
                 queries = texts.queries[rows].float()
-                yield rows, self.pool_frames.cosines(texts.features[rows].float(), queries, keys, atoms)
+                features = texts.features[rows].float()
+                cosines = self.pool_frames.cosines(features, queries, keys, atoms)
+                if self.fused_pooling == "mean":
+                    mean = F.normalize(features, dim=-1) @ F.normalize(videos.mean[chosen], dim=-1).t()
+                    cosines = (1 - self.score_fusion) * cosines + self.score_fusion * mean
+                yield rows, cosines
 
     def pool(self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor) -> Tensor:
         """p(v|t) of P pairs, (P, D).
@@ -143,7 +151,8 @@ class RetrievalModel(ClipRetrieval):
     ) -> PairScores:
         """Score P pairs. Of several embeddings of a text, the one that scores best under strict counts for both.
 
-        The score is (1 - `score_fusion`) x that of the moved text + `score_fusion` x that of the text as encoded.
+        The score is (1 - w) cos(moved text, p(v|t)) + w cos(text as encoded, q), where q is p(v|t) or the mean of the
+        frames, and w the `score_fusion`.
 
         :param text_index: (P,) in [0, N), `video_index` (P,) in [0, M); both on the CPU, where they are made, so that
             no step waits for the device.
@@ -156,18 +165,24 @@ class RetrievalModel(ClipRetrieval):
         features = texts.features[text_on_device]
         embeddings = self.text_embeddings(texts, videos, text_index, video_on_device, features)
         strict, best = cosine(embeddings, pooled[:, None]).max(1)
-        strict = self._fused(strict, features, pooled)
+        mean = videos.mean[video_on_device]
+        strict = self._fused(strict, features, pooled, mean)
         if own_pooled is None:
             return PairScores(strict, None)
         chosen = embeddings.take_along_dim(best[:, None, None], dim=1)[:, 0]
         own_pooled = own_pooled[video_on_device]
-        return PairScores(strict, self._fused(cosine(chosen, own_pooled), features, own_pooled))
+        return PairScores(strict, self._fused(cosine(chosen, own_pooled), features, own_pooled, mean))
 
-    def _fused(self, moved: Tensor, features: Tensor, pooled: Tensor) -> Tensor:
-        """Scores of moved texts (P,) with a share of those of the texts as encoded; `features`, `pooled` (P, D)."""
+    def _fused(self, moved: Tensor, features: Tensor, pooled: Tensor, mean: Tensor) -> Tensor:
+        """Scores of moved texts (P,) with a share of those of the texts as encoded.
+
+        :param features: text features (P, D).
+        :param pooled: what the moved texts were compared with (P, D), `mean` the mean of the frames (P, D).
+        """
         if not self.score_fusion:
             return moved
-        return (1 - self.score_fusion) * moved + self.score_fusion * cosine(features, pooled)
+        compared = pooled if self.fused_pooling == "text" else mean
+        return (1 - self.score_fusion) * moved + self.score_fusion * cosine(features, compared)
 
     def text_embeddings(
         self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor, features: Tensor
@@ -233,3 +248,8 @@ class RetrievalModel(ClipRetrieval):
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Cosines of the last axis in float32, whatever the autocast; the shapes broadcast."""
     return F.cosine_similarity(a.float(), b.float(), dim=-1)
+
+
+def mean_of_unit(frames: Tensor) -> Tensor:
+    """Frame features (M, F, D) -> the mean of their unit vectors (M, D), float32."""
+    return F.normalize(frames.float(), dim=-1).mean(1)

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
 from diffusion_lm.vocabulary import Vocabulary
-from model.retrieval import EncodedPairs, Texts, Videos, cosine
+from model.retrieval import EncodedPairs, Texts, Videos, cosine, mean_of_unit
 from model.xpool import XPool
 from modules.losses import choose_negatives, teacher_student
 from modules.noise import sampling_noise, training_noise
@@ -37,6 +39,7 @@ class TextDiffs(XPool):
     :param objective: what training scores, and how.
     :param sentence_condition: whether the condition of every token also holds the cosine of the whole text.
     :param score_fusion: weight of the text as encoded in the score.
+    :param fused_pooling: what that text is compared with: the frames pooled for it, or their mean.
     :param round_last: whether the last step of sampling rounds to words like the others.
     """
 
@@ -57,13 +60,14 @@ class TextDiffs(XPool):
         objective: Objective = Objective(),
         sentence_condition: bool = False,
         score_fusion: float = 0.0,
+        fused_pooling: Literal["text", "mean"] = "text",
         round_last: bool = True,
     ) -> None:
         super().__init__(clip, tokenizer, num_mha_heads, transformer_dropout)
         self.text_diffusion, self.vocabulary = text_diffusion, vocabulary
         self.shared_noise, self.seed = shared_noise, seed
         self.objective, self.sentence_condition, self.score_fusion = objective, sentence_condition, score_fusion
-        self.round_last = round_last
+        self.fused_pooling, self.round_last = fused_pooling, round_last
         if objective.undiffused_weight:
             self.loss_weights = self.loss_weights | {"undiffused": objective.undiffused_weight}
         self.set_sampling(sampler, sampling_steps or text_diffusion.diffusion.num_steps)
@@ -113,7 +117,7 @@ class TextDiffs(XPool):
         features = texts.features[text_on_device]
         for x in self.text_diffusion.sample_steps(*self._sampling(texts, videos, text_index, video_on_device)):
             moved = cosine(features + self.text_diffusion.log_shift(x).exp(), pooled)
-            yield self._fused(moved, features, pooled)
+            yield self._fused(moved, features, pooled, videos.mean[video_on_device])
 
     def _sampling(self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor) -> tuple:
         """Arguments of `TextDiffusion.sample` for pairs.
@@ -184,8 +188,17 @@ class TextDiffs(XPool):
         if self.objective.negatives:
             chosen = choose_negatives(undiffused, own, self.objective.negatives, self.objective.hard_share)
             diffused = diffused.scatter(1, chosen, self._towards(pairs, frames, pooled, chosen))
-        scores = (1 - self.score_fusion) * diffused + self.score_fusion * undiffused
+        fused = undiffused
+        if self.fused_pooling == "mean":
+            fused = self._cosines(pairs.texts[:, None], self._unit_mean(frames, len(pairs.texts)))[:, 0]
+            undiffused = (1 - self.score_fusion) * undiffused + self.score_fusion * fused
+        scores = (1 - self.score_fusion) * diffused + self.score_fusion * fused
         return torch.stack([scores, undiffused] if "undiffused" in self.loss_weights else [scores], dim=1)
+
+    @staticmethod
+    def _unit_mean(frames: Tensor, texts: int) -> Tensor:
+        """The mean of the unit frames of each video (V, F, D), of length 1, for every text: (V, T, D)."""
+        return F.normalize(mean_of_unit(frames), dim=-1)[:, None].expand(-1, texts, -1)
 
     def _towards(self, pairs: EncodedPairs, frames: Tensor, pooled: Tensor, chosen: Tensor) -> Tensor:
         """Strict scores of texts with chosen videos, (T, K), all in one call of the student.

@@ -25,13 +25,14 @@ CAPTIONS = [
 FRAMES = 5
 
 
-@pytest.fixture(scope="module", params=["ddpm", "ddim", "fused"])
+@pytest.fixture(scope="module", params=["ddpm", "ddim", "fused", "mean"])
 def textdiffs(request):
     torch.manual_seed(1)
     settings = {
         "ddpm": {},
         "ddim": {"sampler": "ddim", "sampling_steps": 2},
         "fused": {"sentence_condition": True, "score_fusion": 0.25, "round_last": False},
+        "mean": {"score_fusion": 0.25, "fused_pooling": "mean"},
     }[request.param]
     return small_textdiffs(CAPTIONS, num_frames=FRAMES, seed=5, **settings)
 
@@ -83,13 +84,15 @@ def slow_scores(model, captions, text_features, frame_features, own_text=None):
                 )
                 diffused = text + diffusion.log_shift(x).exp()
             pooled = model.pool_frames(text, frames[None])[0]
-            weight = model.score_fusion
-            strict[t, v] = ((1 - weight) * cosine(diffused, pooled) + weight * cosine(text, pooled)).item()
-            undiffused[t, v] = cosine(text, pooled).item()
+            weight, mean = model.score_fusion, sum(frame / frame.norm() for frame in frames)[None]
+            as_encoded = cosine(text, mean if model.fused_pooling == "mean" else pooled)
+            strict[t, v] = ((1 - weight) * cosine(diffused, pooled) + weight * as_encoded).item()
+            undiffused[t, v] = ((1 - weight) * cosine(text, pooled) + weight * as_encoded).item()
             if own_text is not None:
                 own = text_features[own_text[v] : own_text[v] + 1]
                 pooled = model.pool_frames(own, frames[None])[0]
-                published[t, v] = ((1 - weight) * cosine(diffused, pooled) + weight * cosine(text, pooled)).item()
+                as_encoded = cosine(text, mean if model.fused_pooling == "mean" else pooled)
+                published[t, v] = ((1 - weight) * cosine(diffused, pooled) + weight * as_encoded).item()
     return strict, published, undiffused
 
 

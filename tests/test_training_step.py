@@ -26,6 +26,9 @@ CAPTIONS = ["a man plays a guitar", "two dogs run on the beach", "somebody cuts 
             "people dance", "a woman reads a book to a child", "a car drives"]  # fmt: skip
 CPU = torch.device("cpu")
 FRAMES, SIDE = 5, 64
+WITH_NEGATIVES = {
+    "scaled": False, "objective": Objective(3, 0.34, 0.3), "sentence_condition": True, "score_fusion": 0.25
+}  # fmt: skip
 
 
 M_MMAP_THRESHOLD = -3
@@ -40,9 +43,8 @@ def make_model(arch: str, dropout: bool = False):
     torch.manual_seed(1)
     model = {
         "textdiffs": lambda: small_textdiffs(CAPTIONS, scaled=False),
-        "negatives": lambda: small_textdiffs(
-            CAPTIONS, scaled=False, objective=Objective(3, 0.34, 0.3), sentence_condition=True, score_fusion=0.25
-        ),
+        "negatives": lambda: small_textdiffs(CAPTIONS, **WITH_NEGATIVES),
+        "mean": lambda: small_textdiffs(CAPTIONS, **WITH_NEGATIVES, fused_pooling="mean"),
         "xpool": small_xpool,
         "tmass": lambda: small_tmass(support_loss_weight=0.7),
         "attention": lambda: small_baseline("attention"),
@@ -145,16 +147,17 @@ def test_the_loss_is_that_of_every_text_with_every_video():
 
 
 @torch.no_grad()
-def test_the_loss_with_negatives_is_that_of_texts_diffused_towards_these():
+@pytest.mark.parametrize("arch", ["negatives", "mean"])
+def test_the_loss_with_negatives_is_that_of_texts_diffused_towards_these(arch):
     """Pair by pair: towards its own and three other videos a text goes by a call of its own, with its own noise."""
-    model = make_model("negatives").eval()
+    model = make_model(arch).eval()
     for layer in (model.text_diffusion.student.sims_linear, model.text_diffusion.linear_sims):
         layer.weight.mul_(30)  # so that it matters which video a text goes towards
     frames, tokens, noise = make_batch(model, range(len(CAPTIONS)))
     terms = TrainingStep(model, 1, CPU, torch.float32)(frames, tokens, noise)
     texts, videos = model.encode_texts(tokens["token_ids"]), model.encode_videos(frames)
     count = len(CAPTIONS)
-    diffused, undiffused, towards_own = (torch.empty(count, count) for _ in range(3))
+    diffused, undiffused, towards_own, mean = (torch.empty(count, count) for _ in range(4))
     for i in range(count):
         own = tuple(type(n)(*(part[i : i + 1] for part in n)) for n in noise)
         shifted = []
@@ -168,6 +171,7 @@ def test_the_loss_with_negatives_is_that_of_texts_diffused_towards_these():
             diffused[i, j] = F.cosine_similarity(shifted[j], pooled)
             towards_own[i, j] = F.cosine_similarity(shifted[i], pooled)
             undiffused[i, j] = F.cosine_similarity(texts[i : i + 1], pooled)
+            mean[i, j] = F.cosine_similarity(texts[i], sum(frame / frame.norm() for frame in videos[j]), dim=0)
     assert (diffused - towards_own).abs().max() > 1e-3
     scores = towards_own.clone()
     for i in range(count):
@@ -176,7 +180,11 @@ def test_the_loss_with_negatives_is_that_of_texts_diffused_towards_these():
         for j in (hardest, *others):
             scores[i, j] = diffused[i, j]
     scale, right = model.clip.logit_scale.exp().clamp(max=100), torch.arange(count)
-    for name, sims, weight in (("retrieval", 0.75 * scores + 0.25 * undiffused, 1.0), ("undiffused", undiffused, 0.3)):
+    fused = 0.25 * (mean if arch == "mean" else undiffused)
+    for name, sims, weight in (
+        ("retrieval", 0.75 * scores + fused, 1.0),
+        ("undiffused", 0.75 * undiffused + fused, 0.3),
+    ):
         expected = (F.cross_entropy(scale * sims, right) + F.cross_entropy(scale * sims.t(), right)) / 2
         assert terms[name].item() == pytest.approx(weight * expected.item(), abs=1e-4)
     assert terms.keys() == {"retrieval", "undiffused", "teacher_student"}
