@@ -34,6 +34,7 @@ def workplace(tmp_path_factory):
 def run(workplace, teacher, monkeypatch, capfd):
     """A program in the workplace: exit code, standard output and error."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
     def start(program, *arguments):
         places = [f"--{n}_dir={workplace / p}" for n, p in (("data", "data"), ("videos", "videos"), ("output", "out"))]
