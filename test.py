@@ -20,9 +20,8 @@ def main() -> None:
     config = Config.parse(prog="test.py", description=__doc__)
     # imported after parsing, so that --help and bad flags answer at once
     from datasets.annotations import load_annotations, load_split
-    from model.factory import create_model, restore_model
     from trainer import distributed
-    from trainer.checkpoints import find_checkpoint, load_checkpoint
+    from trainer.checkpoints import chosen_model
     from trainer.device import check_compiler, choose_device, choose_precision, set_up
     from trainer.embeddings import fingerprint, load_embeddings, save_embeddings
     from trainer.evaluation import Evaluator, format_table, write_results
@@ -39,14 +38,8 @@ def main() -> None:
             check_compiler(device)
 
         # 2. model
-        if config.load_epoch is None:
-            with distributed.main_first():
-                path, model = None, create_model(config)
-            logger.info("no --load_epoch: this is the model before training")
-        else:
-            path = find_checkpoint(config)
-            model = restore_model(config, load_checkpoint(path), path)
-            logger.info("checkpoint %s", path)
+        path, model = chosen_model(config)
+        logger.info(f"checkpoint {path}" if path else "no --load_epoch: this is the model before training")
         model.to(device).eval()
         if config.sweep and model.diffuses:
             parse_sweep(config.sweep, config.diffusion_steps)  # bad input must not wait for the evaluation

@@ -35,8 +35,8 @@ class Videos:
     features: Tensor  # (M, F, D)
     keys: Tensor  # (M, F, heads, D / heads)
     values: Tensor  # (M, F, heads, D / heads)
-    mean: Tensor  # mean of the unit frame features (M, D), float32
     names: Sequence[str] | None = None  # for messages
+    mean: Tensor | None = None  # what `unit_mean` gives (M, D), where the score is fused with it
     frame_channels: Tensor | None = None  # (M, F, C), for models with a text diffusion
 
     def __len__(self) -> int:
@@ -114,7 +114,8 @@ class RetrievalModel(ClipRetrieval):
 
     def videos(self, features: Tensor, names: Sequence[str] | None = None) -> Videos:
         """Frame features (M, F, D), ready to be scored."""
-        return Videos(features, *self.pool_frames.keys_values(features), mean_of_unit(features), names)
+        mean = unit_mean(features) if self.fused_pooling == "mean" else None
+        return Videos(features, *self.pool_frames.keys_values(features), names, mean)
 
     def undiffused(self, texts: Texts, videos: Videos, chosen: slice) -> Iterator[tuple[slice, Tensor]]:
         """cos(text as encoded, p(v|t)) of all texts with the chosen videos, some texts at a time; with `score_fusion`
@@ -132,9 +133,8 @@ class RetrievalModel(ClipRetrieval):
                 queries = texts.queries[rows].float()
                 features = texts.features[rows].float()
                 cosines = self.pool_frames.cosines(features, queries, keys, atoms)
-                if self.fused_pooling == "mean":
-                    mean = F.normalize(features, dim=-1) @ F.normalize(videos.mean[chosen], dim=-1).t()
-                    cosines = (1 - self.score_fusion) * cosines + self.score_fusion * mean
+                if videos.mean is not None:
+                    cosines = self._fused(cosines, mean_cosines(features, videos.mean[chosen]))
                 yield rows, cosines
 
     def pool(self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor) -> Tensor:
@@ -165,24 +165,31 @@ class RetrievalModel(ClipRetrieval):
         features = texts.features[text_on_device]
         embeddings = self.text_embeddings(texts, videos, text_index, video_on_device, features)
         strict, best = cosine(embeddings, pooled[:, None]).max(1)
-        mean = videos.mean[video_on_device]
-        strict = self._fused(strict, features, pooled, mean)
+        strict = self._pairs_fused(strict, features, pooled, videos, video_on_device)
         if own_pooled is None:
             return PairScores(strict, None)
         chosen = embeddings.take_along_dim(best[:, None, None], dim=1)[:, 0]
         own_pooled = own_pooled[video_on_device]
-        return PairScores(strict, self._fused(cosine(chosen, own_pooled), features, own_pooled, mean))
+        published = cosine(chosen, own_pooled)
+        return PairScores(strict, self._pairs_fused(published, features, own_pooled, videos, video_on_device))
 
-    def _fused(self, moved: Tensor, features: Tensor, pooled: Tensor, mean: Tensor) -> Tensor:
+    def _pairs_fused(
+        self, moved: Tensor, features: Tensor, pooled: Tensor, videos: Videos, video_index: Tensor
+    ) -> Tensor:
         """Scores of moved texts (P,) with a share of those of the texts as encoded.
 
         :param features: text features (P, D).
-        :param pooled: what the moved texts were compared with (P, D), `mean` the mean of the frames (P, D).
+        :param pooled: what the moved texts were compared with (P, D).
+        :param video_index: (P,), on the device.
         """
         if not self.score_fusion:
             return moved
-        compared = pooled if self.fused_pooling == "text" else mean
-        return (1 - self.score_fusion) * moved + self.score_fusion * cosine(features, compared)
+        compared = pooled if videos.mean is None else videos.mean[video_index]
+        return self._fused(moved, cosine(features, compared))
+
+    def _fused(self, moved: Tensor, as_encoded: Tensor) -> Tensor:
+        """Scores of moved texts and of these texts as encoded, put together."""
+        return (1 - self.score_fusion) * moved + self.score_fusion * as_encoded
 
     def text_embeddings(
         self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor, features: Tensor
@@ -250,6 +257,12 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     return F.cosine_similarity(a.float(), b.float(), dim=-1)
 
 
-def mean_of_unit(frames: Tensor) -> Tensor:
-    """Frame features (M, F, D) -> the mean of their unit vectors (M, D), float32."""
-    return F.normalize(frames.float(), dim=-1).mean(1)
+def unit_mean(frames: Tensor) -> Tensor:
+    """Frame features (M, F, D) -> the mean of their unit vectors, of length 1 (M, D), float32."""
+    return F.normalize(F.normalize(frames.float(), dim=-1).mean(1), dim=-1)
+
+
+def mean_cosines(texts: Tensor, unit_means: Tensor) -> Tensor:
+    """Cosines of text features (T, D) with what `unit_mean` gave (V, D), in float32 whatever the autocast: (T, V)."""
+    with torch.autocast(texts.device.type, enabled=False):
+        return F.normalize(texts.float(), dim=-1) @ unit_means.t()

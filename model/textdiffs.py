@@ -6,17 +6,17 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
 from diffusion_lm.vocabulary import Vocabulary
-from model.retrieval import EncodedPairs, Texts, Videos, cosine, mean_of_unit
+from model.retrieval import EncodedPairs, Texts, Videos, cosine, mean_cosines, unit_mean
 from model.xpool import XPool
 from modules.losses import choose_negatives, teacher_student
 from modules.noise import sampling_noise, training_noise
 from modules.text_diffusion import NoisedTexts, Sampler, TextDiffusion, TrainingNoise
 
 TEACHER_STUDENT_WEIGHT = 0.1
+ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class TextDiffs(XPool):
         features = texts.features[text_on_device]
         for x in self.text_diffusion.sample_steps(*self._sampling(texts, videos, text_index, video_on_device)):
             moved = cosine(features + self.text_diffusion.log_shift(x).exp(), pooled)
-            yield self._fused(moved, features, pooled, videos.mean[video_on_device])
+            yield self._pairs_fused(moved, features, pooled, videos, video_on_device)
 
     def _sampling(self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor) -> tuple:
         """Arguments of `TextDiffusion.sample` for pairs.
@@ -140,13 +140,23 @@ class TextDiffs(XPool):
             rows.to(device, non_blocking=True),
             self.sampling_diffusion,
             self.sampler,
-            self._sentence(texts.features[text_index.to(device)], videos.features[video_index]),
+            self._sentence(texts.features, videos.features, text_index, video_index),
             self.round_last,
         )
 
-    def _sentence(self, texts: Tensor, frames: Tensor) -> Tensor | None:
-        """Cosine of each text (P, D) with each frame of a video (P, F, D), where the condition holds it: (P, F)."""
-        return cosine(texts[:, None], frames) if self.sentence_condition else None
+    def _sentence(
+        self, texts: Tensor, frames: Tensor, text_index: Tensor | slice = ALL, video_index: Tensor | slice = ALL
+    ) -> Tensor | None:
+        """Cosine of the text of each pair with each frame of its video, where the condition holds it: (P, F).
+
+        :param texts: (N, D), `frames` (M, F, D).
+        :param text_index: (P,), `video_index` likewise; all: the n-th text goes with the n-th video.
+        """
+        if not self.sentence_condition:
+            return None  # before a frame is gathered
+        if isinstance(text_index, Tensor):
+            text_index = text_index.to(texts.device, non_blocking=True)
+        return cosine(texts[text_index][:, None], frames[video_index])
 
     def draw_noise(self, step: int, rows: range) -> tuple[TrainingNoise, TrainingNoise]:
         """Noise of the student and of the teacher for rows of the batch of a training step, on the CPU."""
@@ -188,17 +198,11 @@ class TextDiffs(XPool):
         if self.objective.negatives:
             chosen = choose_negatives(undiffused, own, self.objective.negatives, self.objective.hard_share)
             diffused = diffused.scatter(1, chosen, self._towards(pairs, frames, pooled, chosen))
-        fused = undiffused
-        if self.fused_pooling == "mean":
-            fused = self._cosines(pairs.texts[:, None], self._unit_mean(frames, len(pairs.texts)))[:, 0]
-            undiffused = (1 - self.score_fusion) * undiffused + self.score_fusion * fused
-        scores = (1 - self.score_fusion) * diffused + self.score_fusion * fused
-        return torch.stack([scores, undiffused] if "undiffused" in self.loss_weights else [scores], dim=1)
-
-    @staticmethod
-    def _unit_mean(frames: Tensor, texts: int) -> Tensor:
-        """The mean of the unit frames of each video (V, F, D), of length 1, for every text: (V, T, D)."""
-        return F.normalize(mean_of_unit(frames), dim=-1)[:, None].expand(-1, texts, -1)
+        as_encoded = mean_cosines(pairs.texts, unit_mean(frames)) if self.fused_pooling == "mean" else undiffused
+        scored = [self._fused(diffused, as_encoded)]
+        if "undiffused" in self.loss_weights:
+            scored.append(self._fused(undiffused, as_encoded))
+        return torch.stack(scored, dim=1)
 
     def _towards(self, pairs: EncodedPairs, frames: Tensor, pooled: Tensor, chosen: Tensor) -> Tensor:
         """Strict scores of texts with chosen videos, (T, K), all in one call of the student.
@@ -208,9 +212,10 @@ class TextDiffs(XPool):
         """
         text = torch.arange(len(chosen), device=chosen.device).repeat_interleave(chosen.shape[1])
         video = chosen.flatten()
-        texts = pairs.texts[text]
         noised = NoisedTexts(*(tensor[text] for tensor in pairs.noised))
         log_shift = self.text_diffusion.log_shift_towards(
-            noised, self.text_diffusion.frame_channels(frames)[video], self._sentence(texts, frames[video])
+            noised,
+            self.text_diffusion.frame_channels(frames)[video],
+            self._sentence(pairs.texts, frames, text, video),
         )
-        return cosine(texts + log_shift.exp(), pooled[video, text]).view_as(chosen)
+        return cosine(pairs.texts[text] + log_shift.exp(), pooled[video, text]).view_as(chosen)

@@ -208,6 +208,8 @@ class TextDiffusion(nn.Module):
             if step or round_last:
                 x_start = F.embedding(nearest_word(x_start, table), table)
             yield x_start
+            if step == 0:
+                return
             if sampler == "ddpm":
                 x_t = diffusion.ddpm_step(x_start, x_t, t, noise.steps[rows, index])
             else:

@@ -136,9 +136,9 @@ def call(program: str, flags: list[str]) -> None:
 
 def count_parameters(path: Path) -> int:
     """Parameters that scoring needs, of a checkpoint."""
-    import torch
+    from trainer.checkpoints import load_checkpoint  # with torch, slow to import
 
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    state = load_checkpoint(path)["state_dict"]
     return sum(tensor.numel() for name, tensor in state.items() if not name.startswith(FROZEN))
 
 

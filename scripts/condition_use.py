@@ -33,8 +33,7 @@ def main() -> None:
     # 1. settings
     config = Config.parse(prog="condition_use.py")
     from datasets.annotations import load_split
-    from model.factory import create_model, restore_model
-    from trainer.checkpoints import find_checkpoint, load_checkpoint
+    from trainer.checkpoints import chosen_model
     from trainer.device import choose_device, choose_precision, set_up
     from trainer.distributed import find_processes
     from trainer.evaluation import Evaluator, evaluate_similarity
@@ -43,11 +42,7 @@ def main() -> None:
     set_up(device, config.seed)
 
     # 2. model and data
-    if config.load_epoch is None:
-        model = create_model(config)
-    else:
-        path = find_checkpoint(config)
-        model = restore_model(config, load_checkpoint(path), path)
+    _, model = chosen_model(config)
     if not model.diffuses:
         raise InputError(f"--arch={config.arch} has no diffusion")
     model.to(device).eval()

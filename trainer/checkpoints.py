@@ -10,8 +10,9 @@ from typing import Any
 from config import Config
 from diffusion_lm.errors import InputError
 from diffusion_lm.weights import load_tensors, save_atomically
-from model.factory import description
+from model.factory import create_model, description, restore_model
 from model.retrieval import RetrievalModel
+from trainer import distributed
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,20 @@ def save_checkpoint(
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise InputError(f"checkpoint {path} cannot be written: {reason}; older ones stay as they are") from error
+
+
+def chosen_model(config: Config) -> tuple[Path | None, RetrievalModel]:
+    """The model of --load_epoch with the file that it comes from, or without that flag the one before training.
+
+    `config` takes over what a checkpoint says of its model. Several processes may call it at once.
+
+    :raises InputError: there is no such checkpoint, or what the model needs is not there.
+    """
+    if config.load_epoch is None:
+        with distributed.main_first():  # which may download
+            return None, create_model(config)
+    path = find_checkpoint(config)
+    return path, restore_model(config, load_checkpoint(path), path)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -6,9 +6,8 @@ import torch
 
 from config import SearchConfig
 from diffusion_lm.errors import InputError
-from model.factory import create_model, restore_model
 from model.retrieval import RetrievalModel
-from trainer.checkpoints import find_checkpoint, load_checkpoint
+from trainer.checkpoints import chosen_model
 from trainer.device import set_up
 from trainer.embeddings import digest
 from video_index.store import Head
@@ -29,11 +28,7 @@ def load_model(config: SearchConfig, head: Head | None, device: torch.device) ->
         config.take_model(head.flags)
     flags = config.model_flags()  # before the checkpoint's own settings join them
     set_up(device, config.seed)  # of a CLIP with random weights
-    if config.load_epoch is None:
-        path, model = None, create_model(config)
-    else:
-        path = find_checkpoint(config)
-        model = restore_model(config, load_checkpoint(path), path)
+    path, model = chosen_model(config)
     for note in config.notes():
         logger.info(note)
     marks = {
