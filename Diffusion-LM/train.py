@@ -3,11 +3,11 @@
 import json
 import logging
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,11 +19,19 @@ from diffusion_lm.denoiser import DENOISERS, MAX_POSITIONS, Denoiser
 from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.sampling import sample_captions
-from diffusion_lm.training import MAX_GRADIENT_NORM, Share, TrainingSettings, split_held_out, spread_word_table, train
+from diffusion_lm.training import (
+    MAX_GRADIENT_NORM,
+    Share,
+    Training,
+    TrainingSettings,
+    split_held_out,
+    spread_word_table,
+)
 from diffusion_lm.vocabulary import SPECIAL_TOKENS, Vocabulary
 from trainer import distributed
 from trainer.device import choose_device, choose_precision
-from trainer.run_folder import run_program
+from trainer.pretraining import RUN, SavedTraining, earlier_run, settings_of
+from trainer.run_folder import LOG_FILE, Records, run_program
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +65,66 @@ def main() -> None:
 
 def run(args: Namespace, here: distributed.Processes, device: torch.device) -> None:
     """The training run, in one of its processes."""
-    # 1. settings
-    settings = TrainingSettings(
+    # 1. the run that goes on, captions
+    earlier = earlier_run(args)
+    with distributed.main_first():
+        all_captions = read_captions(args)
+    run_settings = settings_of(args, all_captions, earlier)
+    if earlier and earlier.finished:
+        logger.info("--resume: the run is finished, there is nothing to do: %s", earlier.path)
+        return
+    captions, held_out_captions = split_held_out(all_captions, args.held_out, args.seed)
+    vocabulary = Vocabulary.from_captions(captions, args.min_count)
+    if len(vocabulary) == len(SPECIAL_TOKENS):
+        raise InputError(f"--min_count={args.min_count}: no word occurs so often")
+    word_ids, held_out_ids = (vocabulary.encode(texts, args.text_len) for texts in (captions, held_out_captions))
+
+    # 2. model
+    torch.manual_seed(args.seed)
+    denoiser = Denoiser(replace(DENOISERS[args.denoiser], dropout=args.dropout), len(vocabulary))
+    spread_word_table(denoiser)
+    random_table = torch.randn_like(denoiser.word_embedding.weight)
+    denoiser, diffusion = denoiser.to(device), GaussianDiffusion.sqrt(args.diffusion_steps).to(device)
+
+    # 3. training
+    step = earlier.step if earlier else 0
+    with output_folder(args.output_dir, args.resume, step) if here.is_main else nullcontext() as record:
+        unknown = vocabulary.unknown_share(held_out_captions)
+        settings = training_settings(args, here.size, device)
+        logger.info("%d captions and %d held out, L = %d", len(captions), len(held_out_captions), args.text_len)
+        logger.info("%d words; %.1f %% of the held-out words are not among them", len(vocabulary), 100 * unknown)
+        logger.info("denoiser %s on %s, %s", args.denoiser, device, settings.dtype)
+        logger.info("batch of %d captions: %d processes x %d", settings.batch_size, here.size, args.batch_size)
+        share = Share(here.rank, here.size, distributed.synchronised, distributed.mean)
+        training = Training(denoiser, diffusion, word_ids, held_out_ids, settings, record, share)
+        saved = SavedTraining(training, args.output_dir, args.save_steps, run_settings, earlier)
+        seconds = saved.train()
+        if not here.is_main:
+            return
+
+        # 4. files
+        averaged = training.average.module
+        training_args = published_names(args, denoiser) | {
+            "held_out": {"captions": len(held_out_captions), "unknown_words": unknown, **asdict(training.held_out)},
+            "batch_size": settings.batch_size,
+            "seconds": round(seconds, 1),
+            RUN: run_settings,
+        }
+        state = {name: tensor.cpu() for name, tensor in averaged.state_dict().items()}
+        path = weights.save(args.output_dir, state, random_table.cpu(), vocabulary, training_args)
+        saved.delete_checkpoints()
+        logger.info("%.0f s; %s", seconds, path)
+
+        # 5. samples
+        for caption in sample_captions(averaged, diffusion, vocabulary, args.samples, args.text_len, args.seed):
+            logger.info("%s", caption)
+
+
+def training_settings(args: Namespace, processes: int, device: torch.device) -> TrainingSettings:
+    """What the flags say of training in so many processes."""
+    return TrainingSettings(
         steps=args.steps,
-        batch_size=args.batch_size * here.size,
+        batch_size=args.batch_size * processes,
         lr=args.lr,
         ema_rate=args.ema_rate,
         seed=args.seed,
@@ -68,51 +132,6 @@ def run(args: Namespace, here: distributed.Processes, device: torch.device) -> N
         log_step=args.log_step,
         eval_every=args.eval_every,
     )
-    share = Share(here.rank, here.size, distributed.synchronised, distributed.mean)
-
-    # 2. captions
-    with distributed.main_first():
-        all_captions = read_captions(args)
-    captions, held_out_captions = split_held_out(all_captions, args.held_out, args.seed)
-    vocabulary = Vocabulary.from_captions(captions, args.min_count)
-    if len(vocabulary) == len(SPECIAL_TOKENS):
-        raise InputError(f"--min_count={args.min_count}: no word occurs so often")
-    word_ids, held_out_ids = (vocabulary.encode(texts, args.text_len) for texts in (captions, held_out_captions))
-
-    # 3. model
-    torch.manual_seed(args.seed)
-    denoiser = Denoiser(replace(DENOISERS[args.denoiser], dropout=args.dropout), len(vocabulary))
-    spread_word_table(denoiser)
-    random_table = torch.randn_like(denoiser.word_embedding.weight)
-    denoiser, diffusion = denoiser.to(device), GaussianDiffusion.sqrt(args.diffusion_steps).to(device)
-
-    # 4. training
-    if not here.is_main:
-        train(denoiser, diffusion, word_ids, held_out_ids, settings, share=share)
-        return
-    with output_folder(args.output_dir) as record:
-        unknown = vocabulary.unknown_share(held_out_captions)
-        logger.info("%d captions and %d held out, L = %d", len(captions), len(held_out_captions), args.text_len)
-        logger.info("%d words; %.1f %% of the held-out words are not among them", len(vocabulary), 100 * unknown)
-        logger.info("denoiser %s on %s, %s", args.denoiser, device, settings.dtype)
-        logger.info("batch of %d captions: %d processes x %d", settings.batch_size, here.size, args.batch_size)
-        started = time.monotonic()
-        averaged, held_out = train(denoiser, diffusion, word_ids, held_out_ids, settings, record, share)
-        seconds = time.monotonic() - started
-
-        # 5. files
-        training_args = published_names(args, denoiser) | {
-            "held_out": {"captions": len(held_out_captions), "unknown_words": unknown, **asdict(held_out)},
-            "batch_size": settings.batch_size,
-            "seconds": round(seconds, 1),
-        }
-        state = {name: tensor.cpu() for name, tensor in averaged.state_dict().items()}
-        path = weights.save(args.output_dir, state, random_table.cpu(), vocabulary, training_args)
-        logger.info("%.0f s; %s", seconds, path)
-
-        # 6. samples
-        for caption in sample_captions(averaged, diffusion, vocabulary, args.samples, args.text_len, args.seed):
-            logger.info("%s", caption)
 
 
 def parse_args() -> Namespace:
@@ -196,8 +215,15 @@ def parse_args() -> Namespace:
     for name, default, unit, said in (
         ("log_step", 50, "STEPS", "steps between log lines"),
         ("eval_every", 1000, "STEPS", "steps between measurements on held-out captions"),
+        ("save_steps", 2000, "STEPS", "steps between checkpoints; the newest two stay, and none after the run"),
     ):
         output.add_argument(f"--{name}", type=number(int, 1), default=default, metavar=unit, help=said)
+    output.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the newest checkpoint in --output_dir with its settings, or begin where there is none; "
+        "nothing to do for a finished run",
+    )
     output.add_argument(
         "--samples", type=number(int, 0), default=0, metavar="CAPTIONS", help="captions to generate at the end"
     )
@@ -233,28 +259,31 @@ def read_captions(args: Namespace) -> list[str]:
 
 
 @contextmanager
-def output_folder(folder: Path) -> Iterator[Callable[[dict], None]]:
-    """Make the folder, log to its log.txt; gives the function that logs figures and adds them to metrics.jsonl."""
+def output_folder(folder: Path, resume: bool, step: int) -> Iterator[Callable[[dict], None]]:
+    """Make the folder, log to its log.txt; gives the function that logs figures and adds them to metrics.jsonl.
+
+    :param resume: add to the log that is there.
+    :param step: from which the run goes on; figures of later ones come again.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(folder / "log.txt", mode="w", encoding="utf-8")
-        metrics = open(folder / "metrics.jsonl", "w", encoding="utf-8")  # noqa: SIM115 (closed below)
+        handler = logging.FileHandler(folder / LOG_FILE, mode="a" if resume else "w", encoding="utf-8")
     except OSError as error:
         raise InputError(f"--output_dir={folder} cannot be written: {error.strerror}") from error
-
-    def record(figures: dict) -> None:
-        logger.info("%s", json.dumps(figures))
-        metrics.write(json.dumps(figures) + "\n")
-        metrics.flush()
-
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logging.getLogger().addHandler(handler)
     try:
-        yield record
+        with closing(Records(folder, step)) as records:
+            yield partial(add_record, records)
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
-        metrics.close()
+
+
+def add_record(records: Records, figures: dict) -> None:
+    """Log figures and add them to metrics.jsonl."""
+    logger.info("%s", json.dumps(figures))
+    records.append(figures)
 
 
 def published_names(args: Namespace, denoiser: Denoiser) -> dict:

@@ -19,7 +19,7 @@ from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.losses import end_to_end_loss
 from diffusion_lm.sampling import sample_captions
 from diffusion_lm.schedule import sqrt_betas
-from diffusion_lm.training import endless_batches, exponential_average, recovered, split_held_out
+from diffusion_lm.training import EndlessBatches, ExponentialAverage, recovered, split_held_out
 from diffusion_lm.vocabulary import END, PAD, START, UNK, Vocabulary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -192,7 +192,7 @@ def test_average_follows_the_formula():
     """EMA_n = r_n EMA_{n-1} + (1 - r_n) w_n with r_n = min(rate, (1 + n) / (10 + n)), from the first weights on."""
     model = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.constant_(model.weight, 3.0)
-    average = exponential_average(model, 0.5)
+    average = ExponentialAverage(model, 0.5)
     expected = 3.0
     for n in range(1, 20):
         model.weight.data.fill_(n * n)
@@ -203,7 +203,7 @@ def test_average_follows_the_formula():
 
 
 def test_average_keeps_the_word_table_tied(denoiser):
-    average = exponential_average(denoiser, 0.9).module
+    average = ExponentialAverage(denoiser, 0.9).module
     assert average.lm_head.weight is average.word_embedding.weight
 
 
@@ -225,7 +225,7 @@ def test_at_least_fifty_captions_are_held_out():
 
 
 def test_batches_show_every_caption_once_an_epoch():
-    batches = endless_batches(10, 4, torch.Generator().manual_seed(0))
+    batches = EndlessBatches(10, 4, torch.Generator().manual_seed(0))
     order = torch.cat([next(batches) for _ in range(10)]).reshape(4, 10)
     assert (order.sort(-1).values == torch.arange(10)).all()
     assert not (order[0] == order[1]).all()

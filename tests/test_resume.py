@@ -1,18 +1,15 @@
 """A run that is killed, stopped or short of disk goes on as if nothing had happened."""
 
-import ctypes
 import os
-import random
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.test_end_to_end import Place
-from tests.training_runs import Run, final_state, losses, small_files
+from tests.training_runs import Run, as_others, final_state, kill_at_random, losses, small_files, wait_for
 from trainer.checkpoints import newest_first
 
 EPOCHS, STEPS = 7, 6  # of 24 pairs in batches of 4
@@ -59,59 +56,28 @@ def assert_same_run(folder: Path, other: Path) -> None:
     assert losses(folder) == losses(other)
 
 
-def wait_for(condition, run: Run, seconds: float = 60) -> bool:
-    deadline = time.monotonic() + seconds
-    while run.running and time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.001)
-    return False
-
-
 def newest(folder: Path) -> str:
     """The newest checkpoint of a run, by name."""
     return next((path.name for path in newest_first(folder)), "")
 
 
-def is_writing(folder: Path, run: Run) -> bool:
-    return any(folder.glob(f".*.pth.{run.processes[0].pid}.tmp"))
-
-
-def kill_at_random(training, name: str, kills: int, size: int, seed: int) -> int:
-    """Kill a run again and again, half of the times while it writes a checkpoint, and let it end.
-
-    :return: how many times it was writing one.
-    """
-    generator = random.Random(seed)
-    folder, writing = training.place.folder(name), 0
-    for kill in range(kills):
-        before = newest(folder)
-        run = training.run(name, "--resume", size=size)
-        if kill % 2:
-            wait_for(lambda run=run: is_writing(folder, run), run)
-            time.sleep(generator.uniform(0, 0.01))
-        else:
-            wait_for(lambda before=before: newest(folder) != before, run)
-            time.sleep(generator.uniform(0, 0.15))
-        run.signal(signal.SIGKILL, generator.choice([None, *range(size)]))
-        codes = run.wait()
-        assert -signal.SIGKILL in codes, run.errors()  # it was not over
-        writing += any(folder.glob(".*.tmp"))
-    assert training.run(name, "--resume", size=size).wait() == [0] * size
-    assert not any(folder.glob(".*.tmp")) and not any(folder.glob("*.damaged"))
-    return writing
+def kill(training, name: str, kills: int, size: int, seed: int) -> int:
+    folder = training.place.folder(name)
+    return kill_at_random(
+        lambda: training.run(name, "--resume", size=size), folder, lambda: newest(folder), kills, size, seed
+    )
 
 
 @pytest.mark.slow
 def test_twenty_kills_leave_no_trace(training, uninterrupted):
-    assert kill_at_random(training, "killed", kills=20, size=1, seed=1) >= 3
+    assert kill(training, "killed", kills=20, size=1, seed=1) >= 3
     assert_same_run(training.place.folder("killed"), uninterrupted)
 
 
 @pytest.mark.slow
 def test_kills_of_two_processes_leave_no_trace(training):
     expected = training.finished("two", size=2)
-    kill_at_random(training, "two-killed", kills=3, size=2, seed=2)
+    kill(training, "two-killed", kills=3, size=2, seed=2)
     assert_same_run(training.place.folder("two-killed"), expected)
 
 
@@ -182,12 +148,6 @@ def test_a_full_disk_leaves_the_last_checkpoint(training, uninterrupted):
     assert not list(folder.glob(".*.tmp"))
     assert training.run("full", "--resume").wait() == [0]
     assert_same_run(folder, uninterrupted)
-
-
-def as_others() -> None:
-    """Root may write anywhere: give up that right, as capabilities(7) says."""
-    header, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-    assert ctypes.CDLL(None, use_errno=True).capset(header, nothing) == 0
 
 
 def test_a_read_only_folder_is_a_clear_error(training, uninterrupted):

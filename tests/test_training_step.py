@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from datasets.loading import EpochSampler
 from diffusion_lm.denoiser import Denoiser
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
-from diffusion_lm.training import Share, TrainingSettings
-from diffusion_lm.training import train as pretrain_denoiser
+from diffusion_lm.training import Share, Training, TrainingSettings
 from model.textdiffs import Objective
 from modules.losses import choose_negatives, symmetric_infonce, teacher_student
 from tests.processes import in_processes
@@ -332,12 +331,11 @@ def pretrain():
     word_ids = torch.randint(30, (50, 7), generator=torch.Generator().manual_seed(2))
     records = []
     settings = TrainingSettings(steps=3, batch_size=8, lr=1e-3, log_step=1, eval_every=10)
-    average, _ = pretrain_denoiser(
-        denoiser, GaussianDiffusion.sqrt(5), word_ids, word_ids[:8], settings, records.append, share
-    )
+    training = Training(denoiser, GaussianDiffusion.sqrt(5), word_ids, word_ids[:8], settings, records.append, share)
+    assert list(training.steps()) == [1, 2, 3]
     return (
         as_lists(denoiser.state_dict()),
-        as_lists(average.state_dict()),
+        as_lists(training.average.module.state_dict()),
         [r["train"] for r in records if "train" in r],
     )
 

@@ -1,10 +1,13 @@
 """Training runs in forked processes: the real train.py, started often and killed, without importing anything again."""
 
+import ctypes
 import importlib.util
 import json
 import multiprocessing
 import os
+import random
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -90,6 +93,56 @@ def _run(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def wait_for(condition: Callable[[], bool], run: Run, seconds: float = 60) -> bool:
+    """Whether the condition comes true while the run goes on."""
+    deadline = time.monotonic() + seconds
+    while run.running and time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def kill_at_random(
+    start: Callable[[], Run],
+    folder: Path,
+    newest: Callable[[], str],
+    kills: int,
+    size: int,
+    seed: int,
+    seconds: float = 0.15,
+) -> int:
+    """Kill a run of `size` processes again and again, half of the times while it writes a checkpoint, and let it end.
+
+    :param start: starts it, to go on.
+    :param newest: tells the name of its newest checkpoint in `folder`.
+    :param seconds: at most, from a checkpoint to the kill.
+    :return: how many times it was writing one.
+    """
+    generator, writing = random.Random(seed), 0
+    for kill in range(kills):
+        before, run = newest(), start()
+        if kill % 2:
+            wait_for(lambda run=run: any(folder.glob(f".*.pth.{run.processes[0].pid}.tmp")), run)
+            time.sleep(generator.uniform(0, 0.01))
+        else:
+            wait_for(lambda before=before: newest() != before, run)
+            time.sleep(generator.uniform(0, seconds))
+        run.signal(signal.SIGKILL, generator.choice([None, *range(size)]))
+        codes = run.wait()
+        assert -signal.SIGKILL in codes, run.errors()  # it was not over
+        writing += any(folder.glob(".*.tmp"))
+    assert start().wait() == [0] * size
+    assert not any(folder.glob(".*.tmp")) and not any(folder.glob("*.damaged"))
+    return writing
+
+
+def as_others() -> None:
+    """Root may write anywhere: give up that right, as capabilities(7) says."""
+    header, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert ctypes.CDLL(None, use_errno=True).capset(header, nothing) == 0
 
 
 def small_files(limit: int) -> Callable[[], None]:

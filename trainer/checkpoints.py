@@ -1,9 +1,10 @@
 """Checkpoint files: where they lie, what is in them, reading and writing, and which one a run goes on from."""
 
 import logging
+import math
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,20 @@ def save_checkpoint(
         **(training or {}),
         **description(model),
     }
+    write_checkpoint(path, checkpoint)
+
+
+def write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Write a file whole or not at all.
+
+    :raises InputError: the folder cannot be written; the file that was there stays.
+    """
     try:
         save_atomically(checkpoint, path)
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise InputError(f"checkpoint {path} cannot be written: {reason}; older ones stay as they are") from error
+    except OSError as error:
+        raise InputError(
+            f"checkpoint {path} cannot be written: {error.strerror}; older ones stay as they are"
+        ) from error
 
 
 def chosen_model(config: Config) -> tuple[Path | None, RetrievalModel]:
@@ -96,14 +106,18 @@ def find_checkpoint(config: Config) -> Path:
     raise InputError(f"checkpoint {candidates[0]} does not exist{_what_there_is(folder)}")
 
 
-def newest_first(folder: Path) -> list[Path]:
-    """The checkpoints of a run by the step that they were written after, the newest first; model_best.pth not."""
-    return sorted((path for path in folder.glob("*.pth") if _NAME.fullmatch(path.name)), key=_position, reverse=True)
+def newest_first(folder: Path, name: re.Pattern[str] = _NAME) -> list[Path]:
+    """The checkpoints of a run by the step that they were written after, the newest first; model_best.pth not.
+
+    :param name: the pattern of their names, whose groups are numbers that tell the step.
+    """
+    found = ((match, path) for path in folder.glob("*.pth") if (match := name.fullmatch(path.name)))
+    return [path for _, path in sorted(((_position(match), path) for match, path in found), reverse=True)]
 
 
-def delete_old(folder: Path, keep_last: int | None) -> None:
-    """Delete all but the newest `keep_last` checkpoints, and what a writing that died has left."""
-    for path in newest_first(folder)[keep_last:] if keep_last else []:
+def delete_old(folder: Path, keep_last: int | None, name: re.Pattern[str] = _NAME) -> None:
+    """Delete all but the newest `keep_last` checkpoints (None: none), and what a writing that died has left."""
+    for path in newest_first(folder, name)[keep_last:] if keep_last is not None else []:
         path.unlink(missing_ok=True)
     for path in folder.glob(".*.pth.*.tmp"):
         path.unlink(missing_ok=True)
@@ -112,9 +126,17 @@ def delete_old(folder: Path, keep_last: int | None) -> None:
 def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint of a run that is whole: its file and what is in it; None where there is none.
 
-    Damaged ones are renamed, with a warning, so that nothing reads them again. Without any, model_best.pth is taken.
+    Without any, model_best.pth is taken.
     """
-    for path in [*newest_first(folder), folder / BEST]:
+    return first_whole([*newest_first(folder), folder / BEST])
+
+
+def first_whole(paths: Iterable[Path]) -> tuple[Path, dict[str, Any]] | None:
+    """The first of these checkpoints that is there and whole: its file and what is in it.
+
+    Damaged ones are renamed, with a warning, so that nothing reads them again.
+    """
+    for path in paths:
         if not path.exists():
             continue
         try:
@@ -144,10 +166,9 @@ def load_whole(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _position(path: Path) -> tuple[int, float]:
-    """Epoch and step in it, infinite after the whole epoch."""
-    epoch, step = _NAME.fullmatch(path.name).groups()
-    return int(epoch), float("inf") if step is None else int(step)
+def _position(match: re.Match[str]) -> list[float]:
+    """Epoch and step in it, infinite after the whole epoch; or whatever numbers the name has."""
+    return [math.inf if number is None else int(number) for number in match.groups()]
 
 
 def _what_there_is(folder: Path) -> str:

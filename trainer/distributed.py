@@ -9,10 +9,12 @@ a row. When every process computes the same loss L of the gathered rows, its gra
 share of dL/dw, and the mean over processes that DistributedDataParallel takes is exactly dL/dw.
 """
 
+import gc
 import os
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -58,9 +60,10 @@ def process_group(here: Processes, device: torch.device) -> Iterator[None]:
     try:
         yield
         barrier()  # nobody takes the store away while another one still exchanges
-    except RunStopped:  # by a signal, that all have agreed on
+    except RunStopped as error:  # by a signal, that all have agreed on
         watch.end()
-        dist.destroy_process_group()
+        traceback.clear_frames(error.__traceback__)
+        _leave_group()
         raise
     except BaseException as error:
         code = watch.fail(2 if isinstance(error, InputError) else 1)
@@ -71,6 +74,13 @@ def process_group(here: Processes, device: torch.device) -> Iterator[None]:
             raise RunError(f"another process of the run has ended: {str(error).splitlines()[0]}") from error
         raise
     watch.end()
+    _leave_group()
+
+
+def _leave_group() -> None:
+    """End the group, after the DDP modules that use it: one that is deleted later ends it itself, and waits for ever,
+    with Python's lock held, for a thread of gloo that needs the lock."""
+    gc.collect()
     dist.destroy_process_group()
 
 

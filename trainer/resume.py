@@ -1,15 +1,18 @@
 """--resume: which run goes on, from which checkpoint, with which settings."""
 
 import logging
-from dataclasses import fields
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from config import Config
 from config.config import RECIPES
 from diffusion_lm.errors import InputError
 from trainer import distributed
 from trainer.checkpoints import load_newest, load_whole
+from trainer.device import seed_process, set_random_state
 from trainer.run_folder import CONFIG_FILE
 
 logger = logging.getLogger(__name__)
@@ -62,7 +65,9 @@ def resume(config: Config) -> tuple[Path | None, dict[str, Any] | None]:
         if not found:
             raise InputError(f"--resume={place}: the folder holds no checkpoint")
     path, checkpoint = found
-    _take_over(config, checkpoint["config"], path)
+    trained = RECIPES["published"] | checkpoint["config"]  # which runs of before these flags were
+    Config.from_dict(trained)  # complains about names that are not known
+    take_over(config, config.explicit | {"resume"}, trained, path, FREE_SETTINGS)
     folder = path.resolve().parent
     config.datetime, config.exp_name, config.output_dir = folder.name, folder.parent.name, str(folder.parent.parent)
     return path, checkpoint
@@ -74,21 +79,37 @@ def _newest_run(experiment: Path) -> Path | None:
     return max(runs, key=lambda run: run.stat().st_mtime, default=None)  # checkpoints are renamed into it
 
 
-def _take_over(config: Config, trained: dict[str, Any], path: Path) -> None:
-    trained = RECIPES["published"] | trained  # which runs of before these flags were
-    Config.from_dict(trained)  # complains about names that are not known
-    for name in (field.name for field in fields(config)):
-        if name not in trained:
-            continue
-        given = getattr(config, name)
-        if name in config.explicit:
-            if name not in FREE_SETTINGS and given != trained[name]:
-                raise InputError(
-                    f"--{name}={given} contradicts the run of {path}, which has {trained[name]}: leave the flag out, "
-                    f"or start a new run"
-                )
-        elif name != "resume":
-            setattr(config, name, trained[name])
+def take_over(
+    settings: object, given: Container[str], trained: Mapping[str, Any], path: Path, free: Container[str]
+) -> None:
+    """Give settings the values that the run of `path` was trained with, but for those that the command line gives.
+
+    :param settings: an object with an attribute for each setting.
+    :param given: names of the flags on the command line.
+    :param free: those with which the run may go on although they differ.
+    :raises InputError: another flag differs.
+    """
+    for name, value in trained.items():
+        if name not in given:
+            setattr(settings, name, value)
+        elif name not in free and getattr(settings, name) != value:
+            raise InputError(
+                f"--{name}={getattr(settings, name)} contradicts the run of {path}, which has {value}: leave the flag "
+                f"out, or start a new run"
+            )
+
+
+def restore_random_state(states: Sequence[Mapping[str, Any]], seed: int, step: int, device: torch.device) -> None:
+    """Let this process draw the random numbers after `step` that the run would have drawn.
+
+    :param states: of its processes, by rank. With another number of processes dropout draws others.
+    """
+    rank = distributed.rank()
+    if len(states) == distributed.size():
+        set_random_state(states[rank], device)
+    else:
+        logger.info("the run had %d processes: dropout draws other numbers from here on", len(states))
+        seed_process(seed, rank, step)
 
 
 def how_to_go_on(folder: Path) -> str:

@@ -16,6 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from config import Config
 from diffusion_lm.errors import InputError, RunError
+from diffusion_lm.files import written_whole
 from trainer.launch import speaks
 
 logger = logging.getLogger(__name__)
@@ -113,6 +114,41 @@ def training_folder(config: Config, resume: bool = False) -> Iterator[Path]:
         handler.close()
 
 
+class Records:
+    """metrics.jsonl of a run: a record a line.
+
+    :param folder: of the run.
+    :param step: of a run that goes on; what was written after it is dropped, because it comes again.
+    :raises InputError: the file cannot be written.
+    """
+
+    def __init__(self, folder: Path, step: int = 0) -> None:
+        self.path = folder / METRICS_FILE
+        try:
+            kept = _records_until(self.path, step)
+            with written_whole(self.path) as temporary:
+                temporary.write_text("".join(kept), encoding="utf-8")
+            self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
+        except OSError as error:
+            raise self._cannot_be_written(error) from error
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add a record, which has its step."""
+        try:
+            self.file.write(json.dumps(record) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise self._cannot_be_written(error) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        with suppress(OSError):  # of a full disk, which append has told
+            self.file.close()
+
+    def _cannot_be_written(self, error: OSError) -> InputError:
+        return InputError(f"{self.path} cannot be written: {error.strerror}")
+
+
 class MetricsWriter:
     """Numbers of a run, to metrics.jsonl and TensorBoard.
 
@@ -123,13 +159,7 @@ class MetricsWriter:
     """
 
     def __init__(self, folder: Path, tensorboard_dir: Path | None, step: int = 0) -> None:
-        self.path = folder / METRICS_FILE
-        kept = _records_until(self.path, step)
-        try:
-            self.path.write_text("".join(kept), encoding="utf-8")
-            self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be written: {error.strerror}") from error
+        self.records = Records(folder, step)
         self.tensorboard = None
         if tensorboard_dir is not None:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, not always wanted
@@ -141,19 +171,14 @@ class MetricsWriter:
 
     def write(self, step: int, epoch: int, values: dict[str, float], tensorboard: bool = True) -> None:
         """Append values, by name, at a step."""
-        record: dict[str, Any] = {"step": step, "epoch": epoch, **values}
-        try:
-            self.file.write(json.dumps(record) + "\n")
-            self.file.flush()
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be written: {error.strerror}") from error
+        self.records.append({"step": step, "epoch": epoch, **values})
         if self.tensorboard and tensorboard:
             for name, value in values.items():
                 self.tensorboard.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flush and close."""
-        self.file.close()
+        self.records.close()
         if self.tensorboard:
             self.tensorboard.close()
 

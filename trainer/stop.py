@@ -1,8 +1,14 @@
 """Signals that stop a run: noted, and obeyed where the run can be saved."""
 
+import logging
 import signal
 import time
 from types import FrameType
+from typing import NoReturn
+
+from trainer import distributed
+
+logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 IMPATIENT_SECONDS = 1.0  # after a Ctrl-C, from which on another one is meant: launchers pass the first on once more
@@ -26,6 +32,19 @@ class StopSignal:
     def __exit__(self, *error: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+    def end_run(self, place: str, go_on: str) -> NoReturn:
+        """End a run that is saved; every process calls it.
+
+        :param place: the step that is saved.
+        :param go_on: how to go on.
+        :raises RunStopped:
+        """
+        number = signal.Signals(self.number or signal.SIGTERM)  # it may have come to another process
+        message = f"stopped by {number.name} after {place}, which is saved; {go_on}"
+        logger.info(message)
+        distributed.barrier()  # a launcher ends all processes as soon as one has left
+        raise distributed.RunStopped(message, number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -22,6 +21,7 @@ from datasets.failures import FailedVideos
 from datasets.frame_cache import CacheSettings
 from datasets.loading import TrainPairs, batches, train_loader
 from diffusion_lm.errors import InputError, RunError
+from diffusion_lm.losses import first_not_finite
 from diffusion_lm.progress import progress
 from model.retrieval import RetrievalModel
 from trainer import distributed
@@ -29,7 +29,7 @@ from trainer.anomaly import find_anomalies
 from trainer.checkpoints import BEST, delete_old, epoch_file, newest_first, save_checkpoint, step_file
 from trainer.device import random_state, seed_process, set_random_state
 from trainer.evaluation import Evaluation, Evaluator, format_table, write_results
-from trainer.resume import how_to_go_on
+from trainer.resume import how_to_go_on, restore_random_state
 from trainer.run_folder import RESULTS_FILE, MetricsWriter
 from trainer.stop import StopSignal
 from trainer.throughput import SLOW_LOADING, Stopwatch, flops_per_pair, matmul_rate, memory_gb, profiler
@@ -204,12 +204,9 @@ class Trainer:
         if not self.recent:
             return torch.empty(0, len(self.names))
         values = torch.stack(self.recent).cpu()
-        wrong = (~values.isfinite()).any(1).nonzero()
-        if len(wrong):
-            place = int(wrong[0])
-            name, value = next(
-                (n, v) for n, v in zip(self.names, values[place].tolist(), strict=True) if not math.isfinite(v)
-            )
+        wrong = first_not_finite(values, self.names)
+        if wrong:
+            place, name, value = wrong
             last = self.epoch_step if epoch_step is None else epoch_step
             raise self._not_finite(f"{name} is {value}", last - len(values) + 1 + place)
         return values
@@ -279,14 +276,7 @@ class Trainer:
         if stopping or due:
             self._save(step_file(self.epoch, self.epoch_step))
         if stopping:
-            number = signal.Signals(self.stop.number or signal.SIGTERM)
-            message = (
-                f"stopped by {number.name} after step {self.epoch_step} of epoch {self.epoch}, which is saved; "
-                f"{how_to_go_on(self.folder)}"
-            )
-            logger.info(message)
-            distributed.barrier()  # a launcher ends all processes as soon as one has left
-            raise distributed.RunStopped(message, number)
+            self.stop.end_run(f"step {self.epoch_step} of epoch {self.epoch}", how_to_go_on(self.folder))
 
     def _evaluate(self) -> None:
         self._read_recent()
@@ -358,10 +348,5 @@ class Trainer:
         self.best, self.names = checkpoint["best"], checkpoint["names"]
         self.window.extend(checkpoint["window"])
         self.recent = [values.to(self.device) for values in checkpoint["recent"]]
-        states, rank = checkpoint["random_states"], distributed.rank()
-        if len(states) == distributed.size():
-            set_random_state(states[rank], self.device)
-        else:
-            logger.info("the run had %d processes: dropout draws other numbers from here on", len(states))
-            seed_process(self.config.seed, rank, self.step)
+        restore_random_state(checkpoint["random_states"], self.config.seed, self.step, self.device)
         logger.info("the run goes on at epoch %d after step %d", self.epoch, self.epoch_step)

@@ -1,5 +1,7 @@
 """The end-to-end loss of Diffusion-LM: the denoiser and the word table are learned together."""
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -50,6 +52,18 @@ def end_to_end_loss(
     prior = diffusion.alphas_cumprod[-1] * x_start.square().mean()
     rounding = rounding_loss(denoiser, x_start, word_ids)
     return EndToEndLoss(regression + prior + rounding, regression, prior, rounding)
+
+
+def first_not_finite(values: Tensor, names: Sequence[str]) -> tuple[int, str, float] | None:
+    """The first step at which something is not finite: its row, the name of the first such column, the value.
+
+    :param values: of several steps, on the CPU, (steps, names).
+    """
+    wrong = (~values.isfinite()).any(1).nonzero()
+    if not len(wrong):
+        return None
+    row = int(wrong[0])
+    return row, *next((n, v) for n, v in zip(names, values[row].tolist(), strict=True) if not math.isfinite(v))
 
 
 def rounding_loss(denoiser: Denoiser, x_start: Tensor, word_ids: Tensor) -> Tensor:

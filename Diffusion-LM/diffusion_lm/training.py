@@ -1,7 +1,8 @@
 """Pre-training of a Diffusion-LM on captions: the loop, the average of its weights, what held-out captions say."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,9 @@ from torch.optim.swa_utils import AveragedModel
 from transformers import get_linear_schedule_with_warmup
 
 from diffusion_lm.denoiser import Denoiser
-from diffusion_lm.errors import InputError
+from diffusion_lm.errors import InputError, RunError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
-from diffusion_lm.losses import EndToEndLoss, end_to_end_loss
+from diffusion_lm.losses import EndToEndLoss, end_to_end_loss, first_not_finite
 from diffusion_lm.progress import progress
 from diffusion_lm.vocabulary import PAD
 
@@ -23,6 +24,8 @@ WARMUP_SHARE = 0.02  # of the steps, in which the learning rate rises
 EVALUATION_BATCH = 256  # captions
 WORD_RADIUS = 7.0
 WORD_TABLE_LR_SHARE = 0.1  # of the learning rate: the regression pulls the words together faster than they part again
+
+CHECKED = ("the loss", *EndToEndLoss._fields[1:], "the norm of the gradient")  # of each step
 
 
 @dataclass(frozen=True)
@@ -78,15 +81,21 @@ def ema_rate_at(step: int, rate: float) -> float:
     return min(rate, (1 + step) / (10 + step))
 
 
-def exponential_average(model: nn.Module, rate: float) -> AveragedModel:
+class ExponentialAverage(AveragedModel):
     """A model whose weights follow those of `model` at `ema_rate_at`; call update_parameters(model) after each step."""
 
-    def follow(averages: Sequence[Tensor], weights: Sequence[Tensor], updates: Tensor) -> None:
-        torch._foreach_lerp_(averages, weights, 1.0 - ema_rate_at(int(updates), rate))
+    def __init__(self, model: nn.Module, rate: float) -> None:
+        super().__init__(model)
+        self.rate = rate
+        self.n_averaged += 1  # the copy made here is the first weight
+        self.eval()
 
-    average = AveragedModel(model, multi_avg_fn=follow)
-    average.n_averaged += 1  # the copy made here is the first weight; else the first update would replace it
-    return average.eval()
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """One step. torch's own takes the number of updates to the GPU and back, which waits for it."""
+        rate = ema_rate_at(int(self.n_averaged), self.rate)
+        torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), 1.0 - rate)
+        self.n_averaged += 1
 
 
 def split_held_out(captions: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:
@@ -119,14 +128,24 @@ def spread_word_table(denoiser: Denoiser) -> None:
     table.copy_(WORD_RADIUS * nn.functional.normalize(torch.randn_like(table), dim=-1))
 
 
-def endless_batches(size: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices (batch_size,) of one shuffled epoch after the other; a batch may span two."""
-    queue = torch.empty(0, dtype=torch.long)
-    while True:
-        while len(queue) < batch_size:
-            queue = torch.cat([queue, torch.randperm(size, generator=generator)])
-        yield queue[:batch_size]
-        queue = queue[batch_size:]
+class EndlessBatches:
+    """Indices (batch_size,) of one shuffled epoch after the other; a batch may span two.
+
+    `rest` are the indices of the epoch that are left; with the generator's state they say what comes next.
+    """
+
+    def __init__(self, size: int, batch_size: int, generator: torch.Generator) -> None:
+        self.size, self.batch_size, self.generator = size, batch_size, generator
+        self.rest = torch.empty(0, dtype=torch.long)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self
+
+    def __next__(self) -> Tensor:
+        while len(self.rest) < self.batch_size:
+            self.rest = torch.cat([self.rest, torch.randperm(self.size, generator=self.generator)])
+        batch, self.rest = self.rest[: self.batch_size], self.rest[self.batch_size :]
+        return batch
 
 
 class Loss(nn.Module):
@@ -179,57 +198,128 @@ def recovered(denoiser: Denoiser, diffusion: GaussianDiffusion, word_ids: Tensor
     return denoiser.logits(predicted).argmax(-1).cpu() == word_ids
 
 
-def train(
-    denoiser: Denoiser,
-    diffusion: GaussianDiffusion,
-    word_ids: Tensor,
-    held_out_ids: Tensor,
-    settings: TrainingSettings,
-    record: Callable[[dict], None] = lambda figures: None,
-    share: Share | None = None,
-) -> tuple[Denoiser, HeldOut | None]:
-    """Train `denoiser`, in place, on captions.
+class LossNotFinite(RunError):
+    """The loss or its gradient is not finite at a step."""
+
+
+class Training:
+    """The training of a denoiser, in place, on captions. One in each process.
+
+    `average.module` is the denoiser of averaged weights, `held_out` its last figures.
 
     :param word_ids: training captions (N, L).
     :param held_out_ids: captions (M, L) to evaluate the averaged weights on.
     :param record: is given the figures of every `log_step` steps and of every evaluation.
     :param share: of this process, where there are several; the first one evaluates.
-    :return: the denoiser of averaged weights, and its figures on the held-out captions.
     """
-    share = share or Share()
-    torch.manual_seed(settings.seed + share.rank)  # dropout
-    generator = torch.Generator().manual_seed(settings.seed)
-    loss_of = share.synchronised(Loss(denoiser, diffusion))
-    optimizer, schedule = make_optimizer(denoiser, settings)
-    average = exponential_average(denoiser, settings.ema_rate)
-    batches = endless_batches(len(word_ids), settings.batch_size, generator)
-    own = share.rows(settings.batch_size)
-    device = diffusion.betas.device
-    running: list[Tensor] = []  # losses since the last record
-    held_out = None
-    for step in progress(range(1, settings.steps + 1), "training", settings.steps, "steps", shown=share.rank == 0):
-        denoiser.train()
-        ids = word_ids[next(batches)]
-        t = torch.randint(diffusion.num_steps, (len(ids),), generator=generator)
-        noise = draw_noise(ids, denoiser.config.channels, generator)
-        with torch.autocast(device.type, settings.dtype, enabled=settings.dtype != torch.float32):
-            loss = loss_of(ids[own], t[own], noise[:, own])
-        optimizer.zero_grad()
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        diffusion: GaussianDiffusion,
+        word_ids: Tensor,
+        held_out_ids: Tensor,
+        settings: TrainingSettings,
+        record: Callable[[dict], None] | None = None,
+        share: Share | None = None,
+    ) -> None:
+        self.denoiser, self.diffusion, self.settings = denoiser, diffusion, settings
+        self.word_ids, self.held_out_ids = word_ids, held_out_ids
+        self.record = record or (lambda figures: None)
+        self.share = share or Share()
+        self.device = diffusion.betas.device
+        torch.manual_seed(settings.seed + self.share.rank)  # dropout
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.batches = EndlessBatches(len(word_ids), settings.batch_size, self.generator)
+        self.loss_of = self.share.synchronised(Loss(denoiser, diffusion))
+        self.optimizer, self.schedule = make_optimizer(denoiser, settings)
+        self.average = ExponentialAverage(denoiser, settings.ema_rate)
+        self.step = 0  # steps done
+        self.recent: list[Tensor] = []  # of each step since the last record: CHECKED (5,), on the device
+        self.held_out: HeldOut | None = None
+
+    def steps(self) -> Iterator[int]:
+        """Train to the last step; gives each step when it is done. There the state may be read.
+
+        :raises LossNotFinite:
+        """
+        settings, is_first = self.settings, self.share.rank == 0
+        left = range(self.step + 1, settings.steps + 1)
+        for step in progress(left, "training", settings.steps, "steps", shown=is_first, done=self.step):
+            self._train_step()
+            self.step = step
+            if step % settings.log_step == 0 or step == settings.steps:
+                self._record_losses()
+            if is_first and (step % settings.eval_every == 0 or step == settings.steps):
+                self._evaluate()
+            yield step
+
+    def state_dict(self) -> dict[str, Any]:
+        """What training goes on from, in any process; each process has its `read_recent()` and global random state
+        besides."""
+        return {
+            "step": self.step,
+            "state_dict": self.denoiser.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.schedule.state_dict(),
+            "generator": self.generator.get_state(),
+            "rest_of_epoch": self.batches.rest.clone(),  # a part of a tensor would be written with all of it
+            "held_out": self.held_out and asdict(self.held_out),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], recent: Tensor) -> None:
+        """Go on from what `state_dict` and, in this process, `read_recent` gave."""
+        self.step = state["step"]
+        self.denoiser.load_state_dict(state["state_dict"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["scheduler"])
+        self.generator.set_state(state["generator"])
+        self.batches.rest = state["rest_of_epoch"]
+        self.held_out = state["held_out"] and HeldOut(**state["held_out"])
+        self.recent = list(recent.to(self.device))
+
+    def read_recent(self) -> Tensor:
+        """CHECKED of the steps since the last record, of this process, on the CPU: (steps, 5).
+
+        :raises LossNotFinite: names the first step at which one of them is not finite.
+        """
+        if not self.recent:
+            return torch.empty(0, len(CHECKED))
+        values = torch.stack(self.recent).cpu()
+        wrong = first_not_finite(values, CHECKED)
+        if wrong:
+            row, name, value = wrong
+            raise LossNotFinite(f"{name} is {value} at step {self.step - len(values) + 1 + row}")
+        return values
+
+    def _train_step(self) -> None:
+        self.denoiser.train()
+        ids = self.word_ids[next(self.batches)]
+        t = torch.randint(self.diffusion.num_steps, (len(ids),), generator=self.generator)
+        noise = draw_noise(ids, self.denoiser.config.channels, self.generator)
+        own, dtype = self.share.rows(self.settings.batch_size), self.settings.dtype
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            loss = self.loss_of(ids[own], t[own], noise[:, own])
+        self.optimizer.zero_grad()
         loss.total.backward()
-        nn.utils.clip_grad_norm_(denoiser.parameters(), MAX_GRADIENT_NORM)
-        optimizer.step()
-        schedule.step()
-        average.update_parameters(denoiser)
-        running.append(torch.stack(loss).detach())  # .item() here would wait for the GPU at every step
-        if step % settings.log_step == 0 or step == settings.steps:
-            means = share.mean(torch.stack(running).mean(0).cpu())
-            terms = dict(zip(EndToEndLoss._fields, means.tolist(), strict=True))
-            record({"step": step, "lr": schedule.get_last_lr()[0], "train": terms})
-            running.clear()
-        if share.rank == 0 and (step % settings.eval_every == 0 or step == settings.steps):
-            held_out = evaluate(average.module, diffusion, held_out_ids, settings.seed)
-            record({"step": step, "held_out": asdict(held_out)})
-    return average.module, held_out
+        norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), MAX_GRADIENT_NORM)
+        self.optimizer.step()
+        self.schedule.step()
+        self.average.update_parameters(self.denoiser)
+        self.recent.append(torch.stack([*loss, norm]).detach())  # reading it here would wait for the GPU at every step
+
+    def _record_losses(self) -> None:
+        means = self.share.mean(self.read_recent().mean(0)).tolist()
+        terms = dict(zip(EndToEndLoss._fields, means, strict=False))  # without the gradient
+        self.record({"step": self.step, "lr": self.schedule.get_last_lr()[0], "train": terms})
+        self.recent.clear()
+
+    def _evaluate(self) -> None:
+        self.read_recent()
+        self.held_out = evaluate(self.average.module, self.diffusion, self.held_out_ids, self.settings.seed)
+        self.record({"step": self.step, "held_out": asdict(self.held_out)})
 
 
 def make_optimizer(denoiser: Denoiser, settings: TrainingSettings) -> tuple[Optimizer, LRScheduler]:

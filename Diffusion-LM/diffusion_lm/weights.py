@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from diffusion_lm.vocabulary import Vocabulary
 VOCABULARY_FILE = "vocab.json"
 RANDOM_TABLE_FILE = "random_emb.torch"
 ARGS_FILE = "training_args.json"
+_ASIDE = ".new-"  # begins the name of the folder in which new files are written
 _EMA_NAME = re.compile(r"ema_[\d.]+_(\d+)\.pt")
 _BERT_BASE = "bert-base-uncased"  # what the published training_args.json calls the base denoiser
 
@@ -98,21 +100,27 @@ def save(
 
     :param training_args: has "ema_rate", "steps" and "denoiser" (the fields of DenoiserConfig).
     :return: the weights file.
+    :raises InputError: the folder cannot be written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     weights_file = folder / f"ema_{training_args['ema_rate']}_{training_args['steps']:06d}.pt"
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as aside:
-        new = Path(aside)
-        vocabulary.save(new / VOCABULARY_FILE)
-        (new / ARGS_FILE).write_text(json.dumps(training_args, indent=2) + "\n", encoding="utf-8")
-        save_atomically({"weight": random_table}, new / RANDOM_TABLE_FILE)
-        save_atomically(denoiser_state, new / weights_file.name)
-        for name in (VOCABULARY_FILE, ARGS_FILE, RANDOM_TABLE_FILE, weights_file.name):
-            os.replace(new / name, folder / name)
-    for older in folder.glob("ema_*.pt"):
-        if older != weights_file:
-            older.unlink()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f"{_ASIDE}*"):  # by a run that was killed here
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(prefix=_ASIDE, dir=folder) as aside:
+            new = Path(aside)
+            vocabulary.save(new / VOCABULARY_FILE)
+            (new / ARGS_FILE).write_text(json.dumps(training_args, indent=2) + "\n", encoding="utf-8")
+            save_atomically({"weight": random_table}, new / RANDOM_TABLE_FILE)
+            save_atomically(denoiser_state, new / weights_file.name)
+            for name in (VOCABULARY_FILE, ARGS_FILE, RANDOM_TABLE_FILE, weights_file.name):
+                os.replace(new / name, folder / name)
+        for older in folder.glob("ema_*.pt"):
+            if older != weights_file:
+                older.unlink()
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror}; what was there stays") from error
     return weights_file
 
 
@@ -133,9 +141,15 @@ def load_tensors(path: Path) -> dict:
 
 
 def save_atomically(value: object, path: Path) -> None:
-    """torch.save, `written_whole`."""
+    """torch.save, `written_whole`.
+
+    :raises OSError: with the reason, where torch tells only that its archive has not the length that it should have.
+    """
     with written_whole(path) as temporary, open(temporary, "wb") as file:
-        torch.save(value, file)
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def denoiser_config_from_state(state: dict[str, Tensor], heads: int, dropout: float = 0.1) -> DenoiserConfig:
