@@ -23,7 +23,7 @@ def main() -> None:
     from trainer import distributed
     from trainer.checkpoints import chosen_model
     from trainer.device import check_compiler, choose_device, choose_precision, set_up
-    from trainer.embeddings import fingerprint, load_embeddings, save_embeddings
+    from trainer.embeddings import fingerprint, load_embeddings, save_embeddings, without_missing
     from trainer.evaluation import Evaluator, format_table, write_results
     from trainer.sweep import format_sweep, parse_sweep, sweep, write_sweep
 
@@ -51,6 +51,8 @@ def main() -> None:
                 split = load_annotations(
                     config.dataset_name, config.test_split, config.dataset_dir, config.msrvtt_train_file
                 )
+                if config.allow_missing:
+                    split = without_missing(Path(config.load_embeddings), split)
             else:
                 split = load_split(config.dataset_name, config.test_split, *places)
         evaluator = Evaluator(split, config, device, dtype)
