@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from config import Config
-from trainer.run_folder import RESULTS_FILE, run_program
+from trainer.run_folder import RESULTS_FILE, check_writable, run_program
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def main() -> None:
     from trainer import distributed
     from trainer.checkpoints import chosen_model
     from trainer.device import check_compiler, choose_device, choose_precision, set_up
-    from trainer.embeddings import fingerprint, load_embeddings, save_embeddings
+    from trainer.embeddings import fingerprint, load_embeddings, save_embeddings, without_missing
     from trainer.evaluation import Evaluator, format_table, write_results
     from trainer.sweep import format_sweep, parse_sweep, sweep, write_sweep
 
@@ -40,6 +40,9 @@ def main() -> None:
         # 2. model
         path, model = chosen_model(config)
         logger.info(f"checkpoint {path}" if path else "no --load_epoch: this is the model before training")
+        output = Path(config.output_json or (path.parent if path else config.run_dir) / RESULTS_FILE)
+        if here.is_main:
+            check_writable(output, config.save_embeddings, config.save_sims)
         model.to(device).eval()
         if config.sweep and model.diffuses:
             parse_sweep(config.sweep, config.diffusion_steps)  # bad input must not wait for the evaluation
@@ -51,6 +54,8 @@ def main() -> None:
                 split = load_annotations(
                     config.dataset_name, config.test_split, config.dataset_dir, config.msrvtt_train_file
                 )
+                if config.allow_missing:
+                    split = without_missing(Path(config.load_embeddings), split)
             else:
                 split = load_split(config.dataset_name, config.test_split, *places)
         evaluator = Evaluator(split, config, device, dtype)
@@ -75,7 +80,6 @@ def main() -> None:
         evaluation = evaluator.evaluate(model, embeddings, sims=sims, look=report and report.look)
         evaluation = replace(evaluation, seconds=time.perf_counter() - started)
         logger.info(format_table(evaluation, config.metric, config.DSL))
-        output = Path(config.output_json or (path.parent if path else config.run_dir) / RESULTS_FILE)
         if here.is_main:
             write_results(output, evaluation, config, path and str(path))
         logger.info(

@@ -23,7 +23,7 @@ def main() -> None:
     from trainer.device import choose_device, choose_precision, set_up
     from trainer.evaluation import Evaluator
     from trainer.resume import resume_together
-    from trainer.run_folder import MetricsWriter, training_folder
+    from trainer.run_folder import MetricsWriter, check_writable, training_folder
     from trainer.trainer import Trainer
 
     for note in config.notes():
@@ -51,6 +51,8 @@ def main() -> None:
         model.to(device)
 
         # 4. training
+        if here.is_main:
+            check_writable(config.output_json)
         writes = training_folder(config, config.resume is not None) if here.is_main else nullcontext(config.run_dir)
         with writes as folder:
             logger.info("run folder %s, device %s, %s", folder, device, dtype)

@@ -28,11 +28,19 @@ def test_a_reduced_test_set_says_n_of_n(place, tmp_path, monkeypatch, capfd):
     assert "1 of 6 test videos" in err and "video9001" in err
     tables = []
     monkeypatch.setattr(evaluation, "format_table", lambda *args: tables.append(format_table(*args)) or tables[-1])
-    assert call_program("test.py", [*arguments, "--allow_missing"], monkeypatch, capfd)[0] == 0
+    kept = tmp_path / "embeddings.safetensors"
+    saved = [*arguments, "--allow_missing", f"--save_embeddings={kept}"]
+    assert call_program("test.py", saved, monkeypatch, capfd)[0] == 0
     assert tables[0].splitlines()[-1].startswith("5 of 6 test videos")
     report = json.loads((tmp_path / "results.json").read_text())
     assert report["test_videos"] == {"evaluated": 5, "annotated": 6}
     assert {row["gallery"] for row in report["results"]} == {5}
+    loaded = [*arguments, f"--load_embeddings={kept}"]
+    code, err = call_program("test.py", loaded, monkeypatch, capfd)
+    assert code == 2 and "differs in captions and videos" in err
+    assert call_program("test.py", [*loaded, "--allow_missing"], monkeypatch, capfd)[0] == 0
+    again = json.loads((tmp_path / "results.json").read_text())
+    assert [again[name] for name in ("results", "test_videos")] == [report[name] for name in ("results", "test_videos")]
 
 
 def test_a_warm_cache_trains_without_decoding(place, tmp_path, monkeypatch, capfd):

@@ -422,3 +422,17 @@ def test_bad_checkpoints(place, trained, tmp_path, monkeypatch, capfd):
         assert code == 2, arguments
         assert named in one_line(err)
         assert not output.exists()
+
+
+def test_what_cannot_be_written_is_told_before_the_work(place, tmp_path, monkeypatch, capfd):
+    (tmp_path / "file").touch()
+    output = tmp_path / "file" / "below"
+    monkeypatch.setattr("cv2.VideoCapture", None)  # no video can be opened
+    arguments = place.test_arguments("run", *place.small, place.teacher)
+    for flag in ("output_json", "save_embeddings", "save_sims"):
+        code, err = call_program("test.py", [*arguments, f"--{flag}={output}"], monkeypatch, capfd)
+        assert code == 2 and f"{output} cannot be written" in one_line(err)
+    arguments = [*place.train_arguments("unwritable"), f"--output_json={output}"]
+    code, err = call_program("train.py", arguments, monkeypatch, capfd)
+    assert code == 2 and f"{output} cannot be written" in one_line(err)
+    assert not place.folder("unwritable").exists()

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -84,22 +86,39 @@ def load_embeddings(path: Path, split: Split, marks: dict[str, str]) -> Embeddin
     :param marks: what `fingerprint` gives for this model and split.
     :raises InputError: the file is none of ours, or was made of something else; says of what.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise InputError(f"--load_embeddings={path} is no file of --save_embeddings")
-            made_of = json.loads(metadata["fingerprint"])
-            different = [name for name, value in marks.items() if made_of.get(name) != value]
-            if different:
-                told = ", ".join(name + _values(made_of.get(name), marks[name]) for name in different)
-                raise InputError(f"--load_embeddings={path} does not belong to this run: it differs in {told}")
-            embeddings = Embeddings(file.get_tensor("text_features"), file.get_tensor("frame_features"))
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise InputError(f"--load_embeddings={path} cannot be read: {error}") from error
+    with _opened(path) as file:
+        made_of = json.loads(file.metadata()["fingerprint"])
+        different = [name for name, value in marks.items() if made_of.get(name) != value]
+        if different:
+            told = ", ".join(name + _values(made_of.get(name), marks[name]) for name in different)
+            raise InputError(f"--load_embeddings={path} does not belong to this run: it differs in {told}")
+        embeddings = Embeddings(file.get_tensor("text_features"), file.get_tensor("frame_features"))
     if (len(embeddings.texts), len(embeddings.frames)) != (len(split.captions), len(split.clips)):
         raise InputError(f"--load_embeddings={path} does not hold one row for each text and video")
     return embeddings
+
+
+def without_missing(path: Path, split: Split) -> Split:
+    """The part of a split whose videos were there when the file was written, the others as `missing`.
+
+    :raises InputError: the file is none of ours.
+    """
+    with _opened(path) as file:
+        there = set(json.loads(file.metadata()["video_ids"]))
+    missing = tuple(dict.fromkeys(clip.video_id for clip in split.clips if clip.video_id not in there))
+    return replace(split, clips=tuple(clip for clip in split.clips if clip.video_id in there), missing=missing)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
+    """A file of `save_embeddings`, for reading; what is wrong with it becomes an InputError."""
+    try:
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("format") != FORMAT:
+                raise InputError(f"--load_embeddings={path} is no file of --save_embeddings")
+            yield file
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise InputError(f"--load_embeddings={path} cannot be read: {error}") from error
 
 
 def _values(there: str | None, here: str) -> str:

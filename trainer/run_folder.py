@@ -7,6 +7,7 @@ import select
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +27,21 @@ LOG_FILE = "log.txt"
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
 CLOSED_PIPE = 128 + 13  # SIGPIPE, which Windows has not
+
+
+def check_writable(*paths: str | Path | None) -> None:
+    """Whether files can be made where these will be written: bad input must not wait for hours of work.
+
+    :param paths: of files; None is skipped.
+    :raises InputError: a folder cannot be made, or not be written to.
+    """
+    for path in filter(None, paths):
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=Path(path).parent):
+                pass
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def log_to_console() -> None:
