@@ -22,7 +22,7 @@ step "1/4 pre-train the text diffusion on the training captions"
 if compgen -G "$teacher/ema_*.pt" >/dev/null; then
     echo "$teacher is there already"
 else
-    python Diffusion-LM/train.py --dataset_name=$dataset --denoiser=tiny --text_len=20 --steps=500 --log_step=100
+    python Diffusion-LM/train.py --dataset_name=$dataset --denoiser=tiny --text_len=20 --steps=500 --log_step=100 --resume
 fi
 
 step "2/4 evaluate before training"
