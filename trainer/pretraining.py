@@ -98,9 +98,10 @@ def _finished_run(folder: Path) -> EarlierRun | None:
         return None
     args_file = folder / weights.ARGS_FILE
     try:
-        return EarlierRun(path, json.loads(args_file.read_text(encoding="utf-8")).get(RUN, {}), None)
-    except (OSError, ValueError) as error:
+        settings = dict(json.loads(args_file.read_text(encoding="utf-8"))).get(RUN, {})
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{args_file} cannot be read: {error}") from error
+    return EarlierRun(path, settings, None)
 
 
 def settings_of(args: Namespace, captions: Sequence[str], earlier: EarlierRun | None) -> dict[str, Any]:
