@@ -34,10 +34,10 @@ RECIPES = {  # defaults of the flags by which the recipes differ
     "textdiffs": {
         "cond_negatives": 0,
         "undiffused_loss_weight": 0.0,
-        "score_fusion": 0.0,
-        "fused_pooling": "text",
+        "score_fusion": 0.8,
+        "fused_pooling": "mean",
         "condition": "tokens",
-        "round_last": "yes",
+        "round_last": "no",
     },
 }
 CROSS_ATTENTION_ARCHS = ("clip_stochastic", "clip_tmass", "clip_transformer")

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# All checks: format and lint, then the tests. Arguments go to pytest, for example `scripts/test.sh -k conformance`.
+# All checks: format and lint, then the tests, two files at a time. Arguments go to pytest, for example
+# `scripts/test.sh -k conformance`, or `scripts/test.sh --numprocesses=0` for one test after the other.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements-test.txt
 
 ruff format --check .
 ruff check .
-python -m pytest "$@"
+# in the order of their names, as the files with most tests are not those that take longest
+python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder "$@"

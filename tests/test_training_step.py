@@ -2,6 +2,7 @@
 
 import ctypes
 import multiprocessing
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,9 +65,10 @@ def make_batch(model, rows: range, step: int = 0):
     return frames[list(rows)], tokens, model.draw_noise(step, rows)
 
 
-def train(arch: str, chunks: int = 1, steps: int = 3, dropout: bool = False):
+def train(arch: str, chunks: int = 1, steps: int = 3, dropout: bool = False, compiled: bool = False):
     """Losses of each step, gradients of the first, and the parameters after the last, in one process of a group."""
     model = make_model(arch, dropout)
+    model.prepare(gradient_checkpointing=False, compiled=compiled)
     own = len(CAPTIONS) // distributed.size()
     rows = range(distributed.rank() * own, (distributed.rank() + 1) * own)
     step = distributed.synchronised(TrainingStep(model, chunks, CPU, torch.float32))
@@ -121,6 +123,13 @@ def test_chunks_change_nothing(alone, chunks):
 
 def test_chunks_change_nothing_for_the_baseline():
     assert_same(train("attention", 4), train("attention"))
+
+
+@pytest.mark.slow
+def test_compiled_networks_change_nothing():
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler")
+    assert_same(train("textdiffs", compiled=True), train("textdiffs"))
 
 
 def test_the_loss_is_that_of_every_text_with_every_video():
