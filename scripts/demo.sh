@@ -45,7 +45,7 @@ cat <<EOF
 
 strict        every text against every video, nothing of the answer is used; chance is 1 %
 published     the protocol of published tables, which leaks the answer (README.md, "Two protocols")
-no diffusion  the same checkpoint, CLIP and frame pooling only
+as encoded    the same checkpoint, texts as encoded, without their diffusion
 mean pooling  the same checkpoint, CLIP and the mean of the frames
 
 written in $((SECONDS - started)) s:
