@@ -36,6 +36,8 @@ def main() -> None:
 
     with distributed.process_group(here, device):
         path, checkpoint = resume_together(config)
+        if here.is_main:
+            check_writable(config.output_json)
         dtype = choose_precision(config.precision, device)
         set_up(device, config.seed)
 
@@ -51,8 +53,6 @@ def main() -> None:
         model.to(device)
 
         # 4. training
-        if here.is_main:
-            check_writable(config.output_json)
         writes = training_folder(config, config.resume is not None) if here.is_main else nullcontext(config.run_dir)
         with writes as folder:
             logger.info("run folder %s, device %s, %s", folder, device, dtype)

@@ -3,11 +3,13 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import cv2
+import pytest
 import torch
 
 from datasets.moving_shapes import captions_of, render, scene_of
@@ -19,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = DenoiserConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
 TRAIN_VIDEOS, TEST_VIDEOS, SEED = 12, 6, 5
 CAPTIONS = ["a man plays a guitar", "two dogs run on the beach", "somebody cuts an onion", "a cat"]
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 
 
 def write_video(path: Path, frames) -> None:

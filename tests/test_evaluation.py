@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torchvision.io import read_image
 
 from datasets.annotations import load_captions
-from tests.made_up import TEST_VIDEOS, call_program, make_diffusion_lm, make_msrvtt
+from tests.made_up import TEST_VIDEOS, call_program, make_diffusion_lm, make_msrvtt, needs_compiler
 from tests.processes import launch
 
 MATRICES = ("strict", "published", "undiffused", "mean_pooled")
@@ -207,10 +206,9 @@ def test_files_that_cannot_be_written(place, monkeypatch, capfd, flag):
     assert code == 2 and err.count("\n") == 1 and str(target) in err
 
 
+@needs_compiler
 @pytest.mark.slow
 def test_compiled_network_gives_the_same_scores(evaluate):
-    if os.system("command -v g++ >/dev/null") != 0:
-        pytest.skip("no C++ compiler")
     more = ["--diffusion_steps=1", "--batch_size_split=36"]
     plain, _ = evaluate("eager", *more)
     compiled, _ = evaluate("compiled", *more, "--compile")

@@ -2,7 +2,6 @@
 
 import ctypes
 import multiprocessing
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.training import Share, Training, TrainingSettings
 from model.textdiffs import Objective
 from modules.losses import choose_negatives, symmetric_infonce, teacher_student
+from tests.made_up import needs_compiler
 from tests.processes import in_processes
 from tests.small_models import SMALL, small_baseline, small_textdiffs, small_tmass, small_xpool
 from trainer import distributed, training_step
@@ -125,10 +125,9 @@ def test_chunks_change_nothing_for_the_baseline():
     assert_same(train("attention", 4), train("attention"))
 
 
+@needs_compiler
 @pytest.mark.slow
 def test_compiled_networks_change_nothing():
-    if shutil.which("g++") is None:
-        pytest.skip("no C++ compiler")
     assert_same(train("textdiffs", compiled=True), train("textdiffs"))
 
 
