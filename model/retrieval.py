@@ -137,6 +137,14 @@ class RetrievalModel(ClipRetrieval):
                     cosines = self._fused(cosines, mean_cosines(features, videos.mean[chosen]))
                 yield rows, cosines
 
+    def undiffused_pairs(self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor) -> Tensor:
+        """What `undiffused` gives, of P pairs, (P,).
+
+        :param text_index: (P,), `video_index` likewise; both on the device.
+        """
+        pooled, features = self.pool(texts, videos, text_index, video_index), texts.features[text_index]
+        return self._pairs_fused(cosine(features, pooled), features, pooled, videos, video_index)
+
     def pool(self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor) -> Tensor:
         """p(v|t) of P pairs, (P, D).
 

@@ -332,6 +332,9 @@ def test_parts_are_of_about_the_window(three_colours):
 
 MODELS = {
     "textdiffs": lambda: small_textdiffs(CAPTIONS + SENTENCES, num_frames=FRAMES),
+    "fused": lambda: small_textdiffs(
+        CAPTIONS + SENTENCES, num_frames=FRAMES, score_fusion=0.8, fused_pooling="mean", round_last=False
+    ),
     "tmass": lambda: small_tmass(num_frames=FRAMES, trials=4),
     "xpool": lambda: small_xpool(heads=2),
     "mean": lambda: small_baseline("avg"),
@@ -378,15 +381,18 @@ def test_exact_ranking_is_that_of_the_models_own_score(name, tmp_path):
 
 
 @torch.no_grad()
-def test_stages_narrow_down(tmp_path):
+@pytest.mark.parametrize("name", ["textdiffs", "fused"])
+def test_stages_narrow_down(name, tmp_path):
     """15 of 40 are pooled, 4 of those moved; each stage orders what it saw, and it stays before the rest."""
     torch.manual_seed(0)
-    model = MODELS["textdiffs"]()
+    model = MODELS[name]()
     searcher, frames = searcher_of(model, tmp_path / "index", 40, "--pool_topk=15", "--rerank_topk=4", "--topk=40")
     searcher.config.topk = 20
     text = model.encode_texts(model.tokenize(SENTENCES[:1])["token_ids"])
     means = F.cosine_similarity(text, frames.mean(1)).argsort(descending=True)
     pooled = F.cosine_similarity(text, model.pool_frames(text, frames)[:, 0])
+    if name == "fused":
+        pooled = 0.2 * pooled + 0.8 * F.cosine_similarity(text, F.normalize(frames, dim=-1).mean(1))
     by_pooling = means[:15][pooled[means[:15]].argsort(descending=True)]
     moved = slow_scores(model, SENTENCES[:1], frames)[0]
     expected = [*by_pooling[:4][moved[by_pooling[:4]].argsort(descending=True)], *by_pooling[4:], *means[15:20]]

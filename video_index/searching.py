@@ -1,7 +1,7 @@
 """Queries over an index, in up to three stages that are each dearer than the one before and see fewer clips.
 
 1. All clips by the cosine of the query with the mean of their frames (`mean_pooled`).
-2. The best --pool_topk of them by the model's own pooling of the frames for the query (`pooled`).
+2. The best --pool_topk of them by the model's score of the query as encoded, with its own pooling (`pooled`).
 3. Where the model moves texts, the best --rerank_topk of those by its score: the text is diffused, or sampled, towards
    each clip (`moved`).
 
@@ -175,12 +175,11 @@ class Searcher:
         return ranking.rescored(self._moved(texts, videos, best), "moved")
 
     def _pooled(self, texts: Texts, videos: Videos, pairs: _Ranking) -> Tensor:
-        """cos(text as encoded, p(v|t)) of pairs, (P,)."""
+        """Scores of the texts as encoded, of pairs, (P,)."""
         scores = []
         for rows in torch.arange(len(pairs.scores)).split(PAIRS_AT_ONCE):
             text_index, video_index = (index[rows].to(self.device) for index in (pairs.text_index, pairs.video_index))
-            pooled = self.model.pool(texts, videos, text_index, video_index)
-            scores.append(F.cosine_similarity(texts.features[text_index].float(), pooled.float(), dim=-1))
+            scores.append(self.model.undiffused_pairs(texts, videos, text_index, video_index))
         return torch.cat(scores)
 
     def _moved(self, texts: Texts, videos: Videos, pairs: _Ranking) -> Tensor:
