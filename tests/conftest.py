@@ -18,6 +18,17 @@ def _folder(variable: str, default: str) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _forks_may_go_backward() -> None:
+    """One backward pass before all tests, which compile and fork in any order.
+
+    Where the first one comes after torch.compile was used, it starts threads, and forks refuse to go backward.
+    """
+    import torch  # reads the variable above
+
+    torch.ones(1, requires_grad=True).sum().backward()
+
+
 @pytest.fixture(scope="session")
 def conformance_dir() -> Path:
     """Recorded numbers of the method (variable CONFORMANCE_DIR)."""

@@ -1,4 +1,4 @@
-"""Real groups of processes for tests: torchrun, mpirun, or forks of one server that meet at a port of their own."""
+"""Real groups of processes for tests: torchrun, mpirun, or forks that meet at a port of their own."""
 
 import multiprocessing
 import os
@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty
-from tempfile import TemporaryDirectory
 
 import torch
 
@@ -19,10 +18,6 @@ from trainer.run_folder import run_program
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = Path(sys.executable).parent
-# A server that imports once and is forked often. It has no threads; forks of the tests themselves, where OpenMP and
-# loaders have started some, may wait forever for a lock that one of these held.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.small_models", "tests.made_up", "trainer.trainer", "model.factory", "cv2"])
 
 
 def launch(
@@ -42,51 +37,44 @@ def launch(
 
 def in_processes(size: int, function: Callable, *arguments: object, timeout: float = 120) -> list:
     """What `function(*arguments)` returns in each of `size` processes of one gloo group, by rank."""
-    codes, values, said = run_processes(size, function, *arguments, timeout=timeout)
-    assert codes == [0] * size, said
+    codes, values = run_processes(size, function, *arguments, timeout=timeout)
+    assert codes == [0] * size
     return values
 
 
 def run_processes(
     size: int, function: Callable, *arguments: object, timeout: float = 120
-) -> tuple[list[int | None], list, str]:
-    """Run a function in `size` processes of one gloo group.
+) -> tuple[list[int | None], list]:
+    """Run a function in `size` processes of one gloo group; forked, so that nothing is imported again.
 
-    :return: exit codes by rank, negative for signals; what the processes that reached their end returned, by rank; what
-        they said on standard error.
+    :return: exit codes by rank, negative for signals; what the processes that reached their end returned, by rank.
     """
-    queue, port = FORKS.Queue(), free_port()
-    with TemporaryDirectory() as folder:
-        files = [Path(folder) / f"{rank}.err" for rank in range(size)]
-        started = [
-            FORKS.Process(target=_member, args=(rank, size, port, file, queue, function, arguments))
-            for rank, file in enumerate(files)
-        ]
-        for process in started:
-            process.start()
-        values, deadline = [], time.monotonic() + timeout
-        while any(process.is_alive() for process in started) and time.monotonic() < deadline:
-            with suppress(Empty):
-                values.append(queue.get(timeout=0.05))
-        for process in started:
-            process.kill()
-            process.join()
+    context = multiprocessing.get_context("fork")
+    queue, port = context.Queue(), free_port()
+    started = [
+        context.Process(target=_member, args=(rank, size, port, queue, function, arguments)) for rank in range(size)
+    ]
+    for process in started:
+        process.start()
+    values, deadline = [], time.monotonic() + timeout
+    while any(process.is_alive() for process in started) and time.monotonic() < deadline:
         with suppress(Empty):
-            while True:
-                values.append(queue.get(timeout=0.05))
-        said = "".join(file.read_text() for file in files if file.exists())
-    return [process.exitcode for process in started], [value for _, value in sorted(values, key=lambda v: v[0])], said
+            values.append(queue.get(timeout=0.05))
+    for process in started:
+        process.kill()
+        process.join()
+    with suppress(Empty):
+        while True:
+            values.append(queue.get(timeout=0.05))
+    return [process.exitcode for process in started], [value for _, value in sorted(values, key=lambda v: v[0])]
 
 
 def _member(
-    rank: int, size: int, port: int, errors: Path, queue: multiprocessing.Queue, function: Callable, arguments: tuple
+    rank: int, size: int, port: int, queue: multiprocessing.Queue, function: Callable, arguments: tuple
 ) -> None:
-    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
-    sys.stderr = os.fdopen(2, "w", closefd=False)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     code = run_program("member", lambda: _call(Processes(rank, size, rank, size), queue, function, arguments))
-    sys.stderr.flush()
     queue.close()
     queue.join_thread()
     os._exit(code)
