@@ -23,6 +23,7 @@ from datasets.video import read_frames
 from diffusion_lm.errors import InputError
 
 MAX_REPLACEMENTS = 10  # of one sample; that many draws from a set with 1 % bad videos never fail
+WAITS_FOR_SIGNALS = hasattr(signal, "sigwaitinfo")  # which macOS does not have
 
 
 class Sample(NamedTuple):
@@ -196,7 +197,7 @@ def _loader(
     **options: object,
 ) -> DataLoader:
     workers = min(num_workers, os.cpu_count() or 1)
-    return DataLoader(
+    return Loader(
         dataset,
         batch_size=batch_size,
         num_workers=workers,
@@ -206,6 +207,23 @@ def _loader(
         persistent_workers=workers > 0,
         **options,
     )
+
+
+class Loader(DataLoader):
+    """A loader whose workers block SIGTERM from their start on, see `_init_worker`.
+
+    They inherit that: libraries start threads in a worker before `_init_worker` runs, and a single one that does not
+    block the signal would let it end the worker.
+    """
+
+    def __iter__(self) -> Iterator:
+        if not WAITS_FOR_SIGNALS:
+            return super().__iter__()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Batch(NamedTuple):
@@ -246,8 +264,7 @@ def _init_worker(worker_id: int) -> None:
     the main process says so.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # which macOS does not have
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    if WAITS_FOR_SIGNALS:
         threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
 

@@ -1,8 +1,11 @@
 """Which frames are read, what is in them, and what training makes of them."""
 
 import multiprocessing
+import os
 import subprocess
 import sys
+import threading
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -408,11 +411,15 @@ def test_workers_start_after_opencv_was_used(split):
 def test_workers_end_when_their_process_says_so_and_only_then(split):
     """A signal of somebody else, as schedulers send it to all processes, leaves them at work."""
     children_of_others = set(multiprocessing.active_children())  # loaders of other tests may not be collected yet
+    threads = [threading.Thread(target=time.sleep, args=(60,), daemon=True)]  # as libraries start some in a worker
+    os.register_at_fork(after_in_child=lambda: [thread.start() for thread in threads])
     loader = train_loader(TrainPairs(split, 3, 16, "uniform", 1), 1, 1, 1, pin_memory=False)
     stream = iter(batches(loader))
     next(stream)
     (worker,) = set(multiprocessing.active_children()) - children_of_others
-    subprocess.run(["sh", "-c", f"kill -TERM {worker.pid}"], check=True)
+    threads.clear()  # what is registered stays so
+    for _ in range(5):
+        subprocess.run(["sh", "-c", f"kill -TERM {worker.pid}"], check=True)
     for _ in stream:
         continue
     assert worker.is_alive()
