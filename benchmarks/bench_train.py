@@ -64,10 +64,11 @@ class Way:
     dtype: torch.dtype = torch.float32
     tf32: bool = False
     compiled: bool = False
+    patch_dropout: float = 0.0
 
 
 def ladder(device: torch.device, compiled: bool) -> list[Way]:
-    """From the plain loop to what train.py does, one change at a time."""
+    """From the plain loop to what train.py does, one change at a time. The last, --patch_dropout, trains otherwise."""
     ways = [Way("plain loop, fp32")]
     ways.append(replace(ways[-1], name="+ SDPA attention", attention="sdpa"))
     ways.append(replace(ways[-1], name="+ tokens once, no reading", tokenise_once=True, read_loss=False))
@@ -78,6 +79,7 @@ def ladder(device: torch.device, compiled: bool) -> list[Way]:
         ways.append(replace(ways[-1], name="+ bf16", dtype=torch.bfloat16))
     if compiled:
         ways.append(replace(ways[-1], name="+ compiled", compiled=True))
+    ways.append(replace(ways[-1], name="+ half of the patches", patch_dropout=0.5))
     return ways
 
 
@@ -96,6 +98,7 @@ def make_model(tiny: bool, way: Way, device: torch.device) -> TextDiffs:
     for denoiser in (student, teacher):
         denoiser.input_transformers.config._attn_implementation = way.attention
     model = TextDiffs(clip, tokenizer, diffusion, vocabulary, transformer_dropout=0.0).to(device).train()
+    model.drop_patches(way.patch_dropout)
     model.prepare(gradient_checkpointing=False, compiled=way.compiled)
     return model
 
@@ -160,16 +163,20 @@ def seconds_of(run: Callable[[int], Tensor], steps: int, device: torch.device) -
 def compare_ways(args: argparse.Namespace, device: torch.device, report: dict) -> None:
     """Time each way with the same weights and batch."""
     plain = plain_loss = None
+    flops: dict[float, int] = {}  # of a pair, by patch dropout
     for way in ladder(device, args.compile):
         torch.set_float32_matmul_precision("high" if way.tf32 else "highest")
+        if way.patch_dropout not in flops:
+            counted = make_model(args.quick, replace(way, compiled=False), device)
+            frames, captions = make_batch(counted, 1)
+            tokens = counted.select(counted.tokenize(captions), torch.tensor([0]))
+            flops[way.patch_dropout] = flops_per_pair(counted, frames, tokens, device, way.dtype)
+            del counted
         model = make_model(args.quick, way, device)
-        if plain is None:
-            tokens = model.select(model.tokenize(make_batch(model, 1)[1]), torch.tensor([0]))
-            flops = flops_per_pair(model, make_batch(model, 1)[0], tokens, device, way.dtype)
         seconds, loss = seconds_of(stepper(model, way, args.batch_size, device), args.steps, device)
         plain, plain_loss = plain or seconds, loss if plain_loss is None else plain_loss
         rate = args.batch_size / seconds
-        share = rate * flops / matmul_rate(device, way.dtype)
+        share = rate * flops[way.patch_dropout] / matmul_rate(device, way.dtype)
         say(f"{way.name:<28}{seconds:9.3f} s{rate:10.2f} pairs/s{plain / seconds:8.2f} x{100 * share:8.0f} %")
         report["seconds"][way.name] = seconds
         report["ratios"][way.name] = plain / seconds

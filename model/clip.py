@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from diffusion_lm.errors import InputError
 from model.openai_clip import read_openai
+from modules.patch_dropout import PatchDropout
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,11 @@ class ClipRetrieval(nn.Module):
             for part in (encoder.embeddings, getattr(encoder, "pre_layrnorm", None), *layers[:layer_num]):
                 if part is not None:
                     part.requires_grad_(False)
+
+    def drop_patches(self, share: float) -> None:
+        """Leave out a share of the patches of each frame in training, see PatchDropout; once."""
+        if share:
+            self.clip.vision_model.embeddings.register_forward_hook(PatchDropout(share))
 
     def prepare(self, gradient_checkpointing: bool, compiled: bool) -> None:
         """Make training take less memory, or less time; results stay the same up to rounding."""

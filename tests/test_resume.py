@@ -213,6 +213,15 @@ def test_other_ways_to_train(training, more):
     assert 0 < first["train/loss"] < 10
 
 
+def test_patches_that_are_left_out_are_those_of_an_uninterrupted_run(training, uninterrupted):
+    whole, again = training.finished("patches", "--patch_dropout=0.5"), training.place.folder("patches-again")
+    assert losses(whole)[0] != losses(uninterrupted)[0]
+    shutil.copytree(whole, again)
+    (again / LAST).unlink()
+    assert Run([f"--resume={again}"], training.logs / "patches-again").wait() == [0]
+    assert_same_run(again, whole)
+
+
 def test_frozen_layers_stay(training, uninterrupted):
     folder = training.finished("frozen", "--freeze_layer_num=1", "--num_epochs=1")
     frozen, state = (torch.load(folder / f"checkpoint-epoch1{part}.pth", weights_only=True)["state_dict"]

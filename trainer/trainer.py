@@ -95,6 +95,7 @@ class Trainer:
         self.steps_of_epoch = self.loader.sampler.steps
         self.tokens = model.tokenize(split.captions)
         model.freeze(config.freeze_layer_num)
+        model.train().drop_patches(config.patch_dropout)
         self.share_of_flops = self._share_of_flops() if distributed.is_main() else 0.0
         model.prepare(config.gradient_checkpointing, config.compile)
         self.training_step = distributed.synchronised(TrainingStep(model, config.grad_accum, device, dtype))

@@ -1,0 +1,42 @@
+"""Frames that training sees in part."""
+
+import pytest
+import torch
+
+from modules.patch_dropout import PatchDropout
+from tests.small_models import small_xpool
+
+
+class Embeddings(torch.nn.Module):
+    """Tokens (2, 1 + 16, 3) that say which image and which place they are of."""
+
+    def forward(self, images: int) -> torch.Tensor:
+        place = torch.cartesian_prod(torch.arange(images), torch.arange(17)).float()
+        return torch.cat([place, torch.ones(len(place), 1)], dim=1).view(images, 17, 3).requires_grad_()
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.5, 8), (0.25, 12), (0.97, 1), (0.0, 16)])
+def test_patches_of_each_image_are_left_out_at_random(share, kept):
+    torch.manual_seed(0)
+    embeddings = Embeddings()
+    embeddings.register_forward_hook(PatchDropout(share))
+    tokens = embeddings(50)
+    assert tokens.shape == (50, 1 + kept, 3)
+    assert (tokens[:, 0, 1] == 0).all()  # the class token stays, and first
+    assert (tokens[:, :, 0] == torch.arange(50)[:, None]).all()  # each image keeps its own
+    places = tokens[:, 1:, 1]
+    assert all(len(row.unique()) == kept and row.min() >= 1 for row in places)
+    assert len(places.unique()) == 16  # and not always the same ones
+
+
+def test_evaluation_sees_all_patches():
+    torch.manual_seed(0)
+    model, frames = small_xpool(), torch.randint(256, (2, 5, 3, 64, 64), dtype=torch.uint8)
+    whole = model.encode_videos(frames)
+    model.drop_patches(0.5)
+    assert torch.equal(model.encode_videos(frames), whole)
+    model.train()
+    first, second = model.encode_videos(frames), model.encode_videos(frames)
+    assert not torch.allclose(first, whole) and not torch.allclose(first, second)
+    first.sum().backward()
+    assert model.clip.vision_model.embeddings.patch_embedding.weight.grad.abs().sum() > 0
