@@ -131,12 +131,31 @@ class _Clip:
         return ClipFrames(self.count, self.chosen, np.stack(alike))
 
 
+def check_name(path: str | Path) -> None:
+    """Refuse names at which OpenCV would end the process.
+
+    :raises InputError: a name is not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"video {shown(path)} cannot be read: its name is not UTF-8, rename it") from error
+
+
+def shown(path: str | Path) -> str:
+    """The name of a file as text that can be written anywhere."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
 def open_video(path: Path, threads: int = 1) -> cv2.VideoCapture:
     """By FFmpeg only: what OpenCV tries after it takes some names for patterns and writes to standard error.
 
     One thread is best in a worker, as the workers are the parallelism, and for a short clip, as starting threads costs
     more than decoding it.
+
+    :raises InputError: as `check_name`. A file that does not open is told by the capture.
     """
+    check_name(path)
     return cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, threads])
 
 

@@ -14,7 +14,7 @@ import cv2
 from config import Config
 from datasets.annotations import Split, read_split
 from datasets.container import packet_times
-from datasets.video import open_video
+from datasets.video import open_video, shown
 from diffusion_lm.errors import InputError, RunError
 from preprocess.parallel import each
 from trainer.run_folder import run_program
@@ -64,13 +64,16 @@ def check_split(split: Split) -> list[tuple[str, str, str]]:
     paths = sorted({clip.path for clip in split.clips})
     for path, (state, reason) in each(check_video, paths, split.name):
         if state != "whole":
-            found.append((state, str(path), reason))
+            found.append((state, shown(path), reason))
     return found
 
 
 def check_video(path: Path) -> tuple[str, str]:
     """ "whole", "unreadable" or "cut short", and why. Decodes all of it."""
-    capture = open_video(path)
+    try:
+        capture = open_video(path)
+    except InputError as error:
+        return "unreadable", str(error)
     try:
         if not capture.isOpened():
             return "unreadable", "it does not open"
@@ -83,9 +86,9 @@ def check_video(path: Path) -> tuple[str, str]:
     if not decoded:
         return "unreadable", "no frame decodes"
     times, _ = packet_times(path)
-    shown = sum(time >= 0 for time in times)  # an edit list hides what lies before 0
-    if decoded < DECODED * shown:
-        return "cut short", f"{decoded} of {shown} frames decode"
+    visible = sum(time >= 0 for time in times)  # an edit list hides what lies before 0
+    if decoded < DECODED * visible:
+        return "cut short", f"{decoded} of {visible} frames decode"
     length, there = said / fps, max(times, default=0.0) / 1000 + 1 / fps
     if len(times) < said and there < WHOLE * length:
         return "cut short", f"{there:.1f} of {length:.1f} s are there"

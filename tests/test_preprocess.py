@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 
 from datasets.annotations import load_split
 from datasets.frame_cache import CacheSettings, FrameCache
+from datasets.video import read_frames
+from diffusion_lm.errors import InputError
 from preprocess.check_data import check_video
 from preprocess.compress_video import Job, compress
 from tests.made_up import make_msrvtt, run_program
@@ -29,6 +32,23 @@ def places(folder):
 def cut(path, share=0.6):
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
+
+
+def test_names_that_are_no_text(msrvtt, tmp_path):
+    folder = os.fsencode(msrvtt / "videos") + b"\xe9"  # Latin-1
+    os.rename(msrvtt / "videos", folder)
+    videos = os.fsdecode(folder)
+    done = run_program(
+        "preprocess/check_data.py", *places(msrvtt)[:-1], f"--videos_dir={videos}", f"--output_dir={tmp_path}"
+    )
+    assert done.returncode == 1
+    assert "18 unreadable" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    lines = (tmp_path / "check_data_MSRVTT.txt").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 18
+    assert all("videos\ufffd" in line and line.endswith("its name is not UTF-8, rename it") for line in lines)
+    with pytest.raises(InputError, match="not UTF-8"):
+        read_frames(next(Path(videos).iterdir()), 3)
 
 
 def test_check_data_tells_what_is_in_order(msrvtt, tmp_path):

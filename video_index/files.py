@@ -9,6 +9,7 @@ from pathlib import Path
 
 from datasets.annotations import VIDEO_EXTENSIONS
 from datasets.container import packet_times
+from datasets.video import check_name
 from diffusion_lm.errors import InputError
 from video_index.store import IndexedClip, Store
 
@@ -60,12 +61,9 @@ def state_of(path: str) -> os.stat_result:
 
     :raises InputError: it cannot be read, or has a name at which OpenCV would end the process.
     """
+    check_name(path)
     try:
-        path.encode()
         return os.stat(path)
-    except UnicodeEncodeError as error:
-        shown = os.fsencode(path).decode("utf-8", "replace")
-        raise InputError(f"video {shown} cannot be read: its name is not UTF-8, rename it") from error
     except OSError as error:
         raise InputError(f"video {path} cannot be read: {error.strerror}") from error
 
