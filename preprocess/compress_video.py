@@ -17,7 +17,7 @@ import cv2
 import imageio_ffmpeg
 
 from datasets.annotations import VIDEO_EXTENSIONS
-from datasets.video import open_video
+from datasets.video import check_name, open_video
 from diffusion_lm.command_line import Parser, number
 from diffusion_lm.errors import InputError, RunError
 from preprocess.check_data import check_video
@@ -91,6 +91,11 @@ def find_jobs(input_root: Path, output_root: Path, fps: float, short_side: int) 
 
 def compress(job: Job) -> str:
     """Make one copy, unless a good one is there. Returns what was wrong, if anything was."""
+    try:
+        check_name(job.source)
+        check_name(job.target)
+    except InputError as error:  # before FFmpeg works for nothing: the copy could not be looked at
+        return str(error)
     if is_done(job):
         return ""
     unfinished = job.target.with_name(f".{os.getpid()}-{job.target.name}")

@@ -47,8 +47,11 @@ def test_names_that_are_no_text(msrvtt, tmp_path):
     lines = (tmp_path / "check_data_MSRVTT.txt").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 18
     assert all("videos\ufffd" in line and line.endswith("its name is not UTF-8, rename it") for line in lines)
+    video = next(Path(videos).iterdir())
     with pytest.raises(InputError, match="not UTF-8"):
-        read_frames(next(Path(videos).iterdir()), 3)
+        read_frames(video, 3)
+    assert "its name is not UTF-8" in compress(Job(video, tmp_path / "copies" / "copy.mp4", 3, 224))
+    assert not (tmp_path / "copies").exists()
 
 
 def test_check_data_tells_what_is_in_order(msrvtt, tmp_path):
