@@ -67,9 +67,12 @@ class Way:
     patch_dropout: float = 0.0
 
 
+PLAIN = Way("plain loop, fp32")
+
+
 def ladder(device: torch.device, compiled: bool) -> list[Way]:
     """From the plain loop to what train.py does, one change at a time. The last, --patch_dropout, trains otherwise."""
-    ways = [Way("plain loop, fp32")]
+    ways = [PLAIN]
     ways.append(replace(ways[-1], name="+ SDPA attention", attention="sdpa"))
     ways.append(replace(ways[-1], name="+ tokens once, no reading", tokenise_once=True, read_loss=False))
     ways.append(replace(ways[-1], name="+ fused AdamW", fused=True))
@@ -160,18 +163,21 @@ def seconds_of(run: Callable[[int], Tensor], steps: int, device: torch.device) -
     return best, first
 
 
+def flops_with(patch_dropout: float, tiny: bool, device: torch.device) -> int:
+    """FLOPs of a pair in the plain loop, but for the patches; nothing else in the ladder changes the products."""
+    model = make_model(tiny, replace(PLAIN, patch_dropout=patch_dropout), device)
+    frames, captions = make_batch(model, 1)
+    tokens = model.select(model.tokenize(captions), torch.tensor([0]))
+    return flops_per_pair(model, frames, tokens, device, PLAIN.dtype)
+
+
 def compare_ways(args: argparse.Namespace, device: torch.device, report: dict) -> None:
     """Time each way with the same weights and batch."""
     plain = plain_loss = None
-    flops: dict[float, int] = {}  # of a pair, by patch dropout
-    for way in ladder(device, args.compile):
+    ways = ladder(device, args.compile)
+    flops = {share: flops_with(share, args.quick, device) for share in {way.patch_dropout for way in ways}}
+    for way in ways:
         torch.set_float32_matmul_precision("high" if way.tf32 else "highest")
-        if way.patch_dropout not in flops:
-            counted = make_model(args.quick, replace(way, compiled=False), device)
-            frames, captions = make_batch(counted, 1)
-            tokens = counted.select(counted.tokenize(captions), torch.tensor([0]))
-            flops[way.patch_dropout] = flops_per_pair(counted, frames, tokens, device, way.dtype)
-            del counted
         model = make_model(args.quick, way, device)
         seconds, loss = seconds_of(stepper(model, way, args.batch_size, device), args.steps, device)
         plain, plain_loss = plain or seconds, loss if plain_loss is None else plain_loss

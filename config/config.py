@@ -393,7 +393,7 @@ class Config:
     )
     patch_dropout: float = flag(
         0.0,
-        "share of the patches of each frame that training leaves out, at random: faster by nearly as much",
+        "share of the patches of each frame that training leaves out, at random, which makes its steps faster",
         group="training",
         minimum=0,
         maximum=1,

@@ -10,7 +10,7 @@ class PatchDropout:
     The layers behind it compute with the others only. FLIP (Li et al. 2023) found a CLIP that was trained with half of
     the patches left out as good on whole images, in much less time.
 
-    :param share: of the patches, in [0, 1); at least one stays.
+    :param share: of the patches, in [0, 1]; at least one stays.
     """
 
     def __init__(self, share: float) -> None:

@@ -11,7 +11,8 @@ teacher=Diffusion-LM/diffusion_models/$dataset
 run=$(date +%Y-%m-%d_%H-%M-%S)
 folder=outputs/demo/$run
 # The small CLIP starts from random weights, so its learning rate is that of training, not of fine-tuning, and no dropout
-# holds it back. Leaving out half of the patches of the frames makes its epochs shorter and costs no recall (docs/RESULTS.md).
+# holds it back. Leaving out half of the patches makes its epochs shorter, at no cost in recall that could be seen
+# (docs/RESULTS.md).
 model=(--dataset_name=$dataset --clip_arch=tiny --num_frames=6 --diffusion_text_len=20 --transformer_dropout=0)
 place=(--exp_name=demo --datetime="$run" --frame_cache=data/frame_cache) # decodes each video once
 quick=(--sampler=ddim --sampling_steps=2 --rerank_topk=10) # of all evaluations but the last

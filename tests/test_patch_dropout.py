@@ -8,11 +8,11 @@ from tests.small_models import small_xpool
 
 
 class Embeddings(torch.nn.Module):
-    """Tokens (2, 1 + 16, 3) that say which image and which place they are of."""
+    """Tokens (images, 1 + 16, 3) that say which image and which place they are of."""
 
     def forward(self, images: int) -> torch.Tensor:
         place = torch.cartesian_prod(torch.arange(images), torch.arange(17)).float()
-        return torch.cat([place, torch.ones(len(place), 1)], dim=1).view(images, 17, 3).requires_grad_()
+        return torch.cat([place, torch.ones(len(place), 1)], dim=1).view(images, 17, 3)
 
 
 @pytest.mark.parametrize(("share", "kept"), [(0.5, 8), (0.25, 12), (0.97, 1), (0.0, 16)])
