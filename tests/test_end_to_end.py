@@ -1,6 +1,7 @@
 """The programs as people start them, on a small made-up MSR-VTT folder."""
 
 import json
+import re
 import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -338,6 +339,15 @@ def test_missing_teacher_names_the_command(place, monkeypatch, capfd, tmp_path):
     arguments = [a for a in place.train_arguments("no-teacher") if a != place.teacher]
     code, err = call_program("train.py", arguments, monkeypatch, capfd)
     assert code == 2 and "python Diffusion-LM/train.py --dataset_name=MSRVTT" in one_line(err)
+
+
+def test_a_teacher_of_other_captions_is_told_of(place, trained, tmp_path, monkeypatch, capfd):
+    assert "does not know" not in (trained / "log.txt").read_text()
+    make_diffusion_lm(tmp_path / "other", ["a man plays a guitar on the beach"])
+    arguments = place.train_arguments("other", f"--diffusion_lm={tmp_path / 'other'}")
+    code, err = call_program("train.py", arguments, monkeypatch, capfd)
+    assert code == 0, err
+    assert re.search(r"the Diffusion-LM does not know \d\d % of the words of the training captions", err)
 
 
 def test_broken_video(place, tmp_path, monkeypatch, capfd):

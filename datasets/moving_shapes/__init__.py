@@ -24,16 +24,13 @@ from pathlib import Path
 import cv2
 from numpy.random import Generator, Philox, SeedSequence
 
-from datasets.moving_shapes.captions import Caption, describe, holds
-from datasets.moving_shapes.scene import SIDE, MovingObject, Scene, render, sample_scene
+from datasets.moving_shapes.captions import Caption, describe
+from datasets.moving_shapes.scene import SIDE, Scene, render, sample_scene
 from diffusion_lm.errors import InputError
 from diffusion_lm.files import written_whole
 from diffusion_lm.progress import progress
 
-__all__ = [
-    "ANNOTATIONS", "CAPTIONS_PER_VIDEO", "LARGE", "LARGE_TEST_VIDEOS", "VERSION", "Caption", "MovingObject", "Scene",
-    "captions_of", "describe", "ensure", "ensure_large", "generate", "holds", "render", "scene_of",
-]  # fmt: skip
+__all__ = ["ANNOTATIONS", "LARGE", "captions_of", "ensure", "ensure_large", "generate", "render", "scene_of"]
 
 logger = logging.getLogger(__name__)
 

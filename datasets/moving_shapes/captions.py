@@ -29,6 +29,7 @@ from datasets.moving_shapes.words import (
     PICTURE,
     THREE,
     TURNED,
+    UNTRUE_WITH,
     WORDS,
 )
 
@@ -127,18 +128,17 @@ def _noun_phrase(rng: Generator, shown: MovingObject, article: str, earlier: _Ph
 
 def _filled(rng: Generator, words: str, shown: MovingObject) -> str:
     edge = (ENTERS_FROM if shown.change == "enter" else LEAVES_AT).get(shown.path)
+    at = f"{'on' if edge in ('left', 'right') else 'at'} the {edge}"
     then = (WORDS["colour"] if shown.change == "colour" else TURNED).get(shown.then)
-    return words.format(
-        go=_word(rng, GO),
-        picture=_word(rng, PICTURE),
-        edge=edge,
-        at=f"{'on' if edge in ('left', 'right') else 'at'} the {edge}",
-        then=then and _word(rng, then),
-    )
+    options = {"go": GO, "picture": PICTURE, "then": then}
+    drawn = {place: _word(rng, options[place]) for place in options if f"{{{place}}}" in words}
+    return words.format(edge=edge, at=at, **drawn)
 
 
 def _path_phrase(rng: Generator, shown: MovingObject) -> _Phrase:
-    return _Phrase(_filled(rng, _word(rng, WORDS["path"][shown.path]), shown), frozenset({("path", shown.path)}))
+    untrue = UNTRUE_WITH.get(shown.change, "^$")
+    wordings = [words for words in WORDS["path"][shown.path] if not re.search(untrue, words)]
+    return _Phrase(_filled(rng, _word(rng, wordings), shown), frozenset({("path", shown.path)}))
 
 
 def _change_phrase(rng: Generator, shown: MovingObject) -> _Phrase:
@@ -176,10 +176,16 @@ def _inflected(phrase: _Phrase) -> _Predicate:
     return _Predicate(phrase.text, third_person(phrase.text), participle(phrase.text), phrase.facts)
 
 
+def _without_duration(templates: Sequence[str], facts: Facts) -> list[str]:
+    """The templates that can tell the facts: nobody says that something "is stopping"."""
+    return [
+        words for words in templates if not ("change" in dict(facts) and re.search("(is|are|both) {moving}", words))
+    ]
+
+
 def _clause(rng: Generator, noun: _Phrase, predicate: _Predicate, seen: bool) -> _Clause:
-    momentary = "change" in dict(predicate.facts)  # nobody says that something "is stopping"
     finite, nominal = (
-        _word(rng, [template for template in CLAUSE[form] if not (momentary and "is {moving}" in template)])
+        _word(rng, _without_duration(CLAUSE[form], predicate.facts))
         for form in ("finite", "seen" if seen else "nominal")
     )
     words = {"noun": noun.text} | predicate._asdict()
@@ -190,7 +196,9 @@ def _shared(rng: Generator, first: MovingObject, second: MovingObject) -> _Phras
     """What both objects do, if what is drawn for the first holds for the second too."""
     phrase = (_change_phrase if first.change and rng.random() < 0.5 else _path_phrase)(rng, first)
     same_path = dict(phrase.facts).get("path", second.path) == second.path  # not only after a turn
-    return phrase if same_path and phrase.facts <= second.facts() else None
+    true = not re.search(UNTRUE_WITH.get(second.change, "^$"), phrase.text)
+    negated = phrase.text == "do not move"  # which "just like" and "both" would leave unclear
+    return phrase if same_path and true and not negated and phrase.facts <= second.facts() else None
 
 
 def _sentence(
@@ -204,8 +212,9 @@ def _sentence(
     if len(told) == 3:
         return _word(rng, THREE[row]).format(*names), tuple(noun.facts for noun in nouns)
     if len(told) == 2 and not order and (shared := _shared(rng, *told)):
-        verbs = _inflected(shared._replace(text=shared.text.replace("its", "their")))._asdict()
-        return _word(rng, BOTH[form]).format(*names, **verbs), tuple(noun.facts | shared.facts for noun in nouns)
+        verbs = _inflected(shared._replace(text=re.sub(r"\bits\b", "their", shared.text)))
+        template = _word(rng, _without_duration(BOTH[form], shared.facts))
+        return template.format(*names, **verbs._asdict()), tuple(noun.facts | shared.facts for noun in nouns)
     predicates = [_predicate(rng, shown, changes=bool(order)) for shown in told]
     clauses = [_clause(rng, *pair, seen=form == "seen") for pair in zip(nouns, predicates, strict=True)]
     if len(told) == 1:
@@ -222,7 +231,8 @@ def _sentence(
 def _with_background(rng: Generator, background: str, text: str, article: str, them: str, at_end: bool) -> str:
     """The text with its background. at_end: whether to name it last, without a verb."""
     look = re.fullmatch("an? (.+) background", background)
-    forms = BEHIND + (BEHIND_ADJECTIVE if look else () if "background" in background else BEHIND_PATTERN)
+    patterned = re.search("stripes|lines|bars|board|pattern|dots|spots", background) and "background" not in background
+    forms = BEHIND + (BEHIND_ADJECTIVE if look else BEHIND_PATTERN if patterned else ())
     if at_end:
         forms = [form for form in forms if form.startswith("{text}") and "{look}" not in form]
     return _word(rng, forms).format(
@@ -238,7 +248,8 @@ def _draft(scene: Scene, rng: Generator) -> Caption:
     told = [scene.objects[i] for i in rng.permutation(len(scene.objects))[:count]]
     times = {shown.change_at for shown in told if shown.change}  # those of two objects that enter are the same
     order = None
-    if count == 2 and len(times) == 2 and rng.random() < 0.7:
+    # An object that comes in (at 0.0) takes a while, so what happens soon after it is not clearly later.
+    if count == 2 and len(times) == 2 and (min(times) > 0 or max(times) > 0.5) and rng.random() < 0.7:
         order = pick(rng, ("earlier first", "earlier first", "earlier first", "later first"))
         told.sort(key=lambda shown: shown.change_at, reverse=order == "later first")
     form = pick(rng, ("finite",) * 6 + ("nominal",) * 4 + ("seen",) * 2)

@@ -193,7 +193,6 @@ WORDS: dict[str, dict[str, tuple[str, ...]]] = {
             "a faded background",
             "a background with a gradient",
             "a shaded background",
-            "a background that fades",
             "a dark to light gradient",
         ),
         "stripes": (
@@ -226,6 +225,13 @@ WORDS: dict[str, dict[str, tuple[str, ...]]] = {
             "a dotted pattern",
         ),
     },
+}
+CUT_SHORT = r"from|across|top|bottom|corner| to (left|right)|keep|circles|\bround"
+UNTRUE_WITH = {  # by the change of an object: wordings of its path, as patterns, that do not hold to the end
+    "stop": CUT_SHORT,
+    "appear": CUT_SHORT,
+    "disappear": CUT_SHORT,
+    "spin": "not move|still|motionless",
 }
 ANY_SHAPE = ("shape", "object", "thing", "figure", "item")
 LEAVES_AT = {"left": "left", "right": "right", "up": "top", "down": "bottom"}
@@ -340,7 +346,7 @@ THREE = {
     "finite": (
         "{} and {} and {} can be seen",
         "{} and {} and {} are shown",
-        "{} {} and {} are on the screen",
+        "{} {} and {} are visible",
     ),
     "nominal": ("{} and {} and {}", "{} {} and {}", "{} with {} and {}"),
 }
