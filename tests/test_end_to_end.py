@@ -347,7 +347,8 @@ def test_a_teacher_of_other_captions_is_told_of(place, trained, tmp_path, monkey
     arguments = place.train_arguments("other", f"--diffusion_lm={tmp_path / 'other'}")
     code, err = call_program("train.py", arguments, monkeypatch, capfd)
     assert code == 0, err
-    assert re.search(r"the Diffusion-LM does not know \d\d % of the words of the training captions", err)
+    log = (place.folder("other") / "log.txt").read_text()
+    assert re.search(r"the Diffusion-LM does not know \d\d % of the words of the training captions", log)
 
 
 def test_broken_video(place, tmp_path, monkeypatch, capfd):
