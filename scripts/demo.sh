@@ -30,7 +30,7 @@ step "2/4 evaluate before training"
 python test.py "${model[@]}" "${place[@]}" "${quick[@]}" --batch_size=64 --output_json="$folder/before_training.json"
 
 step "3/4 train TextDiffs"
-python train.py "${model[@]}" "${place[@]}" "${quick[@]}" --batch_size=64 --clip_lr=1e-3 --noclip_lr=1e-3 --num_epochs=5 \
+python train.py "${model[@]}" "${place[@]}" "${quick[@]}" --batch_size=64 --clip_lr=1e-3 --noclip_lr=1e-3 --num_epochs=4 \
     --video_sample_type=rand --patch_dropout=0.5 --num_workers=2 --log_step=25
 
 step "4/4 evaluate the best checkpoint"
