@@ -343,11 +343,11 @@ def test_missing_teacher_names_the_command(place, monkeypatch, capfd, tmp_path):
 
 def test_a_teacher_of_other_captions_is_told_of(place, trained, tmp_path, monkeypatch, capfd):
     assert "does not know" not in (trained / "log.txt").read_text()
-    make_diffusion_lm(tmp_path / "other", ["a man plays a guitar on the beach"])
-    arguments = place.train_arguments("other", f"--diffusion_lm={tmp_path / 'other'}")
+    make_diffusion_lm(tmp_path / "other-teacher", ["a man plays a guitar on the beach"])
+    arguments = place.train_arguments("other-teacher", f"--diffusion_lm={tmp_path / 'other-teacher'}")
     code, err = call_program("train.py", arguments, monkeypatch, capfd)
     assert code == 0, err
-    log = (place.folder("other") / "log.txt").read_text()
+    log = (place.folder("other-teacher") / "log.txt").read_text()
     assert re.search(r"the Diffusion-LM does not know \d\d % of the words of the training captions", log)
 
 
