@@ -13,16 +13,12 @@ from trainer.run_folder import run_program
 
 logger = logging.getLogger(__name__)
 
-CAPTIONS_LOOKED_AT = 10_000  # for words that the diffusion does not know
-MOST_UNKNOWN = 0.05  # share of words; a teacher of the same captions with rare words left out is below
-
 
 def main() -> None:
     # 1. settings
     config = Config.parse(prog="train.py", description=__doc__)
     from datasets.annotations import load_split  # after parsing, so that --help and bad flags answer at once
     from model.factory import create_model, restore_model
-    from model.textdiffs import TextDiffs
     from trainer import distributed
     from trainer.device import choose_device, choose_precision, set_up
     from trainer.evaluation import Evaluator
@@ -61,23 +57,12 @@ def main() -> None:
         with writes as folder:
             logger.info("run folder %s, device %s, %s", folder, device, dtype)
             logger.info("%d training pairs of %d videos", len(train_split.captions), len(train_split.clips))
-            if isinstance(model, TextDiffs):
-                _tell_unknown_words(model.vocabulary.unknown_share(train_split.captions[:CAPTIONS_LOOKED_AT]))
             tensorboard = None if config.no_tensorboard else Path(config.tb_log_dir or folder / "tensorboard")
             evaluator = test_split and Evaluator(test_split, config, device, dtype)
             step = checkpoint["step"] if checkpoint else 0
             with closing(MetricsWriter(folder, tensorboard, step)) if here.is_main else nullcontext() as writer:
                 Trainer(model, config, train_split, evaluator, device, dtype, folder, writer, checkpoint).train()
             logger.info("checkpoints are in %s", folder)
-
-
-def _tell_unknown_words(share: float) -> None:
-    """Warn of a Diffusion-LM that was made for other captions: nothing else would show it."""
-    if share > MOST_UNKNOWN:
-        logger.warning(
-            "the Diffusion-LM does not know %.0f %% of the words of the training captions: pre-train it on these, "
-            'see "Diffusion" in README.md', 100 * share,
-        )  # fmt: skip
 
 
 if __name__ == "__main__":

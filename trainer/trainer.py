@@ -23,6 +23,7 @@ from datasets.loading import TrainPairs, batches, train_loader
 from diffusion_lm.errors import InputError, RunError
 from diffusion_lm.losses import first_not_finite
 from diffusion_lm.progress import progress
+from diffusion_lm.vocabulary import SPECIAL_TOKENS, UNK
 from model.retrieval import RetrievalModel
 from trainer import distributed
 from trainer.anomaly import find_anomalies
@@ -37,6 +38,7 @@ from trainer.training_step import TrainingStep
 
 logger = logging.getLogger(__name__)
 
+MOST_UNKNOWN = 0.05  # share of words; a teacher of the same captions with rare words left out is below
 GRADIENT_NORM = 1.0
 ADAM_BETAS, ADAM_EPS = (0.9, 0.98), 1e-6  # CLIP's (Radford et al. 2021, table 18)
 WINDOW_COLUMNS = ("R1", "R5", "R10", "MedR", "MeanR")
@@ -94,6 +96,7 @@ class Trainer:
         self.loader = train_loader(pairs, own, config.num_workers, config.seed, device.type == "cuda", rank, size)
         self.steps_of_epoch = self.loader.sampler.steps
         self.tokens = model.tokenize(split.captions)
+        self._tell_unknown_words()
         model.freeze(config.freeze_layer_num)
         model.train().drop_patches(config.patch_dropout)
         self.share_of_flops = self._share_of_flops() if distributed.is_main() else 0.0
@@ -116,6 +119,18 @@ class Trainer:
             seed_process(config.seed, rank, 0)
         logger.info("batch of %d pairs: %d processes x %d%s", self.batch_size, size, config.batch_size,
                     f" x {config.grad_accum} chunks" if config.grad_accum > 1 else "")  # fmt: skip
+
+    def _tell_unknown_words(self) -> None:
+        """Warn of a Diffusion-LM that was made for other captions: nothing else would show it."""
+        if "word_ids" not in self.tokens:
+            return
+        unknown = self.tokens["word_ids"] == UNK
+        share = float(unknown.sum() / (unknown | (self.tokens["word_ids"] >= len(SPECIAL_TOKENS))).sum().clamp(min=1))
+        if share > MOST_UNKNOWN:
+            logger.warning(
+                "the Diffusion-LM does not know %.0f %% of the words of the training captions: pre-train it on these, "
+                'see "Diffusion" in README.md', 100 * share,
+            )  # fmt: skip
 
     def train(self) -> None:
         """All epochs, from where the run is.

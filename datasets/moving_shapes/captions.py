@@ -26,6 +26,7 @@ from datasets.moving_shapes.words import (
     OPENINGS,
     PARTICIPLES,
     PATH_AND_CHANGE,
+    PATTERNED,
     PICTURE,
     THREE,
     TURNED,
@@ -135,9 +136,13 @@ def _filled(rng: Generator, words: str, shown: MovingObject) -> str:
     return words.format(edge=edge, at=at, **drawn)
 
 
+def _true_to_the_end(words: str, shown: MovingObject) -> bool:
+    """Whether the change of the object leaves these words about its path true."""
+    return shown.change not in UNTRUE_WITH or not re.search(UNTRUE_WITH[shown.change], words)
+
+
 def _path_phrase(rng: Generator, shown: MovingObject) -> _Phrase:
-    untrue = UNTRUE_WITH.get(shown.change, "^$")
-    wordings = [words for words in WORDS["path"][shown.path] if not re.search(untrue, words)]
+    wordings = [words for words in WORDS["path"][shown.path] if _true_to_the_end(words, shown)]
     return _Phrase(_filled(rng, _word(rng, wordings), shown), frozenset({("path", shown.path)}))
 
 
@@ -178,9 +183,9 @@ def _inflected(phrase: _Phrase) -> _Predicate:
 
 def _without_duration(templates: Sequence[str], facts: Facts) -> list[str]:
     """The templates that can tell the facts: nobody says that something "is stopping"."""
-    return [
-        words for words in templates if not ("change" in dict(facts) and re.search("(is|are|both) {moving}", words))
-    ]
+    if "change" not in dict(facts):
+        return list(templates)
+    return [words for words in templates if not re.search("(is|are|both) {moving}", words)]
 
 
 def _clause(rng: Generator, noun: _Phrase, predicate: _Predicate, seen: bool) -> _Clause:
@@ -196,7 +201,7 @@ def _shared(rng: Generator, first: MovingObject, second: MovingObject) -> _Phras
     """What both objects do, if what is drawn for the first holds for the second too."""
     phrase = (_change_phrase if first.change and rng.random() < 0.5 else _path_phrase)(rng, first)
     same_path = dict(phrase.facts).get("path", second.path) == second.path  # not only after a turn
-    true = not re.search(UNTRUE_WITH.get(second.change, "^$"), phrase.text)
+    true = _true_to_the_end(phrase.text, second)
     negated = phrase.text == "do not move"  # which "just like" and "both" would leave unclear
     return phrase if same_path and true and not negated and phrase.facts <= second.facts() else None
 
@@ -231,7 +236,7 @@ def _sentence(
 def _with_background(rng: Generator, background: str, text: str, article: str, them: str, at_end: bool) -> str:
     """The text with its background. at_end: whether to name it last, without a verb."""
     look = re.fullmatch("an? (.+) background", background)
-    patterned = re.search("stripes|lines|bars|board|pattern|dots|spots", background) and "background" not in background
+    patterned = any(background in WORDS["background"][kind] for kind in PATTERNED) and "background" not in background
     forms = BEHIND + (BEHIND_ADJECTIVE if look else BEHIND_PATTERN if patterned else ())
     if at_end:
         forms = [form for form in forms if form.startswith("{text}") and "{look}" not in form]

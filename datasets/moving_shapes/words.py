@@ -372,6 +372,7 @@ BEHIND = (
     "against {background} {text}",
 )
 BEHIND_PATTERN = ("{text} with {background} in the background", "{text} with {background} behind {them}")
+PATTERNED = ("stripes", "checkerboard", "dots")  # the backgrounds that BEHIND_PATTERN can name
 BEHIND_ADJECTIVE = (
     "{text} with {background}",
     "{text} and the background is {look}",
