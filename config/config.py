@@ -16,7 +16,7 @@ from diffusion_lm.errors import InputError
 DATASETS = ("MSRVTT", "MSVD", "LSMDC", "DiDeMo", "ActivityNet", "MovingShapes", "custom")
 ARCHS = ("clip_stochastic", "clip_tmass", "clip_transformer", "clip_baseline")
 ARCH_ALIASES = {"clip_textdiffs": "clip_stochastic"}
-CLIP_INPUT_RES = {"ViT-B/32": 224, "ViT-B/16": 224, "ViT-L/14": 224, "tiny": 64}
+CLIP_INPUT_RES = {"ViT-B/32": 224, "ViT-B/16": 224, "ViT-L/14": 224, "tiny": 64, "tiny-shapes": 64}
 PUBLISHED_TEXT_LENGTH = 64
 CHOICES_WIDTH = 24  # of the help, up to which choices stand beside the name of a flag
 DIFFUSION_ARCHS = ("clip_stochastic",)
@@ -195,7 +195,8 @@ class Config:
     )
     clip_arch: str = flag(
         "ViT-B/32",
-        "CLIP that is fine-tuned; tiny is small, random and needs no download",
+        "CLIP that is fine-tuned; two are small and need no download: tiny has random weights, tiny-shapes knows"
+        " pictures of drawn shapes",
         group="model",
         choices=tuple(CLIP_INPUT_RES),
     )

@@ -39,6 +39,7 @@ CLIP_CONFIGS: dict[str, dict] = {
         },
     ).to_dict(),
     "tiny": CLIPConfig.from_pretrained(TINY_FOLDER).to_dict(),
+    "tiny-shapes": CLIPConfig.from_pretrained(TINY_FOLDER).to_dict(),
 }  # fmt: skip
 
 
@@ -112,9 +113,13 @@ class ClipRetrieval(nn.Module):
         """
         return _features(self.clip.get_text_features(input_ids=token_ids))
 
+    def pixels(self, frames: Tensor) -> Tensor:
+        """Frames uint8 (N, 3, R, R) -> what CLIP's image encoder reads, (N, 3, R, R) float32."""
+        return (frames.float() / 255 - self.pixel_mean) / self.pixel_std
+
     def encode_videos(self, frames: Tensor) -> Tensor:
         """Frames uint8 (B, F, 3, R, R) -> frame features (B, F, D), float32."""
-        pixels = (frames.flatten(0, 1).float() / 255 - self.pixel_mean) / self.pixel_std
+        pixels = self.pixels(frames.flatten(0, 1))
         native = self.clip.config.vision_config.image_size
         features = self.clip.get_image_features(
             pixel_values=pixels, interpolate_pos_encoding=pixels.shape[-1] != native
@@ -123,7 +128,7 @@ class ClipRetrieval(nn.Module):
 
 
 def load_clip(clip_arch: str, clip_path: str | None = None) -> tuple[CLIPModel, CLIPTokenizer]:
-    """CLIP with its weights: pre-trained, or random for `tiny`.
+    """CLIP with its weights in float32: pre-trained, or random for `tiny` without a path.
 
     :param clip_path: hub id, folder, or file with OpenAI's names.
     :raises InputError: neither a local folder nor the hub's cache nor the hub has it; says which files to put where.
@@ -132,12 +137,18 @@ def load_clip(clip_arch: str, clip_path: str | None = None) -> tuple[CLIPModel, 
         return build_clip(CLIP_CONFIGS["tiny"], TINY_FOLDER)
     if clip_path is not None and Path(clip_path).is_file():
         return _load_openai(Path(clip_path), clip_arch)
-    source = clip_path or HUB_IDS[clip_arch]
+    source = clip_path or _home(clip_arch)
     transformers_logging.disable_progress_bar()
     try:
-        clip = CLIPModel.from_pretrained(source, attn_implementation="sdpa")
+        clip, report = CLIPModel.from_pretrained(
+            source, attn_implementation="sdpa", dtype=torch.float32, output_loading_info=True
+        )  # dtype, as transformers 5 keeps that of the file otherwise
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(_not_found(source, clip_path)) from error
+    if missing := sorted(report["missing_keys"]):  # which transformers fills with random numbers
+        raise InputError(
+            f"the weights of {source} are not those of its CLIP: {missing[0]} and {len(missing) - 1} more are missing"
+        )
     return clip, load_tokenizer(source)
 
 
@@ -196,7 +207,11 @@ def tokenizer_source(clip_arch: str, clip_path: str | None) -> str | Path:
         if any((folder / name).is_file() for name in ("vocab.json", "tokenizer.json")):
             return folder
         clip_path = None
-    return clip_path or (TINY_FOLDER if clip_arch == "tiny" else HUB_IDS[clip_arch])
+    return clip_path or _home(clip_arch)
+
+
+def _home(clip_arch: str) -> str | Path:
+    return TINY_FOLDER if clip_arch in ("tiny", "tiny-shapes") else HUB_IDS[clip_arch]
 
 
 def _no_tokenizer(source: str | Path) -> str:

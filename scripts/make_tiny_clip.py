@@ -4,7 +4,8 @@
 
 The tokenizer is CLIP's byte-level BPE with merges learned from the captions of MovingShapes and the words below, so it
 reads any text: what it does not know becomes letters. Merges of equally frequent pairs come in an order that differs
-from run to run: a new tokenizer reads as well, but checkpoints made with the old one do not fit it.
+from run to run: a new tokenizer reads as well, but checkpoints made with the old one do not fit it. The weights in the
+folder do not either, so they are deleted; scripts/pretrain_clip.py makes new ones.
 """
 
 import json
@@ -73,6 +74,7 @@ def main() -> None:
     }
     vision = tower | {"image_size": SIDE, "patch_size": PATCH}
     CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH).save_pretrained(FOLDER)
+    (FOLDER / "model.safetensors").unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def test_resolution_follows_the_clip():
     assert parse("--clip_arch=tiny --input_res=96").input_res == 96
 
 
-@pytest.mark.parametrize("clip_arch", ["ViT-B/32", "ViT-B/16", "ViT-L/14", "tiny"])
+@pytest.mark.parametrize("clip_arch", ["ViT-B/32", "ViT-B/16", "ViT-L/14", "tiny", "tiny-shapes"])
 def test_clip_archs(clip_arch):
     assert parse(f"--clip_arch={clip_arch}").clip_arch == clip_arch
 

@@ -25,7 +25,7 @@ CONFIG_PROGRAMS = ["train.py", "test.py", "preprocess/check_data.py", "preproces
 PROGRAMS = [
     *CONFIG_PROGRAMS, "preprocess/compress_video.py", "preprocess/convert_checkpoint.py", "Diffusion-LM/train.py",
     "Diffusion-LM/sample.py", "scripts/draw_method.py", "scripts/draw_result.py", "scripts/plot.py",
-    "scripts/compare.py",
+    "scripts/compare.py", "scripts/pretrain_clip.py",
 ]  # fmt: skip
 
 

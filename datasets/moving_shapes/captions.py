@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from numpy.random import Generator
 
-from datasets.moving_shapes.scene import Facts, MovingObject, Scene, T, pick
+from datasets.moving_shapes.scene import Facts, Figure, MovingObject, Scene, T, pick
 from datasets.moving_shapes.words import (
     ANY_SHAPE,
     BEGINS,
@@ -29,6 +29,7 @@ from datasets.moving_shapes.words import (
     PATTERNED,
     PICTURE,
     THREE,
+    TOGETHER,
     TURNED,
     UNTRUE_WITH,
     WORDS,
@@ -102,7 +103,7 @@ def participle(phrase: str) -> str:
     return f"{adverb}{stem}ing{rest}"
 
 
-def _noun_phrase(rng: Generator, shown: MovingObject, article: str, earlier: _Phrase | None = None) -> _Phrase:
+def _noun_phrase(rng: Generator, shown: MovingObject | Figure, article: str, earlier: _Phrase | None = None) -> _Phrase:
     """Name an object, perhaps by what it shares with the one named earlier. article: "a", "the" or none."""
     words, facts = [], {}
     for attribute, told in (("size", 0.5), ("colour", 0.97), ("shape", 0.85)):
@@ -281,3 +282,18 @@ def describe(scene: Scene, rng: Generator) -> Caption:
         caption = _draft(scene, rng)
         if 6 <= len(caption.text.split()) <= 18:
             return caption
+
+
+def describe_picture(background: str, shown: Sequence[Figure], rng: Generator) -> str:
+    """Say part of what a single frame shows: of some of its objects what they look like, and perhaps the background."""
+    behind = _word(rng, WORDS["background"][background])
+    if not shown:
+        return behind
+    told = [shown[i] for i in rng.permutation(len(shown))[: rng.integers(1, len(shown) + 1)]]
+    article = pick(rng, ("a", "a", "a", "a", "a", "the", ""))
+    nouns = [_noun_phrase(rng, told[0], article)]
+    nouns += [_noun_phrase(rng, figure, article, nouns[0] if len(told) == 2 else None) for figure in told[1:]]
+    text = _word(rng, TOGETHER[len(told)]).format(*[noun.text for noun in nouns])
+    if rng.random() < 0.87:
+        text = _with_background(rng, behind, text, article, "it" if len(told) == 1 else "them", at_end=False)
+    return text

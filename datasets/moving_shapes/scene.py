@@ -3,8 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -189,8 +190,9 @@ OUTLINES = {  # closed outlines about within [-1, 1]; a second outline cuts a ho
 }
 
 
-def _draw_background(name: str) -> np.ndarray:
-    """The empty picture, (SIDE, SIDE, 3) uint8. All are grey: colour belongs to the objects."""
+@cache
+def _background(name: str) -> np.ndarray:
+    """The empty picture, (SIDE, SIDE, 3) uint8, to be copied. All are grey: colour belongs to the objects."""
     rows, columns = np.mgrid[:SIDE, :SIDE]
     grey = {
         "black": np.full((SIDE, SIDE), 12),
@@ -204,8 +206,30 @@ def _draw_background(name: str) -> np.ndarray:
     return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
 
 
-def _look(shown: MovingObject, time: float) -> tuple[float, float, tuple[int, int, int]]:
-    """Radius in pixels, angle in radians and colour of an object at a time from 0 to 1."""
+class Figure(NamedTuple):
+    """An object as one frame shows it: centre and radius in pixels of the frame, angle in radians."""
+
+    shape: str
+    colour: str
+    centre: np.ndarray  # (2,), x and y
+    radius: float
+    angle: float
+
+    @property
+    def size(self) -> str:
+        """The nearest of RADII."""
+        return min(RADII, key=lambda size: abs(RADII[size] * SIDE - self.radius))
+
+
+def figures(scene: Scene, frame: int) -> list[Figure]:
+    """What is there in a frame, from the lowest to the topmost; an object that has not appeared yet is not."""
+    time = np.linspace(0, 1, scene.tracks.shape[1])[frame]
+    looks = [_look(shown, time, track[frame] * SIDE) for shown, track in zip(scene.objects, scene.tracks, strict=True)]
+    return [look for look in looks if look.radius]
+
+
+def _look(shown: MovingObject, time: float, centre: np.ndarray) -> Figure:
+    """An object at a time from 0 to 1; radius 0 while it is not there."""
     change, since = shown.change, time - shown.change_at
     radius = SIDE * RADII[shown.size]
     if change in ("grow", "shrink"):
@@ -214,20 +238,22 @@ def _look(shown: MovingObject, time: float) -> tuple[float, float, tuple[int, in
     elif (change == "appear" and since < 0) or (change == "disappear" and since >= 0):
         radius = 0.0
     angle = 3 * math.pi * time * (shown.path == "spin") + 4 * math.pi * max(since, 0.0) * (change == "spin")
-    return radius, angle, COLOURS[shown.then if change == "colour" and since >= 0 else shown.colour]
+    colour = shown.then if change == "colour" and since >= 0 else shown.colour
+    return Figure(shown.shape, colour, centre, radius, angle)
+
+
+def draw(scene: Scene, frame: int) -> np.ndarray:
+    """One frame of the scene: (SIDE, SIDE, 3) uint8, RGB. Later objects lie over earlier ones."""
+    picture = _background(scene.background).copy()
+    for figure in figures(scene, frame):
+        cos, sin = math.cos(figure.angle), math.sin(figure.angle)
+        rotation = np.array([[cos, sin], [-sin, cos]])
+        corners = [outline @ rotation * figure.radius + figure.centre for outline in OUTLINES[figure.shape]]
+        sixteenths = [np.round(outline * 16).astype(np.int32) for outline in corners]  # what shift=4 reads
+        cv2.fillPoly(picture, sixteenths, COLOURS[figure.colour], lineType=cv2.LINE_AA, shift=4)
+    return picture
 
 
 def render(scene: Scene) -> np.ndarray:
-    """Draw the scene: (frames, SIDE, SIDE, 3) uint8, RGB. Later objects lie over earlier ones."""
-    frames = scene.tracks.shape[1]
-    video = np.repeat(_draw_background(scene.background)[None], frames, axis=0)
-    for frame, time in enumerate(np.linspace(0, 1, frames)):
-        for shown, centres in zip(scene.objects, scene.tracks, strict=True):
-            radius, angle, colour = _look(shown, time)
-            if radius == 0:
-                continue
-            rotation = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-            corners = [outline @ rotation * radius + centres[frame] * SIDE for outline in OUTLINES[shown.shape]]
-            sixteenths = [np.round(outline * 16).astype(np.int32) for outline in corners]  # what shift=4 reads
-            cv2.fillPoly(video[frame], sixteenths, colour, lineType=cv2.LINE_AA, shift=4)
-    return video
+    """All frames of the scene: (frames, SIDE, SIDE, 3) uint8, RGB."""
+    return np.stack([draw(scene, frame) for frame in range(scene.tracks.shape[1])])

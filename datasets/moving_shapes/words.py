@@ -350,6 +350,11 @@ THREE = {
     ),
     "nominal": ("{} and {} and {}", "{} {} and {}", "{} with {} and {}"),
 }
+TOGETHER = {  # objects in a single frame, by their number
+    1: ("{}",),
+    2: ("{} and {}", "{} with {}", "{} next to {}", "{} {}", "{} beside {}"),
+    3: THREE["nominal"],
+}
 OPENINGS = {
     "finite": ("in this video", "in this clip", "in the video", "here", "we see that", "in the clip"),
     "nominal": (
