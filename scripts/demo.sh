@@ -12,7 +12,8 @@ run=$(date +%Y-%m-%d_%H-%M-%S)
 folder=outputs/demo/$run
 # The small CLIP knows still pictures of such shapes (scripts/pretrain_clip.py) and no video. It is far from what it is
 # to learn, so its learning rate is higher than that of fine-tuning CLIP on real videos, and no dropout holds the rest
-# back. Leaving out half of the patches makes its epochs shorter, at no cost in recall that could be seen (docs/RESULTS.md).
+# back. Leaving out half of the patches makes its epochs shorter, at no cost in recall that was seen from random weights
+# (docs/RESULTS.md).
 model=(--dataset_name=$dataset --clip_arch=tiny-shapes --num_frames=6 --diffusion_text_len=20 --transformer_dropout=0)
 place=(--exp_name=demo --datetime="$run" --frame_cache=data/frame_cache) # decodes each video once
 quick=(--sampler=ddim --sampling_steps=2 --rerank_topk=10) # of all evaluations but the last
