@@ -34,22 +34,22 @@ def take_picture(scene: Scene, rng: Generator, side: int, patch: int) -> Picture
     :param patch: side of a patch, in pixels. A patch belongs to the topmost object that reaches its middle: by its
         radius, or by REACH if that is more.
     """
-    frame = int(rng.integers(scene.tracks.shape[1]))
+    shown = figures(scene, int(rng.integers(scene.tracks.shape[1])))
     cropped = int(SIDE * math.sqrt(rng.uniform(LEAST_AREA, 1)))
     corner = rng.integers(0, SIDE - cropped + 1, 2)  # x and y
-    pixels = draw(scene, frame)[corner[1] : corner[1] + cropped, corner[0] : corner[0] + cropped]
+    pixels = draw(scene.background, shown)[corner[1] : corner[1] + cropped, corner[0] : corner[0] + cropped]
     zoom = side / cropped
     middles = np.stack(np.meshgrid(*[np.arange(patch / 2, side, patch)] * 2), axis=-1).reshape(-1, 2)
     patches, traits = np.zeros((len(middles), 2), np.int64), np.zeros(len(TRAITS), np.float32)
     seen = []
-    for figure in figures(scene, frame):
+    for figure in shown:
         distances = np.linalg.norm(middles - (figure.centre - corner) * zoom, axis=1)
         covered = distances <= max(figure.radius * zoom, REACH * patch)
         patches[covered] = 1 + SHAPES.index(figure.shape), 1 + list(COLOURS).index(figure.colour)
         if covered.any():
             seen.append(figure)
-            shown = (figure.shape, figure.colour, (figure.shape, figure.colour))
-            traits[[TRAITS.index(trait) for trait in shown]] = 1
+            own = (figure.shape, figure.colour, (figure.shape, figure.colour))
+            traits[[TRAITS.index(trait) for trait in own]] = 1
     resized = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA)
     return Picture(resized.transpose(2, 0, 1), patches, traits, describe_picture(scene.background, seen, rng))
 

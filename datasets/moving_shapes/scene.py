@@ -242,10 +242,10 @@ def _look(shown: MovingObject, time: float, centre: np.ndarray) -> Figure:
     return Figure(shown.shape, colour, centre, radius, angle)
 
 
-def draw(scene: Scene, frame: int) -> np.ndarray:
-    """One frame of the scene: (SIDE, SIDE, 3) uint8, RGB. Later objects lie over earlier ones."""
-    picture = _background(scene.background).copy()
-    for figure in figures(scene, frame):
+def draw(background: str, shown: Sequence[Figure]) -> np.ndarray:
+    """One frame: (SIDE, SIDE, 3) uint8, RGB. Later figures lie over earlier ones."""
+    picture = _background(background).copy()
+    for figure in shown:
         cos, sin = math.cos(figure.angle), math.sin(figure.angle)
         rotation = np.array([[cos, sin], [-sin, cos]])
         corners = [outline @ rotation * figure.radius + figure.centre for outline in OUTLINES[figure.shape]]
@@ -256,4 +256,4 @@ def draw(scene: Scene, frame: int) -> np.ndarray:
 
 def render(scene: Scene) -> np.ndarray:
     """All frames of the scene: (frames, SIDE, SIDE, 3) uint8, RGB."""
-    return np.stack([draw(scene, frame) for frame in range(scene.tracks.shape[1])])
+    return np.stack([draw(scene.background, figures(scene, frame)) for frame in range(scene.tracks.shape[1])])
