@@ -1,13 +1,15 @@
-"""Training videos that turn out not to decode: said, counted, and too many of them end the run."""
+"""Videos that turn out not to decode, and times that are not in their videos: said and counted."""
 
 import logging
 from collections.abc import Sequence
 
+from datasets.annotations import Split
 from diffusion_lm.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 TOLERATED = 0.01
+TOLD = 5  # clips that are named
 
 
 class FailedVideos:
@@ -45,3 +47,28 @@ class FailedVideos:
     def summary(self) -> str:
         """A line for the end of the epoch."""
         return f"{self} of {len(self.reasons)} videos that do not decode were replaced: {'; '.join(self.reasons)}"
+
+
+class TimesBeyond:
+    """Clips of a split whose times are not in their videos: their frames are the last of the video, again and again."""
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+        self.reasons: dict[int, str] = {}  # by clip
+
+    def of_caption(self, index: int, reason: str) -> None:
+        """Note the clip of a caption."""
+        self.of_clip(self.split.clip_of_caption[index], reason)
+
+    def of_clip(self, index: int, reason: str) -> None:
+        """Note a clip."""
+        self.reasons[index] = f"{self.split.clips[index].video_id} ({reason})"
+
+    def summary(self) -> str:
+        """How many there are, and the first ones."""
+        told = [self.reasons[index] for index in sorted(self.reasons)[:TOLD]]
+        return (
+            f"{len(self.reasons)} of {len(self.split.clips)} clips of the {self.split.name} split have times that are "
+            f"not in their videos, so only a last frame is seen of them: {'; '.join(told)}"
+            f"{'; ...' if len(self.reasons) > TOLD else ''} (preprocess/check_data.py lists them all)"
+        )

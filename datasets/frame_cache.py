@@ -18,7 +18,7 @@ import os
 import socket
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,12 +27,12 @@ import numpy as np
 
 from config import Config
 from datasets.annotations import Clip
-from datasets.video import ClipFrames, decode_clip, frame_indices, part_bounds
+from datasets.video import ClipFrames, ReadClip, decode_clip, frame_indices, part_bounds
 from diffusion_lm.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 CANDIDATES = 6
 MAGIC = b"TDframes"
 PAGE = 4096  # frames begin at a multiple of it
@@ -79,11 +79,10 @@ class FrameCache:
         except OSError as error:
             raise InputError(f"--frame_cache={settings.folder} cannot be written: {error.strerror}") from error
 
-    def read(self, clip: Clip, rng: np.random.Generator | None) -> np.ndarray:
-        """Frames of a clip, as `datasets.video.read_frames` gives them but scaled down to the short side.
+    def read(self, clip: Clip, rng: np.random.Generator | None) -> ReadClip:
+        """Frames of a clip, as `datasets.video.read_clips` gives them but scaled down to the short side.
 
         :param rng: for "rand"; None for "uniform".
-        :return: RGB uint8 (F, H, W, 3).
         :raises InputError: the clip is not in the cache and cannot be decoded.
         """
         path = self._path(clip)
@@ -92,7 +91,7 @@ class FrameCache:
             with entry:
                 frames = entry.read(self._rows(entry.count, entry.indices, rng))
             if frames is not None:
-                return frames
+                return ReadClip(frames)
             if rng is not None:
                 rng.bit_generator.state = before
         frames = self._decode(clip, rng if self.full else None)
@@ -100,7 +99,7 @@ class FrameCache:
             self._write(path, frames)
         stored = self._stored(clip, frames.count)
         wanted = stored[self._rows(frames.count, stored, rng)]
-        return frames.pixels[np.searchsorted(frames.indices, wanted)]
+        return ReadClip(frames.pixels[np.searchsorted(frames.indices, wanted)], frames.beyond)
 
     def holds(self, clip: Clip) -> bool:
         """Whether the frames of a clip are there."""
@@ -109,13 +108,17 @@ class FrameCache:
             entry.close()
         return entry is not None
 
-    def store(self, clip: Clip) -> None:
+    def store(self, clip: Clip) -> str:
         """Decode a clip into the cache, unless it is there or the cache is full.
 
+        :return: why its times cannot be those of a clip of its video; empty where they can.
         :raises InputError: it cannot be decoded.
         """
-        if not (self.full or self.holds(clip)):
-            self._write(self._path(clip), self._decode(clip, None))
+        if self.full or self.holds(clip):
+            return ""
+        frames = self._decode(clip, None)
+        self._write(self._path(clip), frames)
+        return frames.beyond
 
     def scan(self) -> None:
         """Measure the folder, and remove what processes that died left unfinished."""
@@ -151,7 +154,7 @@ class FrameCache:
             return stored if only is None else stored[self._rows(n, stored, copy.deepcopy(only))]
 
         frames = decode_clip(clip.path, choose, clip.start, clip.end)
-        return ClipFrames(frames.count, frames.indices, scale_down(frames.pixels, self.settings.short_side))
+        return replace(frames, pixels=scale_down(frames.pixels, self.settings.short_side))
 
     def _stored(self, clip: Clip, n: int) -> np.ndarray:
         """Numbers of the frames that are kept of a clip of n frames, increasing; the same on every machine."""
@@ -169,7 +172,12 @@ class FrameCache:
         return np.concatenate([rows, np.full(self.num_frames - len(rows), rows[-1])])
 
     def _write(self, path: Path, frames: ClipFrames) -> None:
-        """Add an entry, unless the cache is full; a disk that is full is reported once and ends the adding."""
+        """Add an entry, unless the cache is full; a disk that is full is reported once and ends the adding.
+
+        A clip whose times are wrong is not kept, so that every reading tells of it.
+        """
+        if frames.beyond:
+            return
         data = [encode_head(frames), np.ascontiguousarray(frames.pixels).data]
         bytes_added = sum(memoryview(part).nbytes for part in data)
         if not self._fits(bytes_added):

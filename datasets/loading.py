@@ -8,21 +8,25 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
 from datasets.annotations import Clip, Split
+from datasets.container import timeline
 from datasets.failures import FailedVideos
 from datasets.frame_cache import CacheSettings, FrameCache
 from datasets.transforms import apply_seeded, test_transform, train_transform
-from datasets.video import read_frames
+from datasets.video import ReadClip, read_clips
 from diffusion_lm.errors import InputError
 
 MAX_REPLACEMENTS = 10  # of one sample; that many draws from a set with 1 % bad videos never fail
+RUN_CLIPS = 16  # of a long film, that one worker reads
 WAITS_FOR_SIGNALS = hasattr(signal, "sigwaitinfo")  # which macOS does not have
 
 
@@ -32,6 +36,7 @@ class Sample(NamedTuple):
     frames: Tensor  # uint8 (F, 3, R, R)
     index: int  # of its caption
     failed: tuple[InputError, ...] = ()  # what was said of the videos that it replaces
+    beyond: str = ""  # why its times cannot be those of a clip of its video
 
 
 class TrainPairs(Dataset):
@@ -67,17 +72,19 @@ class TrainPairs(Dataset):
         failed: list[InputError] = []
         for attempt in range(1, MAX_REPLACEMENTS + 2):
             try:
-                return Sample(self._frames(index, rng), index, tuple(failed))
+                frames, beyond = self._frames(index, rng)
+                return Sample(frames, index, tuple(failed), beyond)
             except InputError as error:
                 failed.append(error)
             rng = np.random.default_rng((self.seed, *key, attempt))
             index = int(rng.integers(len(self)))
         return failed[0]
 
-    def _frames(self, index: int, rng: np.random.Generator) -> Tensor:
+    def _frames(self, index: int, rng: np.random.Generator) -> tuple[Tensor, str]:
         clip = self.clips[self.clip_of_caption[index]]
-        frames = self.read(clip, rng if self.sample_type == "rand" else None)
-        return apply_seeded(self.transform, _channels_first(frames), int(rng.integers(2**62))).contiguous()
+        read = self.read(clip, rng if self.sample_type == "rand" else None)
+        seed = int(rng.integers(2**62))
+        return apply_seeded(self.transform, _channels_first(read.frames), seed).contiguous(), read.beyond
 
 
 class TestVideos(Dataset):
@@ -99,10 +106,61 @@ class TestVideos(Dataset):
 
     def __getitem__(self, index: int) -> Sample | InputError:
         try:
-            frames = self.transform(_channels_first(self.read(self.clips[index], None)))
-            return Sample(frames.contiguous(), index)
+            read = self.read(self.clips[index], None)
+            return Sample(self.transform(_channels_first(read.frames)).contiguous(), index, beyond=read.beyond)
         except InputError as error:
             return error
+
+
+class FilmClips(IterableDataset):
+    """Clips that lie side by side in films, so that each film is decoded about once for all of its clips.
+
+    :param clips: those of a film one after the other, in the order of their times.
+    :return: of an iteration: samples, an index that of a clip; (index, InputError) for one that does not decode.
+    """
+
+    def __init__(self, clips: Sequence[Clip], num_frames: int, input_res: int) -> None:
+        self.clips, self.num_frames = clips, num_frames
+        self.transform = test_transform(input_res)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __iter__(self) -> Iterator[Sample | tuple[int, InputError]]:
+        worker = get_worker_info()
+        workers, own = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        for number, indices in enumerate(self._runs(split=workers > 1)):
+            if number % workers == own:
+                yield from self._samples(indices)
+
+    def _runs(self, split: bool) -> list[Sequence[int]]:
+        """The clips of each film; those of a long one in several parts, where workers can seek to them."""
+        runs = []
+        for _, group in groupby(range(len(self.clips)), key=lambda index: self.clips[index].path):
+            indices = list(group)
+            length = RUN_CLIPS if split and len(indices) > RUN_CLIPS and _seeks(self.clips[indices[0]].path) else None
+            runs += (
+                [indices[start : start + length] for start in range(0, len(indices), length)] if length else [indices]
+            )
+        return runs
+
+    def _samples(self, indices: Sequence[int]) -> Iterator[Sample | tuple[int, InputError]]:
+        clips = [self.clips[index] for index in indices]
+        read = read_clips(clips[0].path, self.num_frames, [(clip.start, clip.end) for clip in clips])
+        for index in indices:
+            try:
+                frames = next(read).frames
+            except InputError as error:
+                yield from ((left, error) for left in indices if left >= index)
+                return
+            yield Sample(self.transform(_channels_first(frames)).contiguous(), index)
+
+
+def _seeks(path: Path) -> bool:
+    try:
+        return not timeline(path).counted
+    except InputError:
+        return False
 
 
 class _Decoder:
@@ -111,15 +169,15 @@ class _Decoder:
     def __init__(self, num_frames: int) -> None:
         self.num_frames = num_frames
 
-    def read(self, clip: Clip, rng: np.random.Generator | None) -> np.ndarray:
-        """RGB uint8 (F, H, W, 3)."""
-        return read_frames(clip.path, self.num_frames, rng, clip.start, clip.end)
+    def read(self, clip: Clip, rng: np.random.Generator | None) -> ReadClip:
+        """Its F frames."""
+        return next(read_clips(clip.path, self.num_frames, [(clip.start, clip.end)], rng))
 
 
 def _reader(
     num_frames: int, sample_type: str, cache: CacheSettings | None
-) -> Callable[[Clip, np.random.Generator | None], np.ndarray]:
-    """What gives the frames (F, H, W, 3) of a clip: the frame cache, or the decoder itself."""
+) -> Callable[[Clip, np.random.Generator | None], ReadClip]:
+    """What gives the frames of a clip: the frame cache, or the decoder itself."""
     return (_Decoder(num_frames) if cache is None else FrameCache(cache, num_frames, sample_type)).read
 
 
@@ -183,9 +241,10 @@ def test_loader(videos: TestVideos, batch_size: int, num_workers: int, pin_memor
 test_loader.__test__ = False  # not a pytest function
 
 
-def separate_loader(videos: TestVideos, batch_size: int, num_workers: int, pin_memory: bool) -> DataLoader:
-    """Lists of samples in order, with an InputError in the place of each that does not decode."""
-    return _loader(videos, batch_size, num_workers, pin_memory, collate_fn=list)
+def film_loader(films: FilmClips, batch_size: int, num_workers: int, pin_memory: bool) -> DataLoader:
+    """Lists of samples, with (index, InputError) in the place of each that does not decode. Clips of one film come in
+    order, films in any."""
+    return _loader(films, batch_size, num_workers, pin_memory, collate_fn=list)
 
 
 def _loader(
@@ -232,20 +291,25 @@ class Batch(NamedTuple):
     frames: Tensor  # uint8 (B, F, 3, R, R)
     indices: Tensor  # (B,)
     failed: list[tuple[InputError, ...]]  # of each sample that replaces another, why
+    beyond: list[tuple[int, str]]  # index of each sample whose times are not in its video, and why
 
 
 def _collate(samples: Sequence[Sample | InputError]) -> Batch | InputError:
     for sample in samples:
         if isinstance(sample, InputError):
             return sample
-    frames, indices, failed = zip(*samples, strict=True)
-    return Batch(torch.stack(frames), torch.tensor(indices), [errors for errors in failed if errors])
+    frames, indices, failed, _ = zip(*samples, strict=True)
+    beyond = [(sample.index, sample.beyond) for sample in samples if sample.beyond]
+    return Batch(torch.stack(frames), torch.tensor(indices), [errors for errors in failed if errors], beyond)
 
 
-def batches(loader: DataLoader, failed: FailedVideos | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    loader: DataLoader, failed: FailedVideos | None = None, beyond: Callable[[int, str], None] | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches (frames, indices) of a loader.
 
     :param failed: counts the samples that had to be replaced; None starts a new count.
+    :param beyond: is told the index of each sample whose times are not in its video, and why.
     :raises InputError: a test video does not decode, no replacement of a training video does, or too many failed.
     """
     failed = failed or FailedVideos(len(loader) * (loader.batch_size or 1))
@@ -254,6 +318,9 @@ def batches(loader: DataLoader, failed: FailedVideos | None = None) -> Iterator[
             raise batch
         for errors in batch.failed:
             failed.add(errors)
+        for index, reason in batch.beyond:
+            if beyond is not None:
+                beyond(index, reason)
         yield batch.frames, batch.indices
 
 

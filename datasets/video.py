@@ -2,24 +2,27 @@
 
 import copy
 import multiprocessing
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import av
 import cv2
 import numpy as np
+from av.sidedata.sidedata import Type as SideData
+from av.video.reformatter import Interpolation, VideoReformatter
 
-from datasets.container import Packets, index_packets
+from datasets.container import Film, Timeline, shown, timeline
 from diffusion_lm.errors import InputError
 
 # Threads of OpenCV's own would hang a worker that is forked after they started; frames are too small for them anyway.
 cv2.setNumThreads(1)
 
-# OpenCV seeks to a frame by decoding on from the last key frame that lies at least so many frames before it.
-SEEK_MARGIN = 16
-# What a seek costs besides, in frames that could have been decoded instead.
-SEEK_COST = 6
+SEEK_COST = 6  # what a seek costs, in frames that could have been decoded instead
+LONG = 256  # frames from which on a film is worth the start of the decoder's threads
+
+Span = tuple[float | None, float | None]  # of a clip: start and end in seconds, None for those of the film
 
 
 def part_bounds(n: int, num_frames: int) -> np.ndarray:
@@ -47,7 +50,15 @@ class ClipFrames:
 
     count: int  # n, frames of the clip
     indices: np.ndarray  # numbers in the clip of the frames below, increasing, (k,)
-    pixels: np.ndarray  # RGB uint8 (k, H, W, 3)
+    pixels: np.ndarray  # RGB uint8 (k, H, W, 3), upright, of square pixels
+    beyond: str = ""  # why its times cannot be those of a clip of this film, see `Timeline.beyond`
+
+
+class ReadClip(NamedTuple):
+    """F frames of a clip."""
+
+    frames: np.ndarray  # RGB uint8 (F, H, W, 3)
+    beyond: str = ""  # as of ClipFrames
 
 
 def read_frames(
@@ -57,173 +68,172 @@ def read_frames(
     start: float | None = None,
     end: float | None = None,
 ) -> np.ndarray:
-    """Decode F frames of a video.
+    """The frames of `read_clips` for one clip, RGB uint8 (F, H, W, 3).
 
-    :param rng: as of `frame_indices`; what it draws depends on the number of frames that the clip turns out to have.
     :param start: bound of the clip in seconds, None for the beginning; `end` likewise.
-    :return: RGB uint8 (F, H, W, 3).
-    :raises InputError: the file does not open or holds no frame in the clip; names it.
     """
-    clip = decode_clip(path, lambda n: frame_indices(n, num_frames, copy.deepcopy(rng)), start, end)
-    wanted = frame_indices(clip.count, num_frames, rng)
-    return clip.pixels[np.searchsorted(clip.indices, wanted)]
+    return next(read_clips(path, num_frames, [(start, end)], rng)).frames
+
+
+def read_clips(
+    path: Path, num_frames: int, spans: Sequence[Span], rng: np.random.Generator | None = None
+) -> Iterator[ReadClip]:
+    """Decode F frames of each of several clips of a video.
+
+    :param rng: as of `frame_indices`; what it draws depends on the number of frames that a clip turns out to have. With
+        it there is one clip.
+    :raises InputError: the file does not open or no frame of it decodes; names it.
+    """
+    for clip in decode_clips(path, lambda n: frame_indices(n, num_frames, copy.deepcopy(rng)), spans):
+        wanted = frame_indices(clip.count, num_frames, rng)
+        yield ReadClip(clip.pixels[np.searchsorted(clip.indices, wanted)], clip.beyond)
 
 
 def decode_clip(
     path: Path, choose: Callable[[int], np.ndarray], start: float | None = None, end: float | None = None
 ) -> ClipFrames:
-    """Decode chosen frames of a clip, with as few others as possible.
+    """`decode_clips` of one clip."""
+    return next(decode_clips(path, choose, [(start, end)]))
 
-    A long video is read by a plan that is made of what its container says: on to the next wanted frame, or by a seek to
-    a key frame before it. A short one, or one whose container cannot be relied on, is decoded straight through and its
-    frames are counted, because headers lie; what is said is tried first, so that one pass is enough where it is right.
 
-    :param choose: n -> numbers in [0, n) of the wanted frames; called again when n turns out to be another.
-    :raises InputError: the file does not open or holds no frame in the clip; names it.
+def decode_clips(path: Path, choose: Callable[[int], np.ndarray], spans: Sequence[Span]) -> Iterator[ClipFrames]:
+    """Decode chosen frames of clips of one film, one clip after the other, with as few other frames as possible.
+
+    A frame is reached by decoding on or by a seek to a key frame before it, whichever is cheaper, and is known by its
+    time stamp. Where a film does not keep to what its packets promise it is decoded from its beginning and its frames
+    are counted, once for all clips that follow each other.
+
+    :param choose: n -> numbers in [0, n) of the wanted frames of a clip of n frames.
+    :raises InputError: the file does not open or no frame of it decodes; names it.
     """
-    capture = open_video(path)
+    reader = _Reader(path, timeline(path), choose, spans)
     try:
-        if not capture.isOpened():
-            raise InputError(f"video {path} does not open: not a video, or cut short")
-        fps = capture.get(cv2.CAP_PROP_FPS) or 1.0
-        n = max(1, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-        clip = _Clip(n, fps, choose, start, end)
-        if n >= (SEEK_MARGIN + SEEK_COST) * len(clip.chosen):
-            packets = index_packets(path)
-            if multiprocessing.parent_process() is None:  # not in a worker
-                capture = _reopen(capture, path, os.cpu_count() or 1)
-            if packets and len(packets.times) == n:
-                frames = _decode_planned(capture, packets, clip.wanted, fps)
-                if frames:
-                    return clip.with_frames(frames)
-                capture = _reopen(capture, path)
-            elif packets:
-                clip = _Clip(len(packets.times), fps, choose, start, end)
-        for _ in range(2):
-            frames, counted = _decode_through(capture, clip.wanted)
-            if counted == clip.frames_of_video and frames:
-                return clip.with_frames(frames)
-            if not counted:
-                break
-            clip = _Clip(counted, fps, choose, start, end)
-            capture = _reopen(capture, path)
+        for row in range(len(spans)):
+            clip = reader.clip(row)
+            if clip is None and not reader.clock.counted:
+                reader.close()
+                reader = _Reader(path, timeline(path, decoded=True), choose, spans)
+                clip = reader.clip(row)
+            if clip is None:
+                raise InputError(f"video {shown(path)} does not decode: no frame can be read")
+            yield clip
     finally:
-        capture.release()
-    raise InputError(f"video {path} does not decode: no frame can be read")
+        reader.close()
 
 
-class _Clip:
-    """The part of a video from `start` to `end`, and the frames that are wanted of it, if the video has n frames."""
+class _Reader:
+    """Frames of a film by their numbers, for clips whose frames are known beforehand."""
 
-    def __init__(
-        self, n: int, fps: float, choose: Callable[[int], np.ndarray], start: float | None, end: float | None
-    ) -> None:
-        self.frames_of_video = n
-        low, high = _clip_bounds(n, fps, start, end)
-        self.count = high - low
-        self.chosen = np.unique(choose(self.count))
-        self.wanted = low + self.chosen
+    def __init__(self, path: Path, clock: Timeline, choose: Callable[[int], np.ndarray], spans: Sequence[Span]) -> None:
+        self.path, self.clock, self.spans = path, clock, spans
+        self.bounds = [clock.between(*span) for span in spans]
+        self.chosen = [np.unique(choose(high - low)) for low, high in self.bounds]
+        numbers = [low + chosen for (low, _), chosen in zip(self.bounds, self.chosen, strict=True)]
+        self.wanted = set(clock.pts[np.concatenate(numbers)].tolist())
+        in_main = multiprocessing.parent_process() is None
+        self.threads = 0 if in_main and len(clock.pts) >= LONG else 1  # 0: as many as there are cores
+        self.converter = VideoReformatter()
+        self.film: Film | None = None
+        self.last: tuple[int, np.ndarray] | None = None  # number and pixels of the last frame
+        self._from_the_beginning()
 
-    def with_frames(self, frames: list[np.ndarray]) -> ClipFrames:
-        """The result, of the frames `wanted`; one of another size (a stream may change) takes that of the first."""
-        height, width = frames[0].shape[:2]
-        alike = [f if f.shape[:2] == (height, width) else cv2.resize(f, (width, height)) for f in frames]
-        return ClipFrames(self.count, self.chosen, np.stack(alike))
+    def clip(self, row: int) -> ClipFrames | None:
+        """The chosen frames of a clip; None when one of them is not where its time stamp says."""
+        (low, high), chosen = self.bounds[row], self.chosen[row]
+        frames = []
+        for number in (low + chosen).tolist():
+            frame = self.frame(number)
+            if frame is None:
+                return None
+            frames.append(frame)
+        return ClipFrames(high - low, chosen, _alike(frames), self.clock.beyond(*self.spans[row]))
 
-
-def check_name(path: str | Path) -> None:
-    """Refuse names at which OpenCV would end the process.
-
-    :raises InputError: a name is not UTF-8.
-    """
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"video {shown(path)} cannot be read: its name is not UTF-8, rename it") from error
-
-
-def shown(path: str | Path) -> str:
-    """The name of a file as text that can be written anywhere."""
-    return os.fsencode(path).decode("utf-8", "replace")
-
-
-def open_video(path: Path, threads: int = 1) -> cv2.VideoCapture:
-    """By FFmpeg only: what OpenCV tries after it takes some names for patterns and writes to standard error.
-
-    One thread is best in a worker, as the workers are the parallelism, and for a short clip, as starting threads costs
-    more than decoding it.
-
-    :raises InputError: as `check_name`. A file that does not open is told by the capture.
-    """
-    check_name(path)
-    return cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, threads])
-
-
-def _reopen(capture: cv2.VideoCapture, path: Path, threads: int = 1) -> cv2.VideoCapture:
-    """From the first frame again."""
-    capture.release()
-    return open_video(path, threads)
-
-
-def _clip_bounds(n: int, fps: float, start: float | None, end: float | None) -> tuple[int, int]:
-    """Frames [low, high) of the clip, at least one."""
-    low = 0 if start is None else min(max(0, round(start * fps)), n - 1)
-    high = n if end is None else min(max(low + 1, round(end * fps)), n)
-    return low, high
-
-
-def _decode_planned(
-    capture: cv2.VideoCapture, packets: Packets, wanted: np.ndarray, fps: float
-) -> list[np.ndarray] | None:
-    """The wanted frames in RGB, each reached in the cheaper way; None when a frame is not where its packet says."""
-    # Where packets tell only when they are decoded (AVI), B-frames let every frame come later than its packet says.
-    if not capture.grab() or packets.index_at(capture.get(cv2.CAP_PROP_POS_MSEC)) != 0:
+    def frame(self, number: int) -> np.ndarray | None:
+        """A frame in RGB; None when it is not where its time stamp says."""
+        if self.last and self.last[0] == number:
+            return self.last[1]
+        if not self._come_near(number):
+            return None
+        for found, frame in self.decoded:
+            if found is None or found > number:
+                return None
+            self.next = found + 1
+            if found == number:
+                self.last = number, _pixels(frame, self.converter, self.film.pixel_aspect)
+                return self.last[1]
         return None
-    frames, position = [], 1  # position: the frame that is decoded next
-    for index in wanted.tolist():
-        key = packets.key_before(max(0, index - SEEK_MARGIN))
-        if index - key + SEEK_COST < index - position:
-            position = _seek(capture, packets, index, fps)
-            if position is None:
-                return None
-        while position <= index:
-            if not capture.grab():
-                return None
-            position += 1
-        if packets.index_at(capture.get(cv2.CAP_PROP_POS_MSEC)) != index:
-            return None
-        ok, frame = capture.retrieve()
-        if not ok:
-            return None
-        frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
-    return frames
+
+    def _come_near(self, number: int) -> bool:
+        """Bring the decoder to a place from which it comes to a frame; whether there is one."""
+        if self.clock.counted:
+            if number < self.next:
+                self._from_the_beginning()
+            return True
+        key = self.clock.key_before(number)
+        begins = int(np.searchsorted(self.clock.pts, self.clock.key_pts[key]))  # first frame that it gives
+        if self.next <= number and begins - SEEK_COST < self.next:
+            return True
+        packets = self.film.go_to(self.clock, key)
+        if packets is None:  # from the beginning, passing over what is not needed
+            self._open()
+            packets = self.film.packets_from(self.clock.key_pts[key])
+        self.next = begins
+        self.decoded = self._numbered(packets, begins)
+        return True
+
+    def _from_the_beginning(self) -> None:
+        self._open()
+        self.next = 0
+        self.decoded = self._numbered(self.film.packets(), 0)
+
+    def _open(self) -> None:
+        self.close()
+        self.film = Film(self.path, self.threads)
+
+    def _numbered(self, packets: Iterator[av.Packet], first: int) -> Iterator[tuple[int | None, av.VideoFrame]]:
+        """The frames from frame `first` on with their numbers, None for one that has no place in the timeline."""
+        count = 0
+        skips = not self.clock.counted and self.film.tells_references
+        for packet in packets:
+            if skips:  # what no other frame refers to need not be decoded
+                self.film.decode_all(packet.pts is None or packet.pts in self.wanted)
+            for frame in self.film.decode(packet):
+                number = count if self.clock.counted else self.clock.number_of(frame.pts)
+                count += 1
+                if number is None or number >= first:  # what a key frame leads, but does not give, is left out
+                    yield number, frame
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.film is not None:
+            self.film.close()
 
 
-def _seek(capture: cv2.VideoCapture, packets: Packets, index: int, fps: float) -> int | None:
-    """Decode frame `index` or one a little before it.
+def _pixels(frame: av.VideoFrame, converter: VideoReformatter, pixel_aspect: float) -> np.ndarray:
+    """RGB uint8 (H, W, 3) of a decoded frame, upright and with square pixels."""
+    width = max(1, round(frame.width * pixel_aspect))
+    picture = converter.reformat(
+        frame, format="rgb24", width=width, interpolation=Interpolation.BICUBIC, threads=1
+    ).to_ndarray()
+    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
+    return picture if matrix is None else _upright(picture, np.frombuffer(bytes(matrix), "<i4"))
 
-    OpenCV numbers frames by time x mean rate, so at a variable rate its seek lands on another frame than the number
-    says. Which one that is, its time tells.
 
-    :return: the frame behind the decoded one, None when no such place is found.
+def _upright(picture: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Turn and mirror a picture (H, W, 3) as its display matrix (9,) says, by quarters of a turn.
+
+    By FFmpeg's display.h a point (x, y) is shown at (a x + c y, b x + d y) with a, b = matrix[0:2] and
+    c, d = matrix[3:5].
     """
-    number = round(packets.times[index] / 1000 * fps)
-    for step_back in (0, 1, 4, 16, 64):
-        capture.set(cv2.CAP_PROP_POS_FRAMES, max(0, number - step_back * SEEK_MARGIN))
-        landed = packets.index_at(capture.get(cv2.CAP_PROP_POS_MSEC)) if capture.grab() else None
-        if landed is not None and landed <= index:
-            return landed + 1
-    return None
+    a, b, c, d = (int(value) for value in (*matrix[0:2], *matrix[3:5]))
+    across, down = a, d  # what tells the direction of either axis
+    if abs(b) > abs(a):
+        picture = picture.swapaxes(0, 1)
+        across, down = c, b
+    return np.ascontiguousarray(picture[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
 
 
-def _decode_through(capture: cv2.VideoCapture, wanted: np.ndarray) -> tuple[list[np.ndarray], int]:
-    """Read straight through: the wanted frames in RGB, as far as they are there, and how many frames there are."""
-    frames, count, chosen = [], 0, set(wanted.tolist())
-    while capture.grab():
-        if count in chosen:
-            ok, frame = capture.retrieve()
-            if not ok:
-                break
-            frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
-        count += 1
-    return frames, count
+def _alike(frames: list[np.ndarray]) -> np.ndarray:
+    """Frames (k, H, W, 3); one of another size, as a stream may change, takes that of the first."""
+    height, width = frames[0].shape[:2]
+    return np.stack([f if f.shape[:2] == (height, width) else cv2.resize(f, (width, height)) for f in frames])

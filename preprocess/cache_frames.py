@@ -36,7 +36,7 @@ def main() -> None:
         there = sum(map(FrameCache(settings, config.num_frames, sample_type).holds, clips))
         logger.info("%s: %d of %d clips are in %s", name, there, len(clips), settings.folder)
     if failed:
-        raise RunError(f"{failed} videos do not decode")
+        raise RunError(f"{failed} clips are not in the cache")
 
 
 # one for each process, because it counts what it adds
@@ -46,10 +46,10 @@ process_cache = functools.cache(FrameCache)
 def store(settings: CacheSettings, num_frames: int, sample_type: str, clip: Clip) -> str:
     """Put the frames of a clip into the cache. Returns what was wrong, if anything was."""
     try:
-        process_cache(settings, num_frames, sample_type).store(clip)
+        beyond = process_cache(settings, num_frames, sample_type).store(clip)
     except InputError as error:
         return str(error)
-    return ""
+    return beyond and f"{clip.path}: {beyond}"
 
 
 if __name__ == "__main__":

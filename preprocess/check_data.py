@@ -7,22 +7,20 @@ decoded once. The names go to <output_dir>/check_data_<dataset>.txt. Exit code 1
 import logging
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-
-import cv2
 
 from config import Config
 from datasets.annotations import Split, read_split
-from datasets.container import packet_times
-from datasets.video import open_video, shown
+from datasets.container import condition_of, shown, timeline
 from diffusion_lm.errors import InputError, RunError
 from preprocess.parallel import each
 from trainer.run_folder import run_program
 
 logger = logging.getLogger(__name__)
 
-WHOLE = 0.98  # share of the length that the header says, from which on a video counts as whole
-DECODED = 0.9  # share of the packets that must decode
+NOT_IN_VIDEO = "with times that are not in the video"  # of its clips; one line for each time
+VIDEO_STATES = ("unreadable", "cut short", NOT_IN_VIDEO)
 
 
 def main() -> None:
@@ -39,14 +37,13 @@ def main() -> None:
             continue
         found = check_split(split)
         counts = Counter(state for state, *_ in found)
+        bad = {video for state, video, _ in found if state in VIDEO_STATES}
         logger.info(
-            "%s: %d of %d videos are in order, %d missing, %d unreadable, %d cut short%s",
+            "%s: %d of %d videos are in order, %s%s",
             name,
-            len({clip.path for clip in split.clips}) - counts["unreadable"] - counts["cut short"],
+            len({shown(clip.path) for clip in split.clips} - bad),
             len({clip.video_id for clip in split.clips}) + len(split.missing),
-            counts["missing"],
-            counts["unreadable"],
-            counts["cut short"],
+            ", ".join(f"{counts[state]} {state}" for state in ("missing", *VIDEO_STATES)),
             f"; {counts['not annotated']} are listed but not annotated" * bool(counts["not annotated"]),
         )
         problems.update(state for state, *_ in found if state != "not annotated")
@@ -61,38 +58,34 @@ def check_split(split: Split) -> list[tuple[str, str, str]]:
     """State, video and reason of all that is not in order in a split."""
     found = [("not annotated", video_id, "") for video_id in split.unannotated]
     found += [("missing", video_id, "") for video_id in split.missing]
-    paths = sorted({clip.path for clip in split.clips})
-    for path, (state, reason) in each(check_video, paths, split.name):
-        if state != "whole":
-            found.append((state, shown(path), reason))
+    spans: dict[Path, list[tuple[float | None, float | None]]] = {}
+    for clip in split.clips:
+        spans.setdefault(clip.path, []).append((clip.start, clip.end))
+    for (path, _), problems in each(check_clips, sorted(spans.items()), split.name):
+        found += [(state, shown(path), reason) for state, reason in problems]
     return found
+
+
+def check_clips(video: tuple[Path, Sequence[tuple[float | None, float | None]]]) -> list[tuple[str, str]]:
+    """State and reason of all that is not in order with a video and the times of its clips. Decodes all of it."""
+    path, spans = video
+    state, reason = check_video(path)
+    problems = [] if state == "whole" else [(state, reason)]
+    if state != "unreadable":
+        clock = timeline(path)
+        problems += [
+            (NOT_IN_VIDEO, reason) for reason in dict.fromkeys(clock.beyond(*span) for span in spans) if reason
+        ]
+    return problems
 
 
 def check_video(path: Path) -> tuple[str, str]:
     """ "whole", "unreadable" or "cut short", and why. Decodes all of it."""
     try:
-        capture = open_video(path)
+        lost = condition_of(path).cut_short
     except InputError as error:
         return "unreadable", str(error)
-    try:
-        if not capture.isOpened():
-            return "unreadable", "it does not open"
-        said, fps = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS) or 1.0
-        decoded = 0
-        while capture.grab():
-            decoded += 1
-    finally:
-        capture.release()
-    if not decoded:
-        return "unreadable", "no frame decodes"
-    times, _ = packet_times(path)
-    visible = sum(time >= 0 for time in times)  # an edit list hides what lies before 0
-    if decoded < DECODED * visible:
-        return "cut short", f"{decoded} of {visible} frames decode"
-    length, there = said / fps, max(times, default=0.0) / 1000 + 1 / fps
-    if len(times) < said and there < WHOLE * length:
-        return "cut short", f"{there:.1f} of {length:.1f} s are there"
-    return "whole", ""
+    return ("cut short", lost) if lost else ("whole", "")
 
 
 def write_report(path: Path, lines: list[str]) -> None:

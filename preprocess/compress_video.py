@@ -13,11 +13,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import imageio_ffmpeg
 
 from datasets.annotations import VIDEO_EXTENSIONS
-from datasets.video import check_name, open_video
+from datasets.container import WHOLE, Film, condition_of, timeline
 from diffusion_lm.command_line import Parser, number
 from diffusion_lm.errors import InputError, RunError
 from preprocess.check_data import check_video
@@ -69,20 +68,24 @@ def main() -> None:
 
 
 def find_jobs(input_root: Path, output_root: Path, fps: float, short_side: int) -> list[Job]:
-    """All videos below a folder, and where their copies belong.
+    """All videos below a folder, and where their copies belong. Copies that lie below it are none of its videos.
 
     :raises InputError: there is none, or two would have the same copy, or a copy would lie on its video.
     """
     jobs: dict[Path, Job] = {}
+    copies = output_root.resolve()
     for path in sorted(input_root.rglob("*")):
+        inside = path.relative_to(input_root)
         stem, _, extension = path.name.rpartition(".")
         if not stem or extension.lower() not in (*VIDEO_EXTENSIONS, "") or not path.is_file():
             continue  # DiDeMo has names that end in the dot
-        target = output_root / path.relative_to(input_root).parent / f"{stem}.mp4"
-        if target in jobs:
-            raise InputError(f"{jobs[target].source} and {path} would have the same copy {target}")
+        target = output_root / inside.parent / f"{stem}.mp4"
         if target.resolve() == path.resolve():
             raise InputError(f"--output_root={output_root}: the copy of {path} would replace it")
+        if copies in path.resolve().parents or any(part.startswith(".") for part in inside.parts):
+            continue
+        if target in jobs:
+            raise InputError(f"{jobs[target].source} and {path} would have the same copy {target}")
         jobs[target] = Job(path, target, fps, short_side)
     if not jobs:
         raise InputError(f"--input_root={input_root} holds no video")
@@ -91,21 +94,18 @@ def find_jobs(input_root: Path, output_root: Path, fps: float, short_side: int) 
 
 def compress(job: Job) -> str:
     """Make one copy, unless a good one is there. Returns what was wrong, if anything was."""
-    try:
-        check_name(job.source)
-        check_name(job.target)
-    except InputError as error:  # before FFmpeg works for nothing: the copy could not be looked at
-        return str(error)
-    if is_done(job):
-        return ""
     unfinished = job.target.with_name(f".{os.getpid()}-{job.target.name}")
     try:
+        if is_done(job):
+            return ""
         job.target.parent.mkdir(parents=True, exist_ok=True)
         done = subprocess.run(ffmpeg_command(job, unfinished), capture_output=True, text=True, stdin=subprocess.DEVNULL)
         reason = _last_line(done.stderr) if done.returncode else what_is_wrong(job, unfinished)
         if not reason:
             os.replace(unfinished, job.target)
         return reason
+    except InputError as error:  # of the video
+        return str(error)
     except OSError as error:
         return f"the copy cannot be written: {error}"
     finally:
@@ -113,40 +113,46 @@ def compress(job: Job) -> str:
 
 
 def is_done(job: Job) -> bool:
-    """Whether a copy is there that opens, is not older than its video and not shorter."""
+    """Whether a copy is there that is whole and not older than its video."""
     return (
         job.target.is_file()
         and job.target.stat().st_mtime >= job.source.stat().st_mtime
-        and not what_is_wrong(job, job.target)
+        and check_video(job.target)[0] == "whole"
     )
 
 
 def what_is_wrong(job: Job, copy: Path) -> str:
-    """Why a copy is no good: it does not decode, or is shorter than the header of its video says; else empty."""
+    """Why a copy that was just made is no good: it does not decode, or its video lacks its end or lost it on the way;
+    else empty."""
     state, reason = check_video(copy)
     if state != "whole":
         return f"the copy is {state}: {reason}"
-    wanted, made = (_length(path) for path in (job.source, copy))
-    if made < wanted * 0.98 - TOLERATED_SECONDS - 1 / job.fps:
+    if lost := condition_of(job.source, decode=False).cut_short:
+        return f"cut short: {lost}"
+    wanted, made = timeline(job.source).end, timeline(copy).end
+    if made < wanted * WHOLE - TOLERATED_SECONDS - 1 / job.fps:
         return f"cut short: {made:.1f} of {wanted:.1f} s could be read"
     return ""
 
 
-def _length(path: Path) -> float:
-    """Seconds, by the header."""
-    capture = open_video(path)
-    frames, fps = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
-    capture.release()
-    return frames / fps if frames > 0 and fps > 0 else 0.0
-
-
 def ffmpeg_command(job: Job, output: Path) -> list[str]:
-    """FFmpeg of the system, else of the imageio-ffmpeg wheel; even sizes, as H.264 needs them."""
+    """FFmpeg of the system, else of the imageio-ffmpeg wheel.
+
+    The copy keeps the clock of the video: what is shown so many seconds after the beginning of the file is shown then,
+    by its first frame where the picture begins late. Pixels become square, and sizes even, as H.264 needs them.
+    """
+    with Film(job.source) as film:
+        stream = film.stream.index
+    begins = f"setpts=PTS-STARTPTS+{timeline(job.source).times[0]:.6f}/TB"
+    square = "scale=w='if(eq(sar,1),iw,round(iw*sar))':h=ih,setsar=1"
     side = f"2*trunc(min({job.short_side},min(iw,ih))/2)"
     scale = f"scale=w='if(gt(iw,ih),-2,{side})':h='if(gt(iw,ih),{side},-2)'"
+    rate = (
+        f"fps={job.fps:g}:start_time=0:eof_action=pass"  # pass: else a film of less than half a frame would have none
+    )
     program = shutil.which("ffmpeg") or imageio_ffmpeg.get_ffmpeg_exe()
     quiet = ["-nostdin", "-hide_banner", "-loglevel", "error", "-y", "-threads", "1"]
-    picture = ["-map", "0:v:0", "-vf", f"fps={job.fps:g},{scale}", "-an", "-sn"]
+    picture = ["-map", f"0:{stream}", "-vf", f"{begins},{rate},{square},{scale}", "-an", "-sn", "-dn"]
     encoding = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-threads", "1", "-movflags", "+faststart", "-f", "mp4"]
     return [program, *quiet, "-i", f"file:{job.source}", *picture, *encoding, f"file:{output}"]
 

@@ -46,13 +46,13 @@ def test_a_warm_cache_gives_the_same_frames_and_decodes_nothing(clip, settings, 
         return None if sample_type == "uniform" else np.random.default_rng(seed)
 
     expected = [read_frames(clip.path, 6, generator(seed)) for seed in range(8)]
-    assert np.array_equal(FrameCache(settings, 6, sample_type).read(clip, generator(0)), expected[0])
+    assert np.array_equal(FrameCache(settings, 6, sample_type).read(clip, generator(0)).frames, expected[0])
     break_video(clip.path)
     cache = FrameCache(settings, 6, sample_type)
     assert cache.holds(clip)
     for seed in range(8):
         rng, again = generator(seed), generator(seed)
-        assert np.array_equal(cache.read(clip, rng), expected[seed])
+        assert np.array_equal(cache.read(clip, rng).frames, expected[seed])
         if rng is not None:
             frame_indices(30, 6, again)
             assert rng.integers(2**62) == again.integers(2**62)  # crops do not change with a cache
@@ -75,7 +75,7 @@ def test_long_parts_keep_a_few_frames_each_and_draw_them_alike(clip, settings):
     """30 frames in 2 parts of 15: CANDIDATES of each are drawn once, and each draw takes any of these."""
     cache = FrameCache(settings, 2, "rand")
     rng = np.random.default_rng(0)
-    drawn = np.array([numbers(cache.read(clip, rng)) for _ in range(400)])
+    drawn = np.array([numbers(cache.read(clip, rng).frames) for _ in range(400)])
     for column, low, high in ((0, 0, 15), (1, 15, 30)):
         values, counts = np.unique(drawn[:, column], return_counts=True)
         assert len(values) == CANDIDATES
@@ -113,40 +113,40 @@ def test_the_key_is_file_size_time_clip_and_sampling(clip, settings, tmp_path):
     os.utime(clip.path, (1, 1))
     assert not cache.holds(clip)
     write_numbered(clip.path, 12)
-    assert numbers(cache.read(clip, None)) == frame_indices(12, 6).tolist()
+    assert numbers(cache.read(clip, None).frames) == frame_indices(12, 6).tolist()
 
 
 def test_large_frames_are_scaled_down_and_small_ones_kept(tmp_path):
     frames = np.tile(np.linspace(0, 250, 128).astype(np.uint8)[None, None, :, None], (4, 64, 1, 3))
     clip = Clip("wide", write_frames(tmp_path / "wide.mp4", frames), ("x",))
-    half = FrameCache(CacheSettings(tmp_path / "cache", short_side=32), 4, "uniform").read(clip, None)
+    half = FrameCache(CacheSettings(tmp_path / "cache", short_side=32), 4, "uniform").read(clip, None).frames
     whole = read_frames(clip.path, 4)
     assert half.shape == (4, 32, 64, 3)
     means = whole.reshape(4, 32, 2, 64, 2, 3).astype(float).mean(axis=(2, 4))
     assert np.abs(half - means).max() <= 1
-    kept = FrameCache(CacheSettings(tmp_path / "cache"), 4, "uniform").read(clip, None)
+    kept = FrameCache(CacheSettings(tmp_path / "cache"), 4, "uniform").read(clip, None).frames
     assert np.array_equal(kept, whole)
 
 
 @pytest.mark.parametrize("left", [0, 7, 40, 5000, -1])
 def test_an_entry_that_was_cut_short_is_made_again(clip, settings, left):
     cache = FrameCache(settings, 6, "uniform")
-    expected = cache.read(clip, None)
+    expected = cache.read(clip, None).frames
     (entry,) = entries(settings)
     whole = entry.read_bytes()
     entry.write_bytes(whole[:left])
     assert not cache.holds(clip)
-    assert np.array_equal(cache.read(clip, None), expected)
+    assert np.array_equal(cache.read(clip, None).frames, expected)
     assert entry.read_bytes() == whole
 
 
 def test_an_entry_that_is_something_else_is_made_again(clip, settings):
     cache = FrameCache(settings, 6, "uniform")
-    expected = cache.read(clip, None)
+    expected = cache.read(clip, None).frames
     (entry,) = entries(settings)
     for rubbish in (b"", b"\0" * 20000, b"TDframes" + b"\xff" * 9000):
         entry.write_bytes(rubbish)
-        assert np.array_equal(cache.read(clip, None), expected)
+        assert np.array_equal(cache.read(clip, None).frames, expected)
 
 
 def fill(settings, clips, seed):
@@ -169,7 +169,7 @@ def test_many_processes_may_fill_it_at_once(tmp_path, settings):
     for clip in clips:
         expected = read_frames(clip.path, 6)
         break_video(clip.path)
-        assert np.array_equal(cache.read(clip, None), expected)
+        assert np.array_equal(cache.read(clip, None).frames, expected)
 
 
 def test_the_size_limit(tmp_path, settings, caplog):
@@ -179,13 +179,13 @@ def test_the_size_limit(tmp_path, settings, caplog):
     cache = FrameCache(limited, 6, "uniform")
     with caplog.at_level(logging.WARNING):
         for clip in clips:
-            assert numbers(cache.read(clip, None)) == frame_indices(30, 6).tolist()
+            assert numbers(cache.read(clip, None).frames) == frame_indices(30, 6).tolist()
     assert len(entries(settings)) == 3
     assert [r.message for r in caplog.records if "takes no more" in r.message] == [
         f"frame cache {settings.folder} takes no more frames: --frame_cache_gb={limited.limit_gb:g} is reached"
     ]
     break_video(clips[0].path)  # what is there still serves
-    assert numbers(FrameCache(limited, 6, "uniform").read(clips[0], None)) == frame_indices(30, 6).tolist()
+    assert numbers(FrameCache(limited, 6, "uniform").read(clips[0], None).frames) == frame_indices(30, 6).tolist()
 
 
 def test_a_full_cache_draws_as_one_with_room(clip, settings, tmp_path):
@@ -194,7 +194,7 @@ def test_a_full_cache_draws_as_one_with_room(clip, settings, tmp_path):
     roomy = FrameCache(settings, 2, "rand")
     for seed in range(6):
         generators = [np.random.default_rng(seed) for _ in range(2)]
-        assert np.array_equal(full.read(clip, generators[0]), roomy.read(clip, generators[1]))
+        assert np.array_equal(full.read(clip, generators[0]).frames, roomy.read(clip, generators[1]).frames)
         assert generators[0].integers(2**62) == generators[1].integers(2**62)
     assert full.full and not roomy.full
 
@@ -299,7 +299,7 @@ def test_an_entry_that_is_cut_short_while_it_is_read(clip, settings, monkeypatch
     """Another process may do so; the frames and what is drawn afterwards stay the same."""
     cache = FrameCache(settings, 6, "rand")
     generators = [np.random.default_rng(5) for _ in range(2)]
-    expected = cache.read(clip, generators[0])
+    expected = cache.read(clip, generators[0]).frames
     really_open = frame_cache.Entry.open
 
     def cut_after_opening(path):
@@ -308,5 +308,21 @@ def test_an_entry_that_is_cut_short_while_it_is_read(clip, settings, monkeypatch
         return entry
 
     monkeypatch.setattr(frame_cache.Entry, "open", cut_after_opening)
-    assert np.array_equal(cache.read(clip, generators[1]), expected)
+    assert np.array_equal(cache.read(clip, generators[1]).frames, expected)
     assert generators[0].integers(2**62) == generators[1].integers(2**62)
+
+
+def test_a_clip_whose_times_are_not_in_its_video_is_not_kept(tmp_path):
+    """So that every epoch tells of it."""
+    path = write_numbered(tmp_path / "video.mp4", 24)  # 2 s
+    cache = FrameCache(CacheSettings(tmp_path / "cache"), 4, "uniform")
+    wrong = Clip("video", path, ("a caption",), 2000.0, 3000.0)
+    for _ in range(2):
+        read = cache.read(wrong, None)
+        assert read.beyond == "a clip from 2000 to 3000 s, of a film of 2.0 s"
+        assert numbers(read.frames) == [23] * 4
+    assert cache.store(wrong) == read.beyond
+    assert not cache.holds(wrong)
+    right = Clip("video", path, ("a caption",), 1.0, 3.0)
+    assert cache.store(right) == "" and cache.holds(right)
+    assert cache.read(right, None).beyond == ""

@@ -1,6 +1,7 @@
 """The programs that are run before training, as people run them, and what training says about missing videos."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -9,13 +10,13 @@ import numpy as np
 import pytest
 
 from datasets.annotations import load_split
+from datasets.container import timeline
 from datasets.frame_cache import CacheSettings, FrameCache
-from datasets.video import read_frames
-from diffusion_lm.errors import InputError
+from datasets.video import decode_clip
 from preprocess.check_data import check_video
 from preprocess.compress_video import Job, compress
+from tests.films import CONTAINERS, H264, VARIABLE, at_times, every, ffmpeg, make, numbered, numbers
 from tests.made_up import make_msrvtt, run_program
-from tests.test_decoding import H264, VARIABLE, ffmpeg, make
 from tests.test_video import write_numbered
 
 
@@ -35,23 +36,21 @@ def cut(path, share=0.6):
 
 
 def test_names_that_are_no_text(msrvtt, tmp_path):
+    """Folders and films whose names are not UTF-8 are read and copied like others."""
     folder = os.fsencode(msrvtt / "videos") + b"\xe9"  # Latin-1
     os.rename(msrvtt / "videos", folder)
-    videos = os.fsdecode(folder)
-    done = run_program(
-        "preprocess/check_data.py", *places(msrvtt)[:-1], f"--videos_dir={videos}", f"--output_dir={tmp_path}"
-    )
+    videos = Path(os.fsdecode(folder))
+    next(videos.iterdir()).write_text("no video")
+    flags = [*places(msrvtt)[:-1], f"--videos_dir={videos}", f"--output_dir={tmp_path}"]
+    done = run_program("preprocess/check_data.py", *flags)
     assert done.returncode == 1
-    assert "18 unreadable" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
-    lines = (tmp_path / "check_data_MSRVTT.txt").read_text(encoding="utf-8").splitlines()
-    assert len(lines) == 18
-    assert all("videos\ufffd" in line and line.endswith("its name is not UTF-8, rename it") for line in lines)
-    video = next(Path(videos).iterdir())
-    with pytest.raises(InputError, match="not UTF-8"):
-        read_frames(video, 3)
-    assert "its name is not UTF-8" in compress(Job(video, tmp_path / "copies" / "copy.mp4", 3, 224))
-    assert not (tmp_path / "copies").exists()
+    assert "error: 1 unreadable" in done.stderr.splitlines()[-1]
+    (line,) = (tmp_path / "check_data_MSRVTT.txt").read_text(encoding="utf-8").splitlines()
+    assert "videos\ufffd" in line
+    good = next(path for path in videos.iterdir() if path.stat().st_size > 100)
+    name = os.fsdecode(b"copy\xe9.mp4")
+    assert compress(Job(good, tmp_path / "copies" / name, 3, 224)) == ""
+    assert check_video(tmp_path / "copies" / name) == ("whole", "")
 
 
 def test_check_data_tells_what_is_in_order(msrvtt, tmp_path):
@@ -88,8 +87,47 @@ def test_odd_but_whole_videos_are_not_called_cut_short(tmp_path):
     make(tmp_path / "one.mp4", *H264, "-frames:v", "1")
     make(tmp_path / "program.mpg", "-c:v", "mpeg2video")
     make(tmp_path / "b-frames.avi", "-c:v", "mpeg4", "-bf", "2")
+    for cut_at in (1, 5, 9):
+        ffmpeg("-ss", cut_at, "-i", whole, "-t", "6", "-c", "copy", tmp_path / f"cut{cut_at}.mp4")
+    sound = ["-f", "lavfi", "-i", "sine=duration=15"]
+    streams = ["-map", "1:v", "-map", "0:a"]
+    for name, codec in (("l.mkv", "aac"), ("l.webm", "libopus"), ("l.mp4", "aac"), ("l.flv", "aac"), ("l.avi", "mp2")):
+        video = CONTAINERS["vp9.webm"] if name == "l.webm" else H264
+        numbered(tmp_path / name, 100, *streams, *video, "-c:a", codec, inputs=sound)
+    numbered(tmp_path / "late.mkv", 100, *streams, *at_times("8+N/25"), *H264, "-c:a", "aac", inputs=sound)
+    for name in ("mpeg4.avi", "h264.flv", "mpeg2.mpg", "dvd.vob", "no-times.h264", "theora.ogv", "animation.gif"):
+        numbered(tmp_path / name, 60, *CONTAINERS[name])
     for path in sorted(tmp_path.iterdir()):
         assert check_video(path) == ("whole", ""), path
+
+
+@pytest.mark.parametrize("name", ["b-frames.mp4", "matroska.mkv", "mpeg4.avi", "h264.flv", "vp9.webm"])
+def test_films_that_lost_their_end_are_called_cut_short(tmp_path, name):
+    moved = ["-movflags", "+faststart"] if name.endswith("mp4") else []
+    path = numbered(tmp_path / name, 400, *CONTAINERS[name], *moved)
+    cut(path)
+    state, reason = check_video(path)
+    assert state == "cut short"
+    assert re.fullmatch(r"[\d.]+ of 16\.[01] s are there|\d+ of \d+ frames decode", reason)
+
+
+def test_check_data_lists_times_that_are_not_in_the_films(tmp_path):
+    for name in ("beach", "cake"):
+        numbered(tmp_path / f"{name}.mp4", 75, *H264)
+    rows = "video,caption,start,end\nbeach,dogs,100,120\ncake,baking,4000,6000\ncake,a cake,1,3\nbeach,sand,0,3.2\n"
+    (tmp_path / "a.csv").write_text(rows)
+    flags = ["--dataset_name=custom", f"--annotations={tmp_path / 'a.csv'}", f"--videos_dir={tmp_path}"]
+    done = run_program("preprocess/check_data.py", *flags, f"--output_dir={tmp_path}")
+    assert done.returncode == 1
+    assert "test: 0 of 2 videos are in order" in done.stdout
+    lines = (tmp_path / "check_data_custom.txt").read_text().splitlines()
+    assert [line.split("\t")[3] for line in lines if line.startswith("test")] == [
+        "a clip from 100 to 120 s, of a film of 3.0 s", "a clip from 4000 to 6000 s, of a film of 3.0 s"
+    ]  # fmt: skip
+
+
+def test_a_film_cut_short_is_found(tmp_path):
+    whole = make(tmp_path / "whole.mp4", *H264, "-g", "24", "-movflags", "+faststart")
     cut(whole)
     assert check_video(whole)[0] == "cut short"
 
@@ -155,6 +193,64 @@ def test_compress_video(tmp_path):
     assert run_program("preprocess/compress_video.py", *flags).returncode == 1
     assert facts(copies / "wide.mp4") == [398, 224, 3, 12]
     assert all(path.stat().st_mtime_ns == time for path, time in times.items() if path.name != "wide.mp4")
+
+
+@pytest.mark.parametrize("kind", ["variable", "late", "late in a .ts", "cut", "b-frames in a .avi"])
+def test_copies_keep_the_clock(tmp_path, kind):
+    """A clip of the copy shows what the same clip of the film shows, to half a frame of the copy."""
+    sound = ["-f", "lavfi", "-i", "sine=duration=14"]
+    streams = ["-map", "1:v", "-map", "0:a", "-c:a", "aac", *at_times("4+N/25")]
+    if kind == "variable":
+        path = numbered(tmp_path / "v.mp4", 300, *at_times("if(lt(N,150),N/30,5+(N-150)/15)"), *H264)
+    elif kind.startswith("late"):
+        path = numbered(tmp_path / f"v.{kind[-2:] if '.' in kind else 'mkv'}", 250, *streams, *H264, inputs=sound)
+    elif kind == "cut":
+        path = tmp_path / "v.mp4"
+        ffmpeg("-ss", 3.4, "-i", numbered(tmp_path / "w.mp4", 400, *H264, "-g", "90"), "-c", "copy", path)
+    else:
+        path = numbered(tmp_path / "v.avi", 400, *CONTAINERS["b-frames.avi"])
+    copy = tmp_path / "copies" / "v.mp4"
+    assert compress(Job(path, copy, 3, 96)) == ""
+    clock, small = timeline(path), timeline(copy)
+    assert small.end == pytest.approx(clock.end, abs=0.34)
+    film = numbers(decode_clip(path, every).pixels)
+    for time, shown in zip(small.times, numbers(decode_clip(copy, every).pixels), strict=True):
+        near = [clock.number_at(time + late) for late in (-0.18, 0.18)]
+        assert film[near[0]] <= shown <= film[near[1]], time
+
+
+@pytest.mark.parametrize("frames", range(1, 7))
+def test_copies_of_the_shortest_films(tmp_path, frames):
+    path = numbered(tmp_path / "short.mp4", frames, *H264)
+    assert compress(Job(path, tmp_path / "copy.mp4", 3, 96)) == ""
+    (only,) = numbers(decode_clip(tmp_path / "copy.mp4", every).pixels)
+    assert only < frames
+
+
+def test_copies_have_square_pixels_and_the_picture_that_players_show(tmp_path):
+    path = make(tmp_path / "wide.mpg", "-vf", "setsar=4/3", "-c:v", "mpeg2video", seconds=1, size="120x90")
+    assert compress(Job(path, tmp_path / "a.mp4", 3, 224)) == ""
+    assert facts(tmp_path / "a.mp4")[:2] == [160, 90]
+    make(tmp_path / "small.mp4", *H264, seconds=4, size="32x32")
+    numbered(tmp_path / "main.mp4", 100, *H264)
+    maps = ["-map", "0", "-map", "1", "-c", "copy", "-disposition:v:0", "0", "-disposition:v:1", "default"]
+    ffmpeg("-i", tmp_path / "small.mp4", "-i", tmp_path / "main.mp4", *maps, tmp_path / "both.mkv")
+    assert compress(Job(tmp_path / "both.mkv", tmp_path / "b.mp4", 3, 96)) == ""
+    assert facts(tmp_path / "b.mp4")[:2] == [160, 96]
+
+
+def test_copies_below_the_films_and_hidden_files_are_no_films(tmp_path):
+    numbered(tmp_path / "a.mp4", 30, *H264)
+    for name in ("._a.mp4", ".hidden.mp4", ".trash/a.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("not a film")
+    for _ in range(2):
+        done = run_program(
+            "preprocess/compress_video.py", f"--input_root={tmp_path}", f"--output_root={tmp_path / 'small'}"
+        )
+        assert done.returncode == 0, done.stderr
+        assert "1 of 1 videos are in" in done.stdout
+    assert [path.name for path in (tmp_path / "small").rglob("*")] == ["a.mp4"]
 
 
 def test_a_good_copy_is_never_replaced_by_a_bad_one(tmp_path):

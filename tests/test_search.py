@@ -536,7 +536,7 @@ def test_names_that_are_no_text(made, search, drawn, tmp_path):
     good = tmp_path / "videos" / "caf\u00e9 $x$.mp4"
     shutil.copy(drawn / "clip1.mp4", good)
     printed = made(tmp_path / "videos")
-    assert "caf\ufffd.mp4 cannot be read: its name is not UTF-8" in printed
+    assert "caf\ufffd.mp4: its name is not UTF-8" in printed
     assert "1 clips encoded" in printed
     index, sheet = f"--index={tmp_path / 'index'}", f"--contact_sheet={tmp_path / 'sheet.png'}"
     (answer,) = answers(search("query", "caf\u00e9 $x_$", index, "--json", sheet))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,11 +18,22 @@ from torch.nn.functional import interpolate
 
 from datasets import moving_shapes
 from datasets.annotations import Clip, Split, load_split
-from datasets.loading import TestVideos, TrainPairs, batches, test_loader, train_loader
+from datasets.failures import TimesBeyond
+from datasets.loading import (
+    FilmClips,
+    Sample,
+    TestVideos,
+    TrainPairs,
+    batches,
+    film_loader,
+    test_loader,
+    train_loader,
+)  # fmt: skip
 from datasets.transforms import apply_seeded, train_transform
 from datasets.transforms import test_transform as evaluation_transform
 from datasets.video import frame_indices, read_frames
 from diffusion_lm.errors import InputError
+from tests.films import CONTAINERS, numbered
 
 FPS, WIDTH, HEIGHT = 12, 64, 48
 GREY = 10 + 8 * np.arange(30)  # grey level of frame 0, 1, ...; codecs lose far less than a step
@@ -359,7 +371,7 @@ def test_an_epoch_has_every_pair_once(split):
 def test_pairs_show_the_video_of_their_caption(split):
     pairs = TrainPairs(split, 20, 32, "uniform", 0)
     for index, caption in enumerate(split.captions):
-        frames, returned, _ = pairs[1, index]
+        frames, returned = pairs[1, index][:2]
         assert returned == index
         video = round((frames.float().mean().item() - 30) / 45)
         assert caption.startswith(f"caption {video} ")
@@ -374,6 +386,41 @@ def test_test_videos_come_in_order(split):
     for clip, shown in zip(split.clips, frames, strict=True):
         expected = evaluation_transform(32)(torch.from_numpy(read_frames(clip.path, 4)).permute(0, 3, 1, 2))
         assert torch.equal(shown, expected)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_clips_of_films_are_those_that_are_read_one_by_one(tmp_path, workers):
+    """Long films are shared by workers where these can seek, and read by one where they cannot."""
+    names = ("mpeg4.avi", "mpeg2.mpg", "b-frames.mp4")
+    paths = [numbered(tmp_path / name, 500, *CONTAINERS[name]) for name in names]
+    broken = bad_file(tmp_path / "broken.mp4", "text")
+    spans = [(start / 2, start / 2 + 0.5) for start in range(40)]
+    clips = [Clip(path.name, path, (), *span) for path in (*paths, broken) for span in spans]
+    loaded = [sample for batch in film_loader(FilmClips(clips, 3, 32), 7, workers, False) for sample in batch]
+    good = {sample.index: sample.frames for sample in loaded if isinstance(sample, Sample)}
+    bad = [index for index, _ in (sample for sample in loaded if not isinstance(sample, Sample))]
+    assert sorted(good) == list(range(120))
+    assert sorted(bad) == list(range(120, 160))
+    for index in range(0, 120, 7):
+        clip = clips[index]
+        frames = read_frames(clip.path, 3, start=clip.start, end=clip.end)
+        assert torch.equal(good[index], evaluation_transform(32)(torch.from_numpy(frames).permute(0, 3, 1, 2)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_clips_whose_times_are_not_in_their_videos_are_counted(split, workers):
+    clips = [replace(clip, start=start, end=end) for clip, (start, end) in zip(
+        split.clips, [(None, None), (0, 1), (60, 90), (500, 900), (1, 99)], strict=True
+    )]  # fmt: skip
+    timed = Split("any", "test", tuple(clips))
+    beyond = TimesBeyond(timed)
+    list(batches(test_loader(TestVideos(timed, 4, 32), 2, workers, pin_memory=False), beyond=beyond.of_clip))
+    assert sorted(beyond.reasons) == [2, 3, 4]
+    assert beyond.summary().startswith("3 of 5 clips of the test split have times that are not in their videos")
+    pairs = TrainPairs(timed, 4, 32, "uniform", 0)
+    list(batches(train_loader(pairs, 2, workers, 0, pin_memory=False), beyond=(seen := TimesBeyond(timed)).of_caption))
+    assert set(seen.reasons) <= {2, 3, 4} and len(seen.reasons) >= 2  # one pair of nine is dropped
+    assert "2 (a clip from 60 to 90 s, of a film of 1.7 s)" in beyond.summary()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

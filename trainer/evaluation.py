@@ -17,6 +17,7 @@ from torch.utils.data import Subset
 
 from config import Config
 from datasets.annotations import Split
+from datasets.failures import TimesBeyond
 from datasets.frame_cache import CacheSettings
 from datasets.loading import TestVideos, batches, test_loader
 from diffusion_lm.errors import InputError
@@ -50,6 +51,7 @@ class Evaluation:
     pairs_diffused: int = 0
     videos: int = 0  # that were evaluated
     annotated: int = 0  # that the test split has; more where --allow_missing left some out
+    beyond: int = 0  # of the videos, clips whose times are not in their files, see `datasets.failures.TimesBeyond`
 
     def row(self, metric: str, protocol: str = "strict", dsl: bool = False) -> dict[str, Any]:
         """The row of a metric (t2v, v2t), protocol and dsl."""
@@ -78,6 +80,7 @@ class Evaluator:
         )
         self.loader = test_loader(videos, config.batch_size, config.num_workers, device.type == "cuda")
         self.tokens: dict[str, Tensor] | None = None  # of all captions
+        self.beyond = TimesBeyond(split)
 
     def __call__(self, model: RetrievalModel) -> Evaluation:
         """Encode, score, rank; the model is left in the mode in which it came."""
@@ -121,7 +124,7 @@ class Evaluator:
         videos = len(self.split.clips)
         return Evaluation(
             results, references, time.perf_counter() - started, seconds, scores.pairs_diffused,
-            videos=videos, annotated=videos + len(self.split.missing),
+            videos=videos, annotated=videos + len(self.split.missing), beyond=len(self.beyond.reasons),
         )  # fmt: skip
 
     @torch.no_grad()
@@ -188,11 +191,20 @@ class Evaluator:
     def _encode_videos(self, model: RetrievalModel, workers: int) -> Tensor:
         """Frame features (M, F, D) of all videos, in the order of the split."""
         loaded = progress(
-            batches(self.loader), "encoding videos", len(self.loader), "batches", shown=distributed.is_main()
+            batches(self.loader, beyond=self.beyond.of_clip),
+            "encoding videos",
+            len(self.loader),
+            "batches",
+            shown=distributed.is_main(),
         )
         frames = (frames for frames, _ in loaded)
         shape = (self.config.num_frames, model.embed_dim)
-        return self._encode(model.encode_videos, frames, workers, self.videos_of, shape)
+        features = self._encode(model.encode_videos, frames, workers, self.videos_of, shape)
+        for reasons in distributed.gather_objects(self.beyond.reasons):
+            self.beyond.reasons |= reasons
+        if self.beyond.reasons:
+            logger.warning(self.beyond.summary())
+        return features
 
     def _encode_texts(self, model: RetrievalModel, workers: int) -> Tensor:
         """Text features (N, D) of all captions, in the order of the split."""
@@ -322,7 +334,11 @@ def write_results(path: Path, evaluation: Evaluation, config: Config, checkpoint
         "pairs_diffused": evaluation.pairs_diffused,
         "seconds": round(evaluation.seconds, 3),
         "seconds_similarity": round(evaluation.similarity_seconds, 3),
-        "test_videos": {"evaluated": evaluation.videos, "annotated": evaluation.annotated},
+        "test_videos": {
+            "evaluated": evaluation.videos,
+            "annotated": evaluation.annotated,
+            "times_not_in_file": evaluation.beyond,
+        },
         "results": evaluation.results,
         "references": evaluation.references,
     }

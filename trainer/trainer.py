@@ -17,7 +17,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from config import Config
 from datasets.annotations import Split
-from datasets.failures import FailedVideos
+from datasets.failures import FailedVideos, TimesBeyond
 from datasets.frame_cache import CacheSettings
 from datasets.loading import TrainPairs, batches, train_loader
 from diffusion_lm.errors import InputError, RunError
@@ -158,8 +158,8 @@ class Trainer:
         self.told_slow = False
         started = time.perf_counter()
         self.watch.restart()
-        failed = FailedVideos(steps * len(self.rows))
-        for frames, index in self._progress(self.watch.waiting(batches(self.loader, failed))):
+        failed, beyond = FailedVideos(steps * len(self.rows)), TimesBeyond(self.split)
+        for frames, index in self._progress(self.watch.waiting(batches(self.loader, failed, beyond.of_caption))):
             self._train_step(frames, index)
             self.epoch_step += 1
             self.step += 1
@@ -172,6 +172,8 @@ class Trainer:
         logger.info("epoch %d took %.1f s", self.epoch, time.perf_counter() - started)
         if failed.replaced:
             logger.warning("epoch %d: %s", self.epoch, failed.summary())
+        if beyond.reasons:
+            logger.warning("epoch %d: %s", self.epoch, beyond.summary())
 
     def _progress(self, steps: Iterable) -> Iterable:
         return progress(

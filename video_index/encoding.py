@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from config import SearchConfig
-from datasets.annotations import Clip, Split
-from datasets.loading import TestVideos, separate_loader
+from datasets.annotations import Clip
+from datasets.loading import FilmClips, Sample, film_loader
 from diffusion_lm.errors import InputError
 from diffusion_lm.progress import progress
 from model.retrieval import RetrievalModel
@@ -37,39 +38,42 @@ class Encoder:
         self.model, self.config, self.device, self.dtype = model, config, device, dtype
 
     @torch.no_grad()
-    def __call__(self, clips: Sequence[IndexedClip]) -> Iterator[list[Tensor | InputError]]:
-        """Batch by batch, frame features (F, D) of each clip, in order, or why it has none.
+    def __call__(self, clips: Sequence[IndexedClip]) -> Iterator[tuple[IndexedClip, Tensor | InputError]]:
+        """Each clip with its frame features (F, D), or why it has none.
 
+        Clips of one video are decoded together and come in order, videos in any.
+
+        :param clips: those of a video one after the other.
         :raises RunError: features are NaN or infinite.
         """
         config = self.config
-        split = Split("search", "test", tuple(map(_as_read, clips)))
-        videos = TestVideos(split, config.num_frames, config.input_res)
+        films = FilmClips(list(map(_as_read, clips)), config.num_frames, config.input_res)
         workers = config.num_workers if len(clips) > config.batch_size else 0  # starting them costs more than a batch
-        loader = separate_loader(videos, config.batch_size, workers, self.device.type == "cuda")
+        loader = film_loader(films, config.batch_size, workers, self.device.type == "cuda")
         with autocast(self.device, self.dtype), one_thread_per_item(self.device) as threads:
-            yield from map_in_order(self._encode, loader, threads)
+            for batch in map_in_order(self._encode, loader, threads):
+                yield from ((clips[index], features) for index, features in batch)
 
     def all(self, clips: Sequence[IndexedClip]) -> Tensor:
-        """Frame features (clips, F, D).
+        """Frame features (clips, F, D) of the clips of one video.
 
         :raises InputError: a clip does not decode.
         """
-        features = [item for batch in self(clips) for item in batch]
-        for item in features:
+        features = dict(self(clips))
+        for item in features.values():
             if isinstance(item, InputError):
                 raise item
-        return torch.stack(features)
+        return torch.stack([features[clip] for clip in clips])
 
-    def _encode(self, batch: list) -> list[Tensor | InputError]:
-        good = [sample for sample in batch if not isinstance(sample, InputError)]
-        if not good:
-            return batch
-        frames = torch.stack([sample.frames for sample in good]).to(self.device, non_blocking=True)
-        features = self.model.encode_videos(frames).float().cpu()
-        check_finite("frame", features, None)
-        encoded = iter(features)
-        return [sample if isinstance(sample, InputError) else next(encoded) for sample in batch]
+    def _encode(self, batch: list) -> list[tuple[int, Tensor | InputError]]:
+        good = [sample for sample in batch if isinstance(sample, Sample)]
+        encoded = [sample for sample in batch if not isinstance(sample, Sample)]
+        if good:
+            frames = torch.stack([sample.frames for sample in good]).to(self.device, non_blocking=True)
+            features = self.model.encode_videos(frames).float().cpu()
+            check_finite("frame", features, None)
+            encoded += zip((sample.index for sample in good), features, strict=True)
+        return encoded
 
 
 def _as_read(clip: IndexedClip) -> Clip:
@@ -89,12 +93,11 @@ def update(store: Store, found: Changes, encode: Encoder) -> int:
     try:
         with progress(None, "videos", len(found.missing), "videos") as bar:
             for clips in missing_parts(store, found.missing, store.head.window):
-                remaining = iter(clips)
-                for batch in encode(clips):
-                    for features in batch:
-                        clip = next(remaining)
-                        writer.add(clip, features)
-                        bar.update(clip.part == clip.parts - 1)
+                left = Counter(clip.file for clip in clips)
+                for clip, features in encode(clips):
+                    writer.add(clip, features)
+                    left[clip.file] -= 1
+                    bar.update(left[clip.file] == 0)
                     writer.write_when_due()
     finally:  # after Ctrl-C, too
         writer.write()

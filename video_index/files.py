@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.annotations import VIDEO_EXTENSIONS
-from datasets.container import packet_times
-from datasets.video import check_name
+from datasets.container import shown, timeline
 from diffusion_lm.errors import InputError
 from video_index.store import IndexedClip, Store
 
@@ -59,11 +58,13 @@ def video_files(folder: Path) -> dict[str, os.stat_result]:
 def state_of(path: str) -> os.stat_result:
     """What the system says of a file.
 
-    :raises InputError: it cannot be read, or has a name at which OpenCV would end the process.
+    :raises InputError: it cannot be read, or has a name that is no text and could not be shown.
     """
-    check_name(path)
     try:
+        path.encode()
         return os.stat(path)
+    except UnicodeEncodeError as error:
+        raise InputError(f"video {shown(path)}: its name is not UTF-8, rename it") from error
     except OSError as error:
         raise InputError(f"video {path} cannot be read: {error.strerror}") from error
 
@@ -96,22 +97,14 @@ def changes(store: Store, folder: Path, found: dict[str, os.stat_result]) -> Cha
 
 def parts_of(file: str, stat: os.stat_result, window: float) -> list[IndexedClip]:
     """A video in parts of about `window` seconds; a last one of less than half of that belongs to the one before."""
-    seconds = duration(Path(file))
     state = (file, stat.st_size, stat.st_mtime_ns)
-    if seconds is None:
+    try:
+        seconds = timeline(Path(file)).end
+    except InputError:  # reading it tells why
         return [IndexedClip(*state)]
     count = max(1, int(seconds / window + 0.5))
     ends = [*(window * (part + 1) for part in range(count - 1)), round(seconds, 3)]
     return [IndexedClip(*state, part, count, window * part, end) for part, end in enumerate(ends)]
-
-
-def duration(path: Path) -> float | None:
-    """Seconds of a video by the times of its packets, which headers only promise; None where they tell nothing."""
-    times, _ = packet_times(path)
-    shown = sorted(time for time in times if time >= 0)  # an edit list hides what lies before 0
-    if len(shown) < 2 or shown[-1] <= shown[0]:
-        return None
-    return (shown[-1] + (shown[-1] - shown[0]) / (len(shown) - 1)) / 1000
 
 
 def missing_parts(store: Store, files: dict[str, os.stat_result], window: float) -> Iterator[list[IndexedClip]]:
