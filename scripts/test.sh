@@ -2,7 +2,7 @@
 # All checks: format and lint, then the tests, two files at a time. Arguments go to pytest, for example
 # `scripts/test.sh -k conformance`, or `scripts/test.sh --numprocesses=0` for one test after the other.
 set -euo pipefail
-. "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements-test.txt
+. "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements-test.txt "$@"
 
 ruff format --check .
 ruff check .
