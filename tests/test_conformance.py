@@ -21,6 +21,7 @@ from model.textdiffs import TextDiffs
 from modules.losses import MAX_LOGIT_SCALE, symmetric_infonce, teacher_student
 from modules.similarity import Similarity, similarity
 from modules.text_diffusion import SamplingNoise, TextDiffusion, TrainingNoise
+from tests.precision import TOLERANCE, autocast
 from tests.small_models import small_clip
 
 PARTS = ("pool_frames.", "text_diffusion.")
@@ -141,12 +142,28 @@ def recorded(conformance_dir):
     return Recorded(conformance_dir)
 
 
+@pytest.fixture(scope="module")
+def recorded_in_bf16(conformance_dir):
+    return Recorded(conformance_dir)
+
+
 @pytest.mark.parametrize("name", OUTPUTS)
 @torch.no_grad()
 def test_outputs(recorded, name):
     expected = recorded.tensors[name]
     close = {"atol": 1e-4, "rtol": 1e-4} if expected.dtype == torch.float32 else {}  # float64 to 1e-7, integers exactly
     torch.testing.assert_close(OUTPUTS[name](recorded), expected, **close)
+
+
+@pytest.mark.parametrize("name", [name for name in OUTPUTS if name.startswith(("denoiser", "pooled", "train", "sims"))])
+@torch.no_grad()
+def test_outputs_in_bf16(recorded_in_bf16, name):
+    """Not the samples themselves: a word next to another one may become that one. Their scores still agree."""
+    expected = recorded_in_bf16.tensors[name]
+    with autocast("bf16"):
+        error = (OUTPUTS[name](recorded_in_bf16) - expected).abs()
+    worst = error.max() if "sims" in name else error.norm() / expected.norm()  # cosines have the length 1 behind them
+    assert 0 < worst < TOLERANCE["bf16"]
 
 
 @torch.no_grad()
