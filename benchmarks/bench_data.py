@@ -1,4 +1,6 @@
-"""Videos per second that loading gives, against the published way: `python benchmarks/bench_data.py --json FILE`.
+"""Videos per second that loading gives, against the published way.
+
+    python benchmarks/bench_data.py [--quick] [--json FILE]
 
 Three kinds of file are made with FFmpeg: a 3 fps copy of 15 s, 20 s of 320x240 at 25 fps, and 2 minutes of 640x360
 with a key frame every 250 frames. The baseline seeks to each of 12 frames and transforms them as floats in the worker.
@@ -6,7 +8,6 @@ Every video is new to the loader (`cold`), or its frames are in the frame cache 
 process, where decoders may use all cores, so that what else the machine does meets both.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -28,6 +29,7 @@ from datasets.annotations import Clip, Split
 from datasets.frame_cache import CacheSettings
 from datasets.loading import TestVideos, batches, test_loader
 from datasets.video import frame_indices, read_frames
+from diffusion_lm.command_line import Parser
 from model.clip import PIXEL_MEAN, PIXEL_STD
 from trainer.run_folder import run_program
 
@@ -154,8 +156,8 @@ def measure(folder: Path, copies: int) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser = Parser("benchmarks/bench_data.py", __doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="file for the figures (default: none)")
     parser.add_argument("--quick", action="store_true", help="2 videos of each kind instead of 7")
     args = parser.parse_args()
     torch.set_num_threads(1)  # as in a worker

@@ -1,4 +1,6 @@
-"""Seconds that search.py takes to index and to query: `python benchmarks/bench_search.py --json FILE`.
+"""Seconds that search.py takes to index and to query.
+
+    python benchmarks/bench_search.py [--quick] [--json FILE] [--index DIR]
 
 100 entries are videos of MovingShapes, which are drawn, decoded, encoded and written. Of 1,000 and 10,000 the features
 are synthetic, so indexing them is writing alone. A query is all that happens from a sentence to its ranking once the
@@ -13,7 +15,6 @@ With --index, the queries of search_queries.json are searched for in an index, a
     python benchmarks/bench_search.py --index=INDEX
 """
 
-import argparse
 import json
 import logging
 import sys
@@ -29,6 +30,7 @@ from transformers import CLIPConfig
 
 from config import SearchConfig
 from datasets.moving_shapes import generate
+from diffusion_lm.command_line import Parser
 from diffusion_lm.denoiser import DENOISERS, Denoiser
 from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
@@ -188,10 +190,12 @@ def found_first(index: Path, figures: Figures) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser = Parser("benchmarks/bench_search.py", __doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="file for the figures (default: none)")
     parser.add_argument("--quick", action="store_true", help="10 videos, 100 entries and no faiss, to see that it runs")
-    parser.add_argument("--index", type=Path, help="index in which to search for the queries of search_queries.json")
+    parser.add_argument(
+        "--index", type=Path, help="search it for the queries of search_queries.json (default: time it all)"
+    )
     arguments = parser.parse_args()
     set_up(CPU, 0)
     figures: Figures = {"seconds": {}, "ratios": {}, "memory_gb": {}, "errors": {}}

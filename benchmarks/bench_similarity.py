@@ -7,7 +7,6 @@ tokenised for every video, attention without a fused kernel, every step on its o
 grouped afterwards. It runs in the same process with the same weights and the same noise.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -25,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig
 
+from diffusion_lm.command_line import Parser
 from diffusion_lm.denoiser import DENOISERS, Denoiser, nearest_word
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
@@ -36,6 +36,7 @@ from modules.parallel import one_thread_per_item
 from modules.similarity import Similarity, automatic_block, choose_candidates, similarity
 from modules.text_diffusion import TextDiffusion
 from trainer.device import autocast, choose_device, choose_precision, set_up
+from trainer.run_folder import run_program
 
 logger = logging.getLogger(__name__)
 
@@ -307,13 +308,12 @@ def plot(path: Path, seconds: dict[str, float]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="file for the figures")
-    parser.add_argument("--plot", type=Path, help="file for the plot of the growth (png)")
+    parser = Parser("benchmarks/bench_similarity.py", __doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="file for the figures (default: none)")
+    parser.add_argument("--plot", type=Path, help="file for the plot of the growth, PNG (default: none)")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     parser.add_argument("--parts", default=",".join(PARTS), help="which parts to run, with commas between")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     wanted = arguments.parts.split(",")
     if unknown := set(wanted) - set(PARTS):
         parser.error(f"unknown parts {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
@@ -336,4 +336,4 @@ def rounded(values: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program("bench_similarity.py", main))

@@ -1,4 +1,6 @@
-"""Speed of training: `python benchmarks/bench_train.py [--quick] [--json FILE]`.
+"""Speed of training, against the plain loop that the field runs.
+
+    python benchmarks/bench_train.py [--quick] [--json FILE]
 
 One batch and one set of random weights (ViT-B/32 and the base denoiser; --quick: both tiny) go through the plain loop
 that the field runs (fp32, eager attention, captions tokenised in each step, AdamW parameter by parameter, the loss read
@@ -23,6 +25,7 @@ from torch.func import functional_call, stack_module_state
 from torch.optim import AdamW
 from transformers import CLIPConfig
 
+from diffusion_lm.command_line import Parser
 from diffusion_lm.denoiser import DENOISERS, Denoiser
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
@@ -32,6 +35,7 @@ from modules.text_diffusion import TextDiffusion
 from trainer import distributed
 from trainer.device import choose_device, choose_precision
 from trainer.launch import Processes, free_port
+from trainer.run_folder import run_program
 from trainer.throughput import flops_per_pair, matmul_rate
 from trainer.trainer import ADAM_BETAS, ADAM_EPS, GRADIENT_NORM, parameter_groups
 from trainer.training_step import TrainingStep
@@ -266,15 +270,13 @@ def say(line: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser = Parser("benchmarks/bench_train.py", __doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="file for the figures (default: none)")
     parser.add_argument("--quick", action="store_true", help="tiny models")
-    parser.add_argument("--batch_size", type=int, help="pairs (CPU 4, GPU 32)")
-    parser.add_argument(
-        "--steps", type=int, default=2, help="timed steps of each way, the fastest counts (%(default)s)"
-    )
+    parser.add_argument("--batch_size", type=int, help="pairs (default: 4 on a CPU, 32 on a GPU)")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps of each way, the fastest counts")
     parser.add_argument("--compile", action="store_true", help="time torch.compile as well")
-    parser.add_argument("--gpu", help="index of the GPU, or cpu")
+    parser.add_argument("--gpu", help="index of the GPU, or cpu (default: the first GPU if there is one)")
     args = parser.parse_args()
     device = choose_device(args.gpu)
     args.batch_size = args.batch_size or (32 if device.type == "cuda" else 4)
@@ -297,4 +299,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program("bench_train.py", main))

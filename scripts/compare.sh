@@ -2,7 +2,7 @@
 # The methods side by side on MovingShapes with its large test split, three seeds each: about an hour and a quarter on two CPU cores.
 # Other flags of scripts/compare.py, or of train.py, may follow.
 set -euo pipefail
-. "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
+. "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt "$@"
 
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # idle threads leave the cores to the processes that decode videos
 compgen -G "Diffusion-LM/diffusion_models/MovingShapes/ema_*.pt" >/dev/null ||

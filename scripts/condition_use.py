@@ -31,7 +31,7 @@ def shuffled_condition(videos: Videos, order: torch.Tensor) -> Videos:
 
 def main() -> None:
     # 1. settings
-    config = Config.parse(prog="condition_use.py")
+    config = Config.parse(prog="scripts/condition_use.py", description=__doc__.splitlines()[0])
     from datasets.annotations import load_split
     from trainer.checkpoints import chosen_model
     from trainer.device import choose_device, choose_precision, set_up

@@ -2,7 +2,8 @@
 # From nothing to a recall table: installs, makes the embedded data set, pre-trains a text diffusion on its captions,
 # trains TextDiffs on its videos and evaluates both directions. 8 to 10 minutes on two CPU cores.
 set -euo pipefail
-. "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
+[ "${*:---help}" = --help ] || { echo "demo.sh: error: it takes no arguments: $*" >&2 && exit 2; }
+. "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt "$@"
 
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # idle threads leave the cores to the processes that decode videos
 started=$SECONDS

@@ -1,4 +1,4 @@
-"""Draw docs/method.svg, the method in one figure: `python scripts/draw_method.py [FILE]` (.svg, .png or .pdf)."""
+"""Draw the method in one figure: `python scripts/draw_method.py docs/method.svg` (or .png or .pdf)."""
 
 import logging
 import sys
@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 Point = tuple[float, float]
 Dashes = str | tuple[float, tuple[float, ...]]
 
-OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "method.svg"
 WIDTH, HEIGHT = 160, 88  # units of the drawing, a tenth of an inch each
 SCENE = (24, "test", 2)  # of MovingShapes: seed, split, video
 CAPTION = ("a red star slides to", "the top right")
@@ -41,7 +40,7 @@ STYLE = {
 
 def main() -> None:
     parser = Parser("scripts/draw_method.py", __doc__)
-    parser.add_argument("output", type=Path, nargs="?", default=OUTPUT, metavar="FILE", help="picture to write")
+    parser.add_argument("output", type=Path, metavar="FILE", help="picture to write")
     args = parser.parse_args()
     with plt.rc_context(STYLE):
         dated = {"Date": None} if args.output.suffix == ".svg" else None

@@ -1,7 +1,7 @@
-"""Draw docs/result.png: the first captions of MovingShapes' test set with the videos that a model ranks first.
+"""Draw the first captions of MovingShapes' test set with the videos that a model ranks first.
 
 python test.py --exp_name=demo --datetime=RUN --dataset_name=MovingShapes --load_epoch=0 --save_sims=sims.npz
-python scripts/draw_result.py --sims=sims.npz
+python scripts/draw_result.py --sims=sims.npz --output=docs/result.png
 """
 
 import logging
@@ -24,7 +24,6 @@ from trainer.run_folder import run_program
 
 logger = logging.getLogger(__name__)
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
 FRAMES, GAP = 3, 4  # of a video, and pixels between them
 RIGHT, WRONG, INK = "#1a8f4c", "#d5d9e0", "#1f2733"
 ROW_HEIGHT, HIT_WIDTH, CAPTION_WIDTH, TOP = 1.02, 2.2, 2.75, 0.3  # inches
@@ -39,7 +38,7 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path, default="data", metavar="DIR", help="folder that holds MovingShapes/")
     parser.add_argument("--texts", type=number(int, 1), default=5, metavar="N", help="captions, from the first on")
     parser.add_argument("--hits", type=number(int, 1), default=5, metavar="N", help="videos of each caption")
-    parser.add_argument("--output", type=Path, default=DOCS / "result.png", metavar="FILE", help="picture to write")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="picture to write")
     args = parser.parse_args()
     split = load_split("MovingShapes", "test", args.data_dir / "MovingShapes", None)
     texts = min(args.texts, len(split.captions))

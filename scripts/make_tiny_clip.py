@@ -1,22 +1,27 @@
-"""Make assets/clip-tiny: the configuration and the tokenizer of the CLIP that needs no download.
+"""Make the configuration and the tokenizer of the CLIP that needs no download.
 
-    python scripts/make_tiny_clip.py
+    python scripts/make_tiny_clip.py assets/clip-tiny
 
 The tokenizer is CLIP's byte-level BPE with merges learned from the captions of MovingShapes and the words below, so it
 reads any text: what it does not know becomes letters. Merges of equally frequent pairs come in an order that differs
-from run to run: a new tokenizer reads as well, but checkpoints made with the old one do not fit it. The weights in the
+from run to run: a new tokenizer reads as well, but checkpoints made with the old one do not fit it. Weights in the
 folder do not either, so they are deleted; scripts/pretrain_clip.py makes new ones.
 """
 
 import json
+import logging
+import sys
 from pathlib import Path
 
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPConfig, CLIPTokenizer
 
 from datasets.moving_shapes import captions_of
+from diffusion_lm.command_line import Parser
+from trainer.run_folder import check_writable, run_program
 
-FOLDER = Path(__file__).resolve().parent.parent / "assets" / "clip-tiny"
+logger = logging.getLogger(__name__)
+
 MAX_VOCABULARY = 2048
 SIDE, PATCH, TEXT_POSITIONS = 64, 16, 77
 WIDTH, LAYERS, HEADS, MLP_RATIO = 128, 3, 4, 2  # twice the width learns MovingShapes as fast as four times
@@ -45,6 +50,11 @@ someone something somebody circle square triangle star cross ring shape object t
 
 
 def main() -> None:
+    parser = Parser("scripts/make_tiny_clip.py", __doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where to; weights that lie there are deleted")
+    folder = parser.parse_args().folder
+    check_writable(folder / "config.json")
+
     captions = [caption.text for row in captions_of(24, "train", 1200) for caption in row]
     corpus = captions + WORDS * 20
     specials = {"<|startoftext|>": 0, "<|endoftext|>": 1}
@@ -56,7 +66,7 @@ def main() -> None:
             vocabulary.setdefault(token, len(vocabulary))
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[tuple(pair) for pair in model["merges"]])
     tokenizer.model_max_length = TEXT_POSITIONS
-    tokenizer.save_pretrained(FOLDER)
+    tokenizer.save_pretrained(folder)
     tower = {
         "hidden_size": WIDTH,
         "intermediate_size": MLP_RATIO * WIDTH,
@@ -73,9 +83,10 @@ def main() -> None:
         "pad_token_id": tokenizer.pad_token_id,
     }
     vision = tower | {"image_size": SIDE, "patch_size": PATCH}
-    CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH).save_pretrained(FOLDER)
-    (FOLDER / "model.safetensors").unlink(missing_ok=True)
+    CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH).save_pretrained(folder)
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    logger.info("written: %s", folder)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program("make_tiny_clip.py", main))

@@ -1,6 +1,6 @@
-"""Pre-train the tiny CLIP on drawn pictures and their captions; makes assets/clip-tiny/model.safetensors.
+"""Pre-train the tiny CLIP on drawn pictures and their captions.
 
-    python scripts/pretrain_clip.py [--output=FILE]
+    python scripts/pretrain_clip.py --output=assets/clip-tiny/model.safetensors
 
 The method fine-tunes a CLIP that knows pictures and has seen no video. This one learns single frames of MovingShapes'
 scenes, of another seed than the demo's, with captions that tell what a frame can show: no motion, no change. First its
@@ -28,7 +28,7 @@ from datasets.moving_shapes.scene import COLOURS, SHAPES, Scene
 from diffusion_lm.command_line import MANY_FLAGS, Parser, number
 from diffusion_lm.files import written_whole
 from diffusion_lm.progress import progress
-from model.clip import TINY_FOLDER, ClipRetrieval, load_clip
+from model.clip import ClipRetrieval, load_clip
 from modules.losses import symmetric_infonce
 from modules.metrics import text_to_video
 from trainer.run_folder import check_writable, run_program
@@ -116,15 +116,14 @@ def measure(model: ClipRetrieval, held_out: DataLoader) -> dict[str, float]:
 def main() -> None:
     parser = Parser("scripts/pretrain_clip.py", __doc__.splitlines()[0], MANY_FLAGS)
     whole = number(int, least=1)
-    parser.add_argument("--output", type=Path, help="file of the weights (default: the one in assets/clip-tiny)")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="of the weights")
     parser.add_argument("--scenes", type=whole, default=20_000, help="scenes whose frames are trained on")
     parser.add_argument("--sight_steps", type=whole, default=3000, help="of the first stage")
     parser.add_argument("--captions_steps", type=whole, default=1000, help="of the second stage")
     parser.add_argument("--batch_size", type=whole, default=128, help="pictures of a step")
     parser.add_argument("--held_out", type=whole, default=500, help="pictures of other scenes, to measure recall on")
     args = parser.parse_args()
-    output = args.output or TINY_FOLDER / "model.safetensors"
-    check_writable(output)
+    check_writable(args.output)
 
     # 1. pictures: those of the first stage, of the second one, and held-out ones
     torch.manual_seed(SEED)
@@ -146,11 +145,11 @@ def main() -> None:
     logger.info("a caption finds its picture first among %d: %.1f %%", args.held_out, recall)
 
     # 3. the weights
-    with written_whole(output) as unfinished:
+    with written_whole(args.output) as unfinished:
         save_file(
             {name: tensor.half() for name, tensor in model.clip.state_dict().items()}, unfinished, {"format": "pt"}
         )
-    logger.info("written: %s", output)
+    logger.info("written: %s", args.output)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 python scripts/results_table.py [--dsl] [--metric t2v|v2t] LABEL=results.json [LABEL=results.json ...]
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
+from diffusion_lm.command_line import Parser
 from diffusion_lm.errors import InputError
 from trainer.evaluation import REFERENCES, table
 from trainer.run_folder import run_program
@@ -30,10 +30,10 @@ def rows_of(label: str, path: Path, metrics: tuple[str, ...], dsl: bool) -> list
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--metric", choices=("t2v", "v2t"), help="one direction only")
+    parser = Parser("scripts/results_table.py", __doc__.splitlines()[0])
+    parser.add_argument("--metric", choices=("t2v", "v2t"), help="one direction only (default: both)")
     parser.add_argument("--dsl", action="store_true", help="also the rows with dual softmax")
-    parser.add_argument("files", nargs="+", metavar="LABEL=FILE")
+    parser.add_argument("files", nargs="+", metavar="LABEL=FILE", help="results.json of a run, and what to call it")
     args = parser.parse_args()
     metrics = (args.metric,) if args.metric else ("t2v", "v2t")
     rows = []

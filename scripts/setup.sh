@@ -1,26 +1,34 @@
-# Sourced by demo.sh and test.sh: goes to the repository root and makes .venv ready.
-# Usage: . setup.sh REQUIREMENTS_FILE
+#!/usr/bin/env bash
+# Makes .venv ready, with what a requirements file lists, and goes to the repository root.
+# Usage: scripts/setup.sh REQUIREMENTS_FILE, or in another script: . setup.sh REQUIREMENTS_FILE "$@"
 
 fail() {
     echo "$(basename "$0"): error: $*" >&2
     exit 2
 }
 
+for argument in "$@"; do
+    if [ "$argument" = --help ]; then # the comment at the top of the script
+        sed -n '2,/^[^#]/s/^# //p' "$0"
+        exit
+    fi
+done
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || fail "the repository folder cannot be entered"
 
 NEEDED_GB=9 # torch with its CUDA libraries, unpacked, and what pip needs meanwhile
 
-python_at_least_3_10() {
-    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null
+is_new_enough() {
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }
 
 make_venv() {
     local python free_kb
-    for python in python3 python3.12 python3.11 python3.10 python; do
-        python_at_least_3_10 "$python" && break
+    for python in python3 python3.13 python3.12 python3.11 python; do
+        is_new_enough "$python" && break
         python=""
     done
-    [ -n "$python" ] || fail "no Python 3.10 or newer on the PATH: install one (python3)"
+    [ -n "$python" ] ||
+        fail "no Python 3.11 or newer on the PATH (python3 is $(python3 --version 2>/dev/null || echo missing)): install one"
     "$python" -c 'import venv, ensurepip' 2>/dev/null ||
         fail "$python has no venv module: install it (Debian and Ubuntu: apt-get install python3-venv)"
     free_kb=$(df -Pk . | awk 'NR == 2 {print $4}')
@@ -42,6 +50,7 @@ install_requirements() {
     echo "$wanted" >"$stamp"
 }
 
-python_at_least_3_10 .venv/bin/python || make_venv
+[ -f "${1-}" ] || fail "${1-nothing} is no requirements file: give requirements.txt or requirements-test.txt"
+is_new_enough .venv/bin/python || make_venv
 install_requirements "$1"
 PATH="$PWD/.venv/bin:$PATH"

@@ -11,6 +11,21 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by torch, here and i
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="of the programs whose precision no test is about, which would take what is fast on this machine",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    from tests import precision  # imports torch, which reads the variable above
+
+    precision.chosen = config.getoption("--precision")
+
+
 def _folder(variable: str, default: str) -> Path:
     folder = Path(os.environ.get(variable, ROOT.parent / "shared" / default))
     if not folder.is_dir():

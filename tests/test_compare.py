@@ -11,6 +11,7 @@ import torch
 
 from diffusion_lm.errors import InputError
 from scripts.compare import Method, markdown, parse_seeds
+from tests import precision
 from tests.made_up import call, make_msrvtt
 
 SHARED = ("--dataset_name=MSRVTT --clip_arch=tiny --num_frames=2 --batch_size=8 --num_epochs=1 --num_workers=0 "
@@ -38,7 +39,7 @@ def run(workplace, teacher, monkeypatch, capfd):
 
     def start(program, *arguments):
         places = [f"--{n}_dir={workplace / p}" for n, p in (("data", "data"), ("videos", "videos"), ("output", "out"))]
-        arguments = [*arguments, *SHARED.split(), *places, f"--diffusion_lm={teacher}"]
+        arguments = [*arguments, *SHARED.split(), *places, f"--diffusion_lm={teacher}", precision.stated()]
         return call(f"scripts/{program}", arguments, monkeypatch, capfd)
 
     return start

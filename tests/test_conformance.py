@@ -4,80 +4,137 @@ Sizes and captions come from the file, so the same tests hold for another such f
 """
 
 import json
+from functools import cached_property
 
 import pytest
 import torch
 from safetensors import safe_open
-from torch.nn import functional as F
 
 from diffusion_lm.denoiser import Denoiser
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
 from diffusion_lm.weights import denoiser_config_from_state
+from model import textdiffs
 from model.published import rename_published
-from modules.frame_pooling import FramePooling
-from modules.losses import symmetric_infonce, teacher_student
+from model.retrieval import EncodedPairs
+from model.textdiffs import TextDiffs
+from modules.losses import MAX_LOGIT_SCALE, symmetric_infonce, teacher_student
+from modules.similarity import Similarity, similarity
 from modules.text_diffusion import SamplingNoise, TextDiffusion, TrainingNoise
+from tests.precision import TOLERANCE, autocast
+from tests.small_models import small_clip
 
-close = {"atol": 1e-4, "rtol": 1e-4}
+PARTS = ("pool_frames.", "text_diffusion.")
 
 
 class Recorded:
-    """The file, and the model of its weights."""
+    """The file, the model of its weights, and what that model makes of the inputs and the noise in the file."""
 
     def __init__(self, folder):
         with safe_open(folder / "textdiffs_small.safetensors", "pt") as file:
             self.meta = file.metadata()
             self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        self.read = set()  # names of the tensors that were asked for
         self.captions = json.loads(self.meta["captions"])
-        state = rename_published({n[6:]: t for n, t in self.tensors.items() if n.startswith("state.")})
-        part = {
-            prefix: {n[len(prefix) :]: t for n, t in state.items() if n.startswith(prefix)}
-            for prefix in ("pool_frames.", "text_diffusion.")
-        }
-        assert sum(map(len, part.values())) == len(state)
-        student = {n[8:]: t for n, t in part["text_diffusion."].items() if n.startswith("student.")}
+        self.vocabulary = Vocabulary.load(folder / "published_vocab.json")
+        state = {name: self[name] for name in self.tensors if name.startswith("state.")}
+        state = rename_published({name.removeprefix("state."): tensor for name, tensor in state.items()})
+        student = {n.rpartition("student.")[2]: t for n, t in state.items() if n.startswith("text_diffusion.student.")}
         config = denoiser_config_from_state(student, int(self.meta["heads"]), dropout=0.0)
         assert config.hidden_size == int(self.meta["hidden_size"])
         assert config.num_hidden_layers == int(self.meta["layers"])
         assert config.intermediate_size == int(self.meta["intermediate"])
-        vocabulary_size, num_frames = len(student["lm_head.bias"]), student["sims_linear.weight"].shape[1]
-        embed_dim = self["input.text_features"].shape[1]
-        self.diffusion = TextDiffusion(
-            Denoiser(config, vocabulary_size, num_frames),
-            Denoiser(config, vocabulary_size, num_frames),
-            GaussianDiffusion.sqrt(int(self.meta["diffusion_steps"])),
-            embed_dim,
-            self["input.token_ids"].shape[1],
-            rounding_table=self["rounding_embedding"],
-        )
-        weights = part["text_diffusion."] | {"rounding_table": self["rounding_embedding"]}
-        self.diffusion.load_state_dict(weights)
-        self.pooling = FramePooling(embed_dim)
-        self.pooling.load_state_dict(part["pool_frames."])
-        self.pooling.eval()
-        self.diffusion.eval()
+        size, frames = len(student["lm_head.bias"]), student["sims_linear.weight"].shape[1]
+        denoisers = (Denoiser(config, size, frames) for _ in range(2))
+        steps = GaussianDiffusion.sqrt(int(self.meta["diffusion_steps"]))
+        texts, table = self["input.text_features"], self["rounding_embedding"]
+        self.diffusion = TextDiffusion(*denoisers, steps, texts.shape[1], self["input.token_ids"].shape[1], table)
+        self.model = TextDiffs(*small_clip(texts.shape[1]), self.diffusion, self.vocabulary).eval()
+        state["text_diffusion.rounding_table"] = table
+        assert all(name.startswith(PARTS) for name in state)
+        missing, unexpected = self.model.load_state_dict(state, strict=False)  # the file has no CLIP
+        assert not unexpected and not [name for name in missing if name.startswith(PARTS)]
+        self.own = torch.arange(len(texts))
 
     def __getitem__(self, name):
+        self.read.add(name)
         return self.tensors[name]
 
-    def training_output(self):
+    def denoised(self, network):
+        times = self.diffusion.diffusion.model_times[self["denoiser.t"]]
+        return getattr(self.diffusion, network)(self["denoiser.x"], times, self["denoiser.condition"])
+
+    @cached_property
+    def trained(self):
+        """What a training step predicts."""
         noises = [
             TrainingNoise(self[f"train.{n}.t"], self[f"train.{n}.x_start_noise"], self[f"train.{n}.q_noise"])
             for n in ("student", "teacher")
         ]
         return self.diffusion(self["input.token_ids"], self["input.frame_features"], *noises)
 
+    def text_shifted(self):
+        return self["input.text_features"] + self.trained.log_shift.exp()
+
+    def training_sims(self):
+        texts, frames = self["input.text_features"], self["input.frame_features"]
+        return self.model.similarities(EncodedPairs(texts, frames, self.text_shifted(), {}), frames, self.own)[:, 0]
+
+    def retrieval_loss(self):
+        """At the largest scale, which is CLIP's own."""
+        return symmetric_infonce(self.training_sims(), torch.tensor(MAX_LOGIT_SCALE).log())
+
+    def noise_towards(self, video):
+        """In the file each pair has noise of its own."""
+        steps = self["sample.step_noise"][video].transpose(0, 1)
+        return SamplingNoise(self["sample.x_start_noise"][video], self["sample.x_T"][video], steps)
+
     def sampled_shift(self, video):
         """log shift of all texts towards one video, (texts, D)."""
         ids = self["input.token_ids"]
-        noise = SamplingNoise(
-            self["sample.x_start_noise"][video],
-            self["sample.x_T"][video],
-            self["sample.step_noise"][video].transpose(0, 1),
-        )
         frames = self.diffusion.frame_channels(self["input.frame_features"][video : video + 1]).expand(len(ids), -1, -1)
-        return self.diffusion.log_shift(self.diffusion.sample(ids, frames, noise))
+        return self.diffusion.log_shift(self.diffusion.sample(ids, frames, self.noise_towards(video)))
+
+    def sampled_texts(self):
+        """Towards every video, (videos, texts, D)."""
+        return torch.stack([self["input.text_features"] + self.sampled_shift(video).exp() for video in self.own])
+
+    @cached_property
+    def scores(self):
+        """What an evaluation computes, one video at a time, as noise of an evaluation depends on the text alone."""
+        numbers = [str(index) for index in self.own.tolist()]  # captions may be equal and have other noise
+        texts = self.model.texts(numbers, self["input.text_features"], self["input.token_ids"])
+        columns = [self._scores_of(texts, video) for video in self.own.tolist()]
+        return {
+            name: torch.cat([torch.from_numpy(getattr(column, name)) for column in columns], dim=1)
+            for name in ("strict", "published")
+        }
+
+    def _scores_of(self, texts, video) -> Similarity:
+        frames = self.model.videos(self["input.frame_features"][video : video + 1])
+        noise = self.noise_towards(video)
+        with pytest.MonkeyPatch.context() as patch:
+            drawn = lambda numbers, *_: SamplingNoise(*(tensor[[int(n) for n in numbers]] for tensor in noise))  # noqa: E731
+            patch.setattr(textdiffs, "sampling_noise", drawn)
+            return similarity(self.model, texts, frames, torch.tensor([video]))
+
+
+OUTPUTS = {
+    "schedule.betas": lambda r: torch.tensor(r.diffusion.diffusion.betas_float64),
+    "schedule.alphas_cumprod": lambda r: torch.tensor(r.diffusion.diffusion.alphas_cumprod_float64),
+    "input.token_ids": lambda r: r.vocabulary.encode(r.captions, r.tensors["input.token_ids"].shape[1]),
+    "denoiser.student_out": lambda r: r.denoised("student"),
+    "denoiser.teacher_out": lambda r: r.denoised("teacher"),
+    "pooled": lambda r: r.model.pool_frames(r["input.text_features"], r["input.frame_features"]),
+    "train.text_shifted": Recorded.text_shifted,
+    "train.sims": Recorded.training_sims,
+    "train.teacher_student_loss": lambda r: teacher_student(r.trained.teacher, r.trained.student),
+    "train.retrieval_loss": Recorded.retrieval_loss,
+    "sample.log_shift_video0": lambda r: r.sampled_shift(0),
+    "sample.text_shifted_allpairs": Recorded.sampled_texts,
+    "sims.strict": lambda r: r.scores["strict"],
+    "sims.published": lambda r: r.scores["published"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -85,53 +142,33 @@ def recorded(conformance_dir):
     return Recorded(conformance_dir)
 
 
-def test_schedule(recorded):
-    diffusion = recorded.diffusion.diffusion
-    torch.testing.assert_close(torch.tensor(diffusion.betas_float64), recorded["schedule.betas"])
-    torch.testing.assert_close(torch.tensor(diffusion.alphas_cumprod_float64), recorded["schedule.alphas_cumprod"])
+@pytest.fixture(scope="module")
+def recorded_in_bf16(conformance_dir):
+    return Recorded(conformance_dir)
 
 
-def test_token_ids(recorded, conformance_dir):
-    vocabulary = Vocabulary.load(conformance_dir / "published_vocab.json")
-    ids = recorded["input.token_ids"]
-    assert torch.equal(vocabulary.encode(recorded.captions, ids.shape[1]), ids)
-
-
-@pytest.mark.parametrize("network", ["student", "teacher"])
+@pytest.mark.parametrize("name", OUTPUTS)
 @torch.no_grad()
-def test_denoiser(recorded, network):
-    denoiser, diffusion = getattr(recorded.diffusion, network), recorded.diffusion.diffusion
-    out = denoiser(
-        recorded["denoiser.x"], diffusion.model_times[recorded["denoiser.t"]], recorded["denoiser.condition"]
-    )
-    torch.testing.assert_close(out, recorded[f"denoiser.{network}_out"], **close)
+def test_outputs(recorded, name):
+    expected = recorded.tensors[name]
+    close = {"atol": 1e-4, "rtol": 1e-4} if expected.dtype == torch.float32 else {}  # float64 to 1e-7, integers exactly
+    torch.testing.assert_close(OUTPUTS[name](recorded), expected, **close)
 
 
+@pytest.mark.parametrize("name", [name for name in OUTPUTS if name.startswith(("denoiser", "pooled", "train", "sims"))])
 @torch.no_grad()
-def test_pooling(recorded):
-    pooled = recorded.pooling(recorded["input.text_features"], recorded["input.frame_features"])
-    torch.testing.assert_close(pooled, recorded["pooled"], **close)
+def test_outputs_in_bf16(recorded_in_bf16, name):
+    """Not the samples themselves: a word next to another one may become that one. Their scores still agree."""
+    expected = recorded_in_bf16.tensors[name]
+    with autocast("bf16"):
+        error = (OUTPUTS[name](recorded_in_bf16) - expected).abs()
+    worst = error.max() if "sims" in name else error.norm() / expected.norm()  # cosines have the length 1 behind them
+    assert 0 < worst < TOLERANCE["bf16"]
 
 
 @torch.no_grad()
-def test_training_losses(recorded):
-    output = recorded.training_output()
-    shifted = recorded["input.text_features"] + output.log_shift.exp()
-    torch.testing.assert_close(shifted, recorded["train.text_shifted"], **close)
-    pooled = recorded.pooling(recorded["input.text_features"], recorded["input.frame_features"])
-    sims = torch.einsum("td,vtd->tv", F.normalize(shifted, dim=-1), F.normalize(pooled, dim=-1))
-    torch.testing.assert_close(sims, recorded["train.sims"], **close)
-    loss = teacher_student(output.teacher, output.student)
-    torch.testing.assert_close(loss, recorded["train.teacher_student_loss"], **close)
-    for scale in (100.0, 1 / 0.07):
-        loss = symmetric_infonce(sims, torch.tensor(scale).log())
-        print(scale, loss, recorded["train.retrieval_loss"])
-
-
-@torch.no_grad()
-def test_sampling(recorded):
-    shift = recorded.sampled_shift(0)
-    torch.testing.assert_close(shift, recorded["sample.log_shift_video0"], **close)
-    texts = recorded["input.text_features"]
-    shifted = torch.stack([texts + recorded.sampled_shift(v).exp() for v in range(len(recorded["sample.x_T"]))])
-    torch.testing.assert_close(shifted, recorded["sample.text_shifted_allpairs"], **close)
+def test_every_tensor_of_the_file_is_used(recorded):
+    """Each is an input of what is asserted, or asserted."""
+    for compute in OUTPUTS.values():
+        compute(recorded)
+    assert recorded.tensors.keys() == recorded.read | OUTPUTS.keys()

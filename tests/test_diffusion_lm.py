@@ -21,6 +21,7 @@ from diffusion_lm.sampling import sample_captions
 from diffusion_lm.schedule import sqrt_betas
 from diffusion_lm.training import EndlessBatches, ExponentialAverage, recovered, split_held_out
 from diffusion_lm.vocabulary import END, PAD, START, UNK, Vocabulary
+from tests import precision
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = DenoiserConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, channels=4)
@@ -413,7 +414,7 @@ def trained(captions_file, tmp_path_factory):
     runs = []
     for name in ("first", "second"):
         arguments = ["--captions", captions_file, "--denoiser=tiny", "--text_len=10", "--steps=60", "--log_step=10"]
-        arguments += ["--eval_every=30", "--gpu=cpu", "--samples=2", f"--output_dir={name}"]
+        arguments += ["--eval_every=30", "--gpu=cpu", "--samples=2", precision.stated(), f"--output_dir={name}"]
         run = program("train.py", *arguments, cwd=folder)
         assert run.returncode == 0, run.stderr
         runs.append((folder / name, run))

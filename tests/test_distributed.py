@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from diffusion_lm import weights
+from tests import precision
 from tests.processes import ROOT, launch, run_processes
 from trainer import distributed
 from trainer.launch import Processes, find_processes
@@ -118,7 +119,7 @@ def test_pre_training_in_several_processes(tmp_path):
     folder = tmp_path / "model"
     done = launch(
         "mpirun", 2, "Diffusion-LM/train.py", f"--captions={captions}", f"--output_dir={folder}", "--denoiser=tiny",
-        "--steps=4", "--batch_size=4", "--text_len=8", "--min_count=1", "--gpu=cpu", "--log_step=2",
+        "--steps=4", "--batch_size=4", "--text_len=8", "--min_count=1", "--gpu=cpu", "--log_step=2", precision.stated(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("batch of 8 captions: 2 processes x 4") == 1

@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from config import Config
 from datasets.annotations import load_captions
+from tests import precision
 from tests.made_up import call_program, make_diffusion_lm, make_msrvtt, run_program
 
 KEYS = {"metric", "protocol", "dsl", "R1", "R5", "R10", "R50", "R100", "MedR", "MeanR", "queries", "gallery"}
@@ -29,7 +30,7 @@ class Place:
             "--arch=clip_stochastic", "--exp_name=MSR-VTT-9k", f"--videos_dir={root / 'videos'}", "--batch_size=4",
             "--noclip_lr=1e-7", "--transformer_dropout=0.3", "--dataset_name=MSRVTT", "--msrvtt_train_file=9k",
             "--gpu=cpu", "--diffusion_steps=10", f"--data_dir={root / 'data'}", f"--output_dir={root / 'outputs'}",
-            "--num_workers=0",
+            "--num_workers=0", precision.stated(),
         ]  # fmt: skip
         self.small = ["--clip_arch=tiny", "--num_frames=3", "--diffusion_text_len=20"]
         self.teacher = f"--diffusion_lm={root / 'teacher'}"

@@ -11,7 +11,9 @@ from torchvision.io import read_image
 
 from datasets.annotations import load_captions
 from tests.made_up import TEST_VIDEOS, call_program, make_diffusion_lm, make_msrvtt, needs_compiler
+from tests.precision import TOLERANCE
 from tests.processes import launch
+from trainer.device import choose_precision
 
 MATRICES = ("strict", "published", "undiffused", "mean_pooled")
 
@@ -107,12 +109,18 @@ def test_reranking(evaluate):
     assert equal(whole, every) and whole_report["results"] == all_report["results"]
 
 
+@pytest.mark.parametrize(("amx", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_is_what_the_cpu_is_fast_at(monkeypatch, amx, dtype):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert choose_precision("auto", torch.device("cpu")) == dtype
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision(evaluate, precision):
     full, _ = evaluate("full", "--diffusion_steps=1")
     half, _ = evaluate(precision, "--diffusion_steps=1", f"--precision={precision}")
     for name in MATRICES:
-        np.testing.assert_allclose(half[name], full[name], atol=0.02)
+        np.testing.assert_allclose(half[name], full[name], atol=TOLERANCE[precision])
     assert not np.array_equal(half["strict"], full["strict"])
 
 

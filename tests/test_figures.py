@@ -61,6 +61,6 @@ def test_a_picture_of_results(shapes, tmp_path, monkeypatch, capfd):
 
 def test_scores_of_another_set_are_refused(shapes, tmp_path, monkeypatch, capfd):
     np.savez(tmp_path / "sims.npz", strict=np.zeros((3, 3)))
-    arguments = [f"--sims={tmp_path / 'sims.npz'}", f"--data_dir={shapes}"]
+    arguments = [f"--sims={tmp_path / 'sims.npz'}", f"--data_dir={shapes}", f"--output={tmp_path / 'result.png'}"]
     code, err = call_program("scripts/draw_result.py", arguments, monkeypatch, capfd)
     assert code == 2 and "(3, 3)" in err

@@ -4,6 +4,8 @@ import io
 import logging
 import os
 import re
+import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,28 +20,134 @@ from diffusion_lm import progress as progress_module
 from diffusion_lm.errors import InputError, RunError
 from diffusion_lm.progress import progress
 from tests.conftest import ROOT
-from tests.made_up import call
 from trainer import run_folder
 
-CONFIG_PROGRAMS = ["train.py", "test.py", "preprocess/check_data.py", "preprocess/cache_frames.py"]
+FOLDERS = (".", "Diffusion-LM", "preprocess", "scripts", "benchmarks")
 PROGRAMS = [
-    *CONFIG_PROGRAMS, "preprocess/compress_video.py", "preprocess/convert_checkpoint.py", "Diffusion-LM/train.py",
-    "Diffusion-LM/sample.py", "scripts/draw_method.py", "scripts/draw_result.py", "scripts/plot.py",
-    "scripts/compare.py", "scripts/pretrain_clip.py",
+    str(path.relative_to(ROOT))
+    for folder in FOLDERS
+    for path in sorted((ROOT / folder).glob("*.py"))
+    if '\nif __name__ == "__main__":\n' in path.read_text(encoding="utf-8")
+]
+CONFIG_PROGRAMS = [
+    "train.py", "test.py", "preprocess/check_data.py", "preprocess/cache_frames.py", "scripts/condition_use.py",
 ]  # fmt: skip
+WITHOUT_FLAGS = ["search.py", "scripts/draw_method.py", "scripts/make_tiny_clip.py"]  # commands, or arguments alone
+NEEDED = {
+    "search.py": "index", "preprocess/compress_video.py": "--input_root=a --output_root=b", "scripts/plot.py": "a",
+    "preprocess/convert_checkpoint.py": "--input=a --output=b", "Diffusion-LM/sample.py": "a",
+    "Diffusion-LM/train.py": "--captions=a", "scripts/draw_method.py": "a.png",
+    "scripts/draw_result.py": "--sims=a --output=b", "scripts/compare.py": "--method=a:",
+    "scripts/make_tiny_clip.py": "a", "scripts/pretrain_clip.py": "--output=a", "scripts/results_table.py": "a=b",
+}  # fmt: skip
+SHELL_SCRIPTS = [".ci/run", *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("scripts/*.sh")))]
+
+
+def files() -> dict[str, tuple[int, int]]:
+    """Every file of the repository but what programs write for themselves, with its size and when it was written."""
+    kept = (path for path in ROOT.iterdir() if path.name not in ("outputs", "data") and path.name[0] != ".")
+    paths = (found for path in kept for found in ([path] if path.is_file() else path.rglob("*")))
+    return {
+        str(path): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in paths
+        if path.is_file() and "__pycache__" not in path.parts
+    }
 
 
 @pytest.fixture
-def help_of(monkeypatch, capfd):
+def program(monkeypatch, capfd, tmp_path):
+    """Runs a program as `python PROGRAM ARGUMENTS` does, in this process and in an empty folder: exit code, standard
+    output, standard error. It must leave every file as it is, and make none."""
+
+    def run(name: str, *arguments: str) -> tuple[int, str, str]:
+        before = files()
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+        assert files() == before and not any(tmp_path.iterdir())
+        return ended.value.code, *capfd.readouterr()
+
+    return run
+
+
+def python_of(folder, name: str, exit_code: int, version: str) -> None:
+    """An interpreter of some version, as far as setup.sh asks it, which makes no virtual environment."""
+    (folder / name).write_text(
+        f"#!/bin/sh\n[ $1 = --version ] && echo Python {version} && exit\n[ $1 = -c ] && exit {exit_code}\nexit 1\n"
+    )
+    (folder / name).chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("newer", "said"),
+    [(None, r"setup.sh: error: no Python 3\.11 or newer on the PATH \(python3 is Python 3\.10\.12\): install one"),
+     ("3.11", r"making .venv with Python 3\.11\.4"), ("3.12", r"making .venv with Python 3\.12\.4"),
+     ("3.13", r"making .venv with Python 3\.13\.4")],
+)  # fmt: skip
+def test_an_old_python3_is_passed_over(newer, said, tmp_path):
+    """As on Ubuntu 22.04, with nothing else or with a newer Python beside it."""
+    programs, copy = tmp_path / "bin", tmp_path / "copy"
+    (copy / "scripts").mkdir(parents=True)
+    shutil.copy(ROOT / "scripts" / "setup.sh", copy / "scripts")
+    (copy / "requirements.txt").touch()
+    programs.mkdir()
+    for tool in ("dirname", "basename", "awk", "rm"):
+        (programs / tool).symlink_to(shutil.which(tool))
+    (programs / "df").write_text("#!/bin/sh\necho\necho / 0 0 99999999\n")  # kB free
+    (programs / "df").chmod(0o755)
+    python_of(programs, "python3", 1, "3.10.12")
+    if newer:
+        python_of(programs, f"python{newer}", 0, f"{newer}.4")
+    command = ["/bin/bash", str(copy / "scripts" / "setup.sh"), "requirements.txt"]
+    done = subprocess.run(command, env={"PATH": str(programs)}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert re.search(f"^{said}$", done.stdout + done.stderr, re.MULTILINE), done.stdout + done.stderr
+
+
+@pytest.fixture
+def help_of(monkeypatch, program):
     """The help of a program on a terminal of some width."""
 
-    def ask(program: str, width: int) -> str:
+    def ask(name: str, width: int) -> str:
         monkeypatch.setenv("COLUMNS", str(width))
-        code, out, err = call(program, ["--help"], monkeypatch, capfd)
+        code, out, err = program(name, "--help")
         assert (code, err) == (0, "")
         return out
 
     return ask
+
+
+def test_all_programs_are_known():
+    assert {"train.py", "search.py", "scripts/make_tiny_clip.py", "benchmarks/bench_train.py"} < set(PROGRAMS)
+    assert {"scripts/demo.sh", "scripts/setup.sh"} < set(SHELL_SCRIPTS)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_unknown_flags_are_refused_in_one_line(program, name):
+    code, out, err = program(name, *NEEDED.get(name, "").split(), "--no_such_flag=1")
+    assert (code, out) == (2, "")
+    assert "error: " in err and "--no_such_flag" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", SHELL_SCRIPTS)
+def test_shell_scripts_tell_what_they_do(name, tmp_path):
+    """On a machine that has nothing, and without beginning to do it."""
+    before = files()
+    command = ["/bin/bash", str(ROOT / name), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    comment = (ROOT / name.replace(".ci/run", "scripts/test.sh")).read_text().split("\n# ")[1]
+    assert done.stdout.startswith(comment.splitlines()[0])
+    assert files() == before
+
+
+@pytest.mark.parametrize("name", ["scripts/demo.sh", "scripts/setup.sh"])
+def test_shell_scripts_refuse_what_they_do_not_know(name):
+    done = subprocess.run(["/bin/bash", str(ROOT / name), "--no_such_flag"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"\w+\.sh: error: .*--no_such_flag.*\n", done.stderr)
 
 
 def entries(text: str) -> dict[str, str]:
@@ -48,10 +156,10 @@ def entries(text: str) -> dict[str, str]:
     return {entry.split()[0]: " ".join(re.split(r"\n(?:\n|\S)", entry)[0].split()) for entry in found}
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_every_flag_tells_its_default(help_of, program):
-    flags = {name: said for name, said in entries(help_of(program, 80)).items() if name.startswith("--")}
-    assert len(flags) >= (70 if program in CONFIG_PROGRAMS else 0 if program == "scripts/draw_method.py" else 2)
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_flag_tells_its_default(help_of, name):
+    flags = {flag: said for flag, said in entries(help_of(name, 80)).items() if flag.startswith("--")}
+    assert len(flags) >= (70 if name in CONFIG_PROGRAMS else 0 if name in WITHOUT_FLAGS else 2)
     untold = {name for name, said in flags.items() if not re.search(r"\(default: .+\)$|\(required\)$", said)}
     assert not untold
     assert not [
@@ -59,25 +167,25 @@ def test_every_flag_tells_its_default(help_of, program):
     ]
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("name", PROGRAMS)
 @pytest.mark.parametrize("width", [60, 100])
-def test_help_fits_the_terminal(help_of, program, width):
-    text = help_of(program, width)
+def test_help_fits_the_terminal(help_of, name, width):
+    text = help_of(name, width)
     assert max(map(len, text.splitlines())) <= width
     assert len(text.split("\n\n")[1]) > 30  # what the program does
     assert " ".join(text.split()).rpartition("Exit codes: 0 ")[2].count(";") == 3
 
 
-@pytest.mark.parametrize("program", CONFIG_PROGRAMS)
-def test_groups_are_explained(help_of, program):
-    text = help_of(program, 100)
+@pytest.mark.parametrize("name", CONFIG_PROGRAMS)
+def test_groups_are_explained(help_of, name):
+    text = help_of(name, 100)
     used = {f.metadata["group"] for f in fields(Config)}
     assert len(used) >= 9
     for title, said in ((title, said) for title, said in GROUPS.items() if title in used):
         (block,) = re.findall(rf"^{re.escape(title)}:\n(.*?)\n\n", text, re.MULTILINE | re.DOTALL)
         assert " ".join(block.split()) == said
         assert f"\n{title}:\n" in text
-    assert text.startswith(f"usage: python {program} [")
+    assert text.startswith(f"usage: python {name} [")
 
 
 @pytest.mark.parametrize(

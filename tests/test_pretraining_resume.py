@@ -16,6 +16,7 @@ import torch
 from diffusion_lm import weights
 from diffusion_lm.denoiser import DENOISERS
 from diffusion_lm.vocabulary import Vocabulary
+from tests import precision
 from tests.made_up import SMALL
 from tests.training_runs import Run, as_others, kill_at_random, small_files, wait_for
 
@@ -44,7 +45,7 @@ class Place:
         return self.start([
             f"--captions={self.captions}", f"--output_dir={self.root / name}", "--denoiser=tiny", "--text_len=8",
             "--dropout=0.2", "--min_count=1", "--gpu=cpu", f"--steps={STEPS}", f"--batch_size={BATCH // size}",
-            "--log_step=7", "--eval_every=20", "--save_steps=2", *more,
+            "--log_step=7", "--eval_every=20", "--save_steps=2", precision.stated(), *more,
         ], size, first)  # fmt: skip
 
     def start(self, arguments: list[str], size: int = 1, first: Callable[[], None] = lambda: None) -> Run:

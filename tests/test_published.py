@@ -44,7 +44,7 @@ class Published:
         return [
             "--datetime=run", "--arch=clip_stochastic", f"--videos_dir={self.root / 'videos'}", "--batch_size=32",
             "--noclip_lr=1e-7", "--transformer_dropout=0.3", "--dataset_name=MSRVTT", "--msrvtt_train_file=9k",
-            "--gpu=cpu", "--load_epoch=0", "--exp_name=MSR-VTT-9k", f"--diffusion_steps={STEPS}",
+            "--gpu=cpu", "--precision=fp32", "--load_epoch=0", "--exp_name=MSR-VTT-9k", f"--diffusion_steps={STEPS}",
             f"--data_dir={self.root / 'data'}", f"--output_dir={self.root / 'outputs'}", "--num_workers=0",
             f"--diffusion_lm={self.root / 'diffusion_lm'}", f"--clip_path={self.root / 'tokenizer'}", *more,
         ]  # fmt: skip

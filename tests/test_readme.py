@@ -14,6 +14,7 @@ import pytest
 
 from config import Config
 from datasets.moving_shapes import captions_of, render, scene_of
+from tests import precision
 from tests.conftest import ROOT
 from tests.made_up import call_program, run_program, write_video
 
@@ -108,7 +109,7 @@ def test_commands_run(workplace, monkeypatch, capfd):
     for page in RUN_IN_ORDER:
         for command in (line for lines, needs in blocks(page) if not needs for line in lines):
             name, arguments = program_of(command)
-            arguments += SMALL.get(name, "").split()
+            arguments += [*SMALL[name].split(), precision.stated()] if name in SMALL else []
             if Path(name).name in OWN_PROCESSES:
                 done = run_program(name, *arguments, cwd=workplace)
                 code, err = done.returncode, done.stderr

@@ -24,6 +24,7 @@ from datasets.video import read_frames
 from diffusion_lm.errors import InputError
 from tests.made_up import CAPTIONS, call, write_video
 from tests.made_up import run_program as run_in_a_process
+from tests.precision import DTYPES, PRECISIONS, TOLERANCE, assert_near, autocast, stated
 from tests.small_models import small_baseline, small_textdiffs, small_tmass, small_xpool
 from trainer import run_folder
 from trainer.checkpoints import save_checkpoint
@@ -84,6 +85,8 @@ def search(capfd, monkeypatch):
     """The program in this process: exit code, standard output, standard error."""
 
     def run(*arguments, stdin=""):
+        if arguments[:1] in (("index",), ("query",)):
+            arguments = (arguments[0], stated(), *arguments[1:])
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         code, out, err = call("search.py", list(map(str, arguments)), monkeypatch, capfd)
         return SimpleNamespace(code=code, out=out, err=err)
@@ -137,30 +140,31 @@ def slow_features(model, path, start=None, end=None):
 # The index follows the folder
 
 
-def test_features_are_those_of_an_evaluation(made, runs, videos, tmp_path):
-    assert f"{VIDEOS} clips encoded" in made(videos)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_features_are_those_of_an_evaluation(made, runs, videos, tmp_path, precision):
+    assert f"{VIDEOS} clips encoded" in made(videos, f"--precision={precision}")
     found = features_by_file(tmp_path / "index")
     assert len(found) == VIDEOS
     for path in videos.rglob("*.mp4"):
-        torch.testing.assert_close(found[path.name, 0], slow_features(runs.one, path), atol=1e-5, rtol=1e-5)
+        assert_near(found[path.name, 0], slow_features(runs.one, path), precision)
 
 
 def test_only_what_is_new_or_has_changed_is_encoded(made, runs, videos, tmp_path):
-    made(videos)
+    made(videos, "--precision=fp32")
     before = features_by_file(tmp_path / "index")
-    assert "\n0 clips encoded" in made(videos)
+    assert "\n0 clips encoded" in made(videos, "--precision=fp32")
 
     draw(videos / "new.mp4", 20)
     draw(videos / "clip1.mp4", 21)  # another one under the same name
     (videos / "clip2.mp4").unlink()
     (videos / "notes.txt").write_text("no video")
-    printed = made(videos)
+    printed = made(videos, "--precision=fp32")
     assert "2 to encode; 1 in the index have changed, 1 are gone" in printed
     assert "2 clips encoded" in printed
     after = features_by_file(tmp_path / "index")
     assert after.keys() == before.keys() - {("clip2.mp4", 0)} | {("new.mp4", 0)}
     for name in ("new.mp4", "clip1.mp4"):
-        torch.testing.assert_close(after[name, 0], slow_features(runs.one, videos / name), atol=1e-5, rtol=1e-5)
+        assert_near(after[name, 0], slow_features(runs.one, videos / name), "fp32")
     for key in before.keys() & after.keys() - {("clip1.mp4", 0)}:
         assert torch.equal(after[key], before[key])
     assert len(list((tmp_path / "index").glob("*.safetensors"))) == 1  # what was dropped takes no place
@@ -214,20 +218,20 @@ def index_and_hang(arguments):
 
 def test_a_killed_indexing_goes_on(made, search, runs, videos, tmp_path):
     index = tmp_path / "index"
-    arguments = ["index", f"--videos_dir={videos}", f"--index={index}", *checkpoint(runs), "--batch_size=1"]
-    child = multiprocessing.get_context("fork").Process(target=index_and_hang, args=(arguments,))
+    arguments = ["index", f"--videos_dir={videos}", f"--index={index}", "--precision=fp32", *checkpoint(runs)]
+    child = multiprocessing.get_context("fork").Process(target=index_and_hang, args=([*arguments, "--batch_size=1"],))
     child.start()
     deadline = time.monotonic() + 60
     while not (index / "000003.safetensors").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    other = search(*arguments)
+    other = search(*arguments, "--batch_size=1")
     assert other.code == 2
     assert "is being written by another process" in other.err
     os.kill(child.pid, signal.SIGKILL)
     child.join()
 
     assert len(opened(index)) == 2
-    assert f"{VIDEOS - 2} clips encoded" in made(videos)
+    assert f"{VIDEOS - 2} clips encoded" in made(videos, "--precision=fp32")
     assert [path.name for path in sorted(index.iterdir())] == [
         ".lock",
         "000004.jsonl",
@@ -237,7 +241,7 @@ def test_a_killed_indexing_goes_on(made, search, runs, videos, tmp_path):
     found = features_by_file(index)
     assert len(found) == VIDEOS
     for path in videos.rglob("*.mp4"):
-        torch.testing.assert_close(found[path.name, 0], slow_features(runs.one, path), atol=1e-5, rtol=1e-5)
+        assert_near(found[path.name, 0], slow_features(runs.one, path), "fp32")
 
 
 def clips_named(*names):
@@ -300,16 +304,17 @@ def three_colours(tmp_path_factory):
     return folder
 
 
-def test_a_long_video_is_searched_in_parts(made, search, runs, three_colours, tmp_path):
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_long_video_is_searched_in_parts(made, search, runs, three_colours, tmp_path, precision):
     (tmp_path / "videos").mkdir()
     shutil.copy(three_colours / "long.mp4", tmp_path / "videos")
-    assert "3 clips encoded" in made(tmp_path / "videos", "--window=2")
+    assert "3 clips encoded" in made(tmp_path / "videos", "--window=2", f"--precision={precision}")
     held = sorted((clip.start, clip.end) for clip, _ in opened(tmp_path / "index").clips.values())
     assert held == [(0, 2), (2, 4), (4, 6)]
     found = features_by_file(tmp_path / "index")
     for part in range(3):
         expected = slow_features(runs.one, three_colours / "long.mp4", 2 * part, 2 * part + 2)
-        torch.testing.assert_close(found["long.mp4", part], expected, atol=1e-5, rtol=1e-5)
+        assert_near(found["long.mp4", part], expected, precision)
     done = search("query", f"--index={tmp_path / 'index'}", f"--like={three_colours / 'green.mp4'}", "--json")
     best = answers(done)[0]["hits"][0]
     assert (best["start"], best["end"]) == (2, 4)
@@ -342,14 +347,14 @@ MODELS = {
 }
 
 
-def searcher_of(model, folder, count, *flags):
+def searcher_of(model, folder, count, *flags, dtype=torch.float32):
     """A searcher over `count` random videos, a cluster of them near each other so that stages disagree."""
     generator = torch.Generator().manual_seed(2)
     frames = torch.randn(count, FRAMES, WIDTH, generator=generator)
     held = new_store(folder, clips_named(*(f"/videos/{number}.mp4" for number in range(count))), frames)
     config = SearchConfig.parse(["query", "x", f"--index={folder}", *flags], prog="search.py")
     cpu = torch.device("cpu")
-    return Searcher(model, held, config, cpu, torch.float32), frames
+    return Searcher(model, held, config, cpu, dtype), frames
 
 
 @torch.no_grad()
@@ -364,19 +369,22 @@ def slow_scores(model, sentences, frames):
     ])  # fmt: skip
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", MODELS)
-def test_exact_ranking_is_that_of_the_models_own_score(name, tmp_path):
+def test_exact_ranking_is_that_of_the_models_own_score(name, tmp_path, precision):
     torch.manual_seed(0)
-    model = MODELS[name]()
-    searcher, frames = searcher_of(model, tmp_path / "index", 25, "--pool_topk=0", "--rerank_topk=0", "--topk=25")
-    scores = slow_scores(model, SENTENCES, frames)
+    model, close = MODELS[name](), {"atol": TOLERANCE[precision], "rtol": 0}
+    exact = ("--pool_topk=0", "--rerank_topk=0", "--topk=25")
+    searcher, frames = searcher_of(model, tmp_path / "index", 25, *exact, dtype=DTYPES[precision])
+    with autocast(precision):
+        scores = slow_scores(model, SENTENCES, frames)
     for sentence, expected in zip(SENTENCES, scores, strict=True):
         hits = searcher.by_text(sentence)
         assert len({hit.clip.file for hit in hits}) == 25
         found = torch.tensor([hit.score for hit in hits])
         ordered = torch.stack([expected[int(hit.clip.file[8:-4])] for hit in hits])
-        torch.testing.assert_close(found, ordered, atol=1e-4, rtol=0)  # each has its own score
-        torch.testing.assert_close(found, expected.sort(descending=True).values, atol=1e-4, rtol=0)
+        torch.testing.assert_close(found, ordered, **close)  # each has its own score
+        torch.testing.assert_close(found, expected.sort(descending=True).values, **close)
         assert {hit.stage for hit in hits} == {"moved" if model.moves_text else "pooled"}
 
 
