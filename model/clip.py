@@ -1,9 +1,11 @@
 """The CLIP that is fine-tuned: transformers' CLIPModel and its tokenizer, by --clip_arch or --clip_path."""
 
+import html
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import ftfy
 import torch
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
@@ -93,10 +95,12 @@ class ClipRetrieval(nn.Module):
     def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """What the model reads of N captions: tensors of N rows, on the CPU.
 
-        Here CLIP's token ids (N, longest), padded behind the end token and cut at CLIP's longest.
+        Here CLIP's token ids (N, longest) of the cleaned captions, padded behind the end token and cut at CLIP's
+        longest.
         """
         longest = self.clip.config.text_config.max_position_embeddings
-        encoded = self.tokenizer(list(captions), padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        cleaned = list(map(clean_caption, captions))
+        encoded = self.tokenizer(cleaned, padding=True, truncation=True, max_length=longest, return_tensors="pt")
         return {"token_ids": encoded["input_ids"]}
 
     def select(self, tokens: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
@@ -125,6 +129,20 @@ class ClipRetrieval(nn.Module):
             pixel_values=pixels, interpolate_pos_encoding=pixels.shape[-1] != native
         )
         return _features(features).unflatten(0, frames.shape[:2])
+
+
+def clean_caption(caption: str) -> str:
+    """What CLIP reads of a caption, as OpenAI's tokenizer prepares it: text that was decoded with the wrong encoding is
+    repaired, curly quotes are straight, HTML entities are characters, blanks are single, letters are small.
+
+    transformers' tokenizer does only the last two. The words of the text diffusion are those of the caption as it is,
+    as its published vocabularies and `word_tokens.json` have them.
+    """
+    if caption.isascii() and caption.isprintable() and "&" not in caption:
+        text = caption  # nothing to repair, and so are nearly all captions of the data sets
+    else:
+        text = html.unescape(html.unescape(ftfy.fix_text(caption)))
+    return " ".join(text.split()).lower()
 
 
 def load_clip(clip_arch: str, clip_path: str | None = None) -> tuple[CLIPModel, CLIPTokenizer]:
