@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from datasets.transforms import OPENAI, Preprocessing
 from diffusion_lm.errors import InputError
 from model.openai_clip import read_openai
+from model.preprocessing import OPEN_CLIP_FILE
 from modules.patch_dropout import PatchDropout
 
 logger = logging.getLogger(__name__)
@@ -23,10 +25,9 @@ HUB_IDS = {
     "ViT-L/14": "openai/clip-vit-large-patch14",
 }
 TINY_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "clip-tiny"
-PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
-PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 TOKENIZER_FILES = "vocab.json and merges.txt (or tokenizer.json)"
 NEEDED_FILES = f"config.json, model.safetensors (or pytorch_model.bin), {TOKENIZER_FILES}"
+_OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _EMPTY_TOKENIZER = 3  # words of the tokenizer that transformers makes up where it finds no files, at most
 # what CLIPConfig must be told beyond its defaults, which are ViT-B/32
 CLIP_CONFIGS: dict[str, dict] = {
@@ -55,8 +56,13 @@ class ClipRetrieval(nn.Module):
     def __init__(self, clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
         self.clip, self.tokenizer = clip, tokenizer
-        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
+        self.set_preprocessing(OPENAI)
+
+    def set_preprocessing(self, preprocessing: Preprocessing) -> None:
+        """Expect pictures as this CLIP was shown them. Frames are cut and resized before, by the data's transforms."""
+        self.preprocessing = preprocessing
+        for name, values in (("pixel_mean", preprocessing.mean), ("pixel_std", preprocessing.std)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     @property
     def embed_dim(self) -> int:
@@ -148,13 +154,13 @@ def clean_caption(caption: str) -> str:
 def load_clip(clip_arch: str, clip_path: str | None = None) -> tuple[CLIPModel, CLIPTokenizer]:
     """CLIP with its weights in float32: pre-trained, or random for `tiny` without a path.
 
-    :param clip_path: hub id, folder, or file with OpenAI's names.
+    :param clip_path: hub id, folder of transformers or open_clip, or file with OpenAI's names.
     :raises InputError: neither a local folder nor the hub's cache nor the hub has it; says which files to put where.
     """
     if clip_path is None and clip_arch == "tiny":
         return build_clip(CLIP_CONFIGS["tiny"], TINY_FOLDER)
-    if clip_path is not None and Path(clip_path).is_file():
-        return _load_openai(Path(clip_path), clip_arch)
+    if clip_path is not None and (file := _weights_file(Path(clip_path))):
+        return _load_openai(file, clip_arch)
     source = clip_path or _home(clip_arch)
     transformers_logging.disable_progress_bar()
     try:
@@ -168,6 +174,15 @@ def load_clip(clip_arch: str, clip_path: str | None = None) -> tuple[CLIPModel, 
             f"the weights of {source} are not those of its CLIP: {missing[0]} and {len(missing) - 1} more are missing"
         )
     return clip, load_tokenizer(source)
+
+
+def _weights_file(place: Path) -> Path | None:
+    """The file that is read with OpenAI's names, if it is one: itself, or that of a folder of open_clip."""
+    if place.is_file():
+        return place
+    if (place / "config.json").is_file() or not (place / OPEN_CLIP_FILE).is_file():
+        return None
+    return next((place / name for name in _OPEN_CLIP_WEIGHTS if (place / name).is_file()), None)
 
 
 def _load_openai(path: Path, clip_arch: str) -> tuple[CLIPModel, CLIPTokenizer]:

@@ -44,7 +44,7 @@ class Encoder:
         """
         config = self.config
         split = Split("search", "test", tuple(map(_as_read, clips)))
-        videos = TestVideos(split, config.num_frames, config.input_res)
+        videos = TestVideos(split, config.num_frames, config.input_res, None, self.model.preprocessing)
         workers = config.num_workers if len(clips) > config.batch_size else 0  # starting them costs more than a batch
         loader = separate_loader(videos, config.batch_size, workers, self.device.type == "cuda")
         with autocast(self.device, self.dtype), one_thread_per_item(self.device) as threads:
