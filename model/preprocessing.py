@@ -121,7 +121,7 @@ def _parsed(values: Mapping[str, Any], path: Path) -> tuple[Preprocessing, int |
         if len(mean) != 3 or len(std) != 3 or not all(float(number) > 0 for number in std):
             raise ValueError(f"image_mean {mean}, image_std {std}")
         whole, resized, side = _sizes(values, steps, path)
-    except (TypeError, ValueError, KeyError) as error:
+    except (AttributeError, TypeError, ValueError, KeyError) as error:
         raise InputError(f"{path} is not understood: {error}") from error
     margin = 1.0 if side is None else resized / side
     return Preprocessing(mean, std, _INTERPOLATIONS[number], whole, margin), side
