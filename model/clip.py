@@ -4,15 +4,19 @@ import html
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import ftfy
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from datasets.transforms import OPENAI, Preprocessing
 from diffusion_lm.errors import InputError
+from diffusion_lm.weights import load_tensors, one_line, without_wrappers
 from model.openai_clip import read_openai
 from model.preprocessing import OPEN_CLIP_FILE
 from modules.patch_dropout import PatchDropout
@@ -27,6 +31,7 @@ HUB_IDS = {
 TINY_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "clip-tiny"
 TOKENIZER_FILES = "vocab.json and merges.txt (or tokenizer.json)"
 NEEDED_FILES = f"config.json, model.safetensors (or pytorch_model.bin), {TOKENIZER_FILES}"
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _EMPTY_TOKENIZER = 3  # words of the tokenizer that transformers makes up where it finds no files, at most
 # what CLIPConfig must be told beyond its defaults, which are ViT-B/32
@@ -163,17 +168,55 @@ def load_clip(clip_arch: str, clip_path: str | None = None) -> tuple[CLIPModel, 
         return _load_openai(file, clip_arch)
     source = clip_path or _home(clip_arch)
     transformers_logging.disable_progress_bar()
+    told = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # a page of names, of which one line is said below
     try:
         clip, report = CLIPModel.from_pretrained(
-            source, attn_implementation="sdpa", dtype=torch.float32, output_loading_info=True
-        )  # dtype, as transformers 5 keeps that of the file otherwise
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(_not_found(source, clip_path)) from error
-    if missing := sorted(report["missing_keys"]):  # which transformers fills with random numbers
+            **_weights_of(source),
+            attn_implementation="sdpa",
+            dtype=torch.float32,  # transformers 5 keeps that of the file otherwise
+            ignore_mismatched_sizes=True,  # they are said here
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, UnpicklingError, SafetensorError) as error:
+        raise InputError(_not_loaded(source, clip_path, error)) from error
+    finally:
+        transformers_logging.set_verbosity(told)
+    _check_names(report, source)
+    return clip, load_tokenizer(source)
+
+
+def _check_names(report: dict[str, Any], source: str) -> None:
+    """:raises InputError: tensors are missing or of another size, which transformers fills with random numbers."""
+    if missing := sorted(report["missing_keys"]):
         raise InputError(
             f"the weights of {source} are not those of its CLIP: {missing[0]} and {len(missing) - 1} more are missing"
         )
-    return clip, load_tokenizer(source)
+    if others := sorted(report["mismatched_keys"]):
+        name, size, wanted = others[0]
+        raise InputError(
+            f"the weights of {source} are not those of its CLIP: {name} is {tuple(size)} instead of {tuple(wanted)}, "
+            f"and {len(others) - 1} more are of another size"
+        )
+    if unknown := sorted(report["unexpected_keys"]):
+        logger.info("%s: %s and %d more tensors have no place in CLIP", source, unknown[0], len(unknown) - 1)
+
+
+def _weights_of(source: str) -> dict[str, Any]:
+    """What transformers builds a CLIP from, as arguments: a hub id, or the configuration and the weights of a folder.
+
+    Those in one file are read here, whatever its kind and the wrappers in its names.
+    """
+    folder = Path(source)
+    files = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
+    if not files or not (folder / "config.json").is_file():
+        return {"pretrained_model_name_or_path": source}  # or a folder with weights in several files
+    content = load_tensors(files[0])
+    content = content.get("state_dict", content)
+    state = without_wrappers({name: value for name, value in content.items() if isinstance(value, Tensor)})
+    if all(name.startswith("clip.") for name in state):
+        state = {name.removeprefix("clip."): value for name, value in state.items()}
+    return {"pretrained_model_name_or_path": None, "config": CLIPConfig.from_pretrained(source), "state_dict": state}
 
 
 def _weights_file(place: Path) -> Path | None:
@@ -191,7 +234,7 @@ def _load_openai(path: Path, clip_arch: str) -> tuple[CLIPModel, CLIPTokenizer]:
     try:
         clip.load_state_dict(state)
     except RuntimeError as error:
-        raise InputError(f"{path} does not fit CLIP: {' '.join(str(error).split())[:600]}") from error
+        raise InputError(f"{path} does not fit CLIP: {one_line(error)[:600]}") from error
     return clip, tokenizer
 
 
@@ -256,9 +299,15 @@ def _no_tokenizer(source: str | Path) -> str:
     )
 
 
-def _not_found(source: str, clip_path: str | None) -> str:
-    if clip_path and Path(clip_path).is_dir():
-        return f"--clip_path={clip_path} holds no CLIP: it needs {NEEDED_FILES}"
+def _not_loaded(source: str, clip_path: str | None, error: Exception) -> str:
+    folder = Path(source)
+    if folder.is_dir():
+        weights = [file for pattern in ("model*.safetensors", "pytorch_model*.bin") for file in folder.glob(pattern)]
+        if not weights or not (folder / "config.json").is_file():
+            return f"--clip_path={clip_path} holds no CLIP: it needs {NEEDED_FILES}"
+        for file in weights:
+            load_tensors(file)  # says in one line what is wrong with it
+        return f"--clip_path={clip_path} does not load as a CLIP of transformers: {one_line(error)[:400]}"
     return (
         f"CLIP {source} is not in the local cache and cannot be downloaded: put {NEEDED_FILES} of it into a folder "
         f"and give --clip_path=FOLDER, or use --clip_arch=tiny"

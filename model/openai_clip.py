@@ -111,7 +111,7 @@ def _clip_part(content: object, path: Path) -> tuple[dict[str, Tensor], list[str
         raise InputError(f"{path} {_what_is_missing(images, texts)}")
     prefix = both.pop()
     others = [name for name in state if not name.startswith(prefix)]
-    if prefix:
+    if others:
         logger.info("%s: the CLIP is below %s; %d other tensors are not read", path, prefix, len(others))
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}, others
 

@@ -45,7 +45,7 @@ def read_preprocessing(source: str) -> tuple[Preprocessing, int | None]:
             values = content.get("image_processor") if name == TRANSFORMERS_FILES[0] else content
         if values:
             return _parsed(values, path)
-    logger.info("nothing beside the weights of %s says how its pictures are prepared: as OpenAI's are", source)
+    logger.info("no file beside the weights of %s says how its pictures are prepared: OpenAI's way is taken", source)
     return OPENAI, None
 
 
