@@ -670,6 +670,11 @@ def test_xpool_without_huggingface_is_refused_with_the_reason(parse, tmp_path):
     assert "--huggingface" in message
 
 
+def test_a_checkpoint_is_no_clip(parse, tmp_path):
+    saved(parse, tmp_path / "model.pth", "--arch=clip_transformer")
+    assert "--load_epoch" in failure(create_model, parse(f"--arch=clip_baseline --clip_path={tmp_path / 'model.pth'}"))
+
+
 def test_the_path_of_the_tokenizer_may_change(parse, tmp_path):
     """The weights come from the checkpoint: --clip_path only says where the tokenizer lies on this machine."""
     path = tmp_path / "model.pth"
