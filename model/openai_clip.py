@@ -173,7 +173,7 @@ def _open_clip_form(path: Path) -> Form:
     return Form(
         quick_gelu=bool(model.get("quick_gelu", False)),
         vision_head_width=parts["vision_cfg"].get("head_width") or _HEAD_WIDTH,
-        text_heads=parts["text_cfg"].get("heads"),
+        text_heads=parts["text_cfg"].get("heads", 8) if parts["text_cfg"] else None,  # 8 is open_clip's default
     )
 
 

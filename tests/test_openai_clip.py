@@ -272,6 +272,16 @@ def test_activation_and_heads_are_those_of_the_configuration(file, quick):
         features_agree(other, *load_clip("ViT-B/32", str(file)), atol=2e-3, rtol=2e-3)
 
 
+def test_heads_that_a_configuration_leaves_out_are_open_clips_default(file):
+    """Eight for texts; for pictures as many as 64 goes into the width."""
+    laion = network(act=nn.GELU, text_heads=8)
+    torch.save(laion.state_dict(), file)
+    sizes = {part: dict(LAION["model_cfg"][part]) for part in ("vision_cfg", "text_cfg")}
+    del sizes["vision_cfg"]["head_width"], sizes["text_cfg"]["heads"]
+    describe(file, {"model_cfg": LAION["model_cfg"] | sizes})
+    features_agree(laion, *load_clip("ViT-B/32", str(file)), atol=2e-5, rtol=2e-5)
+
+
 @pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
 def test_a_folder_of_open_clip_is_read(file, name):
     laion = network(act=nn.GELU, image_heads=4, text_heads=4)
