@@ -58,7 +58,7 @@ def main() -> None:
                     split = without_missing(Path(config.load_embeddings), split)
             else:
                 split = load_split(config.dataset_name, config.test_split, *places)
-        evaluator = Evaluator(split, config, device, dtype)
+        evaluator = Evaluator(split, config, device, dtype, model.preprocessing)
 
         # 4. features
         started = time.perf_counter()

@@ -58,7 +58,7 @@ def main() -> None:
             logger.info("run folder %s, device %s, %s", folder, device, dtype)
             logger.info("%d training pairs of %d videos", len(train_split.captions), len(train_split.clips))
             tensorboard = None if config.no_tensorboard else Path(config.tb_log_dir or folder / "tensorboard")
-            evaluator = test_split and Evaluator(test_split, config, device, dtype)
+            evaluator = test_split and Evaluator(test_split, config, device, dtype, model.preprocessing)
             step = checkpoint["step"] if checkpoint else 0
             with closing(MetricsWriter(folder, tensorboard, step)) if here.is_main else nullcontext() as writer:
                 Trainer(model, config, train_split, evaluator, device, dtype, folder, writer, checkpoint).train()

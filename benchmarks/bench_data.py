@@ -28,9 +28,9 @@ from torchvision.transforms import InterpolationMode, v2
 from datasets.annotations import Clip, Split
 from datasets.frame_cache import CacheSettings
 from datasets.loading import TestVideos, batches, test_loader
+from datasets.transforms import PIXEL_MEAN, PIXEL_STD
 from datasets.video import frame_indices, read_frames
 from diffusion_lm.command_line import Parser
-from model.clip import PIXEL_MEAN, PIXEL_STD
 from trainer.run_folder import run_program
 
 logger = logging.getLogger(__name__)

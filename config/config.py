@@ -148,7 +148,7 @@ class Config:
         group="data",
         minimum=1,
         metavar="PIXELS",
-        unset="that of the CLIP: 224, tiny 64",
+        unset="that of the CLIP: 224, tiny 64; of --clip_path what its files say",
     )
     num_workers: int = flag(
         8,
@@ -202,8 +202,8 @@ class Config:
     )
     clip_path: str | None = flag(
         None,
-        "CLIP instead of --clip_arch: hub id, local folder (config, weights, tokenizer) or state dict with OpenAI's"
-        " names; with a checkpoint only its tokenizer is read",
+        "CLIP instead of --clip_arch: hub id, local folder (config, weights, preprocessing, tokenizer) or state dict"
+        " with OpenAI's names; with a checkpoint only its tokenizer is read",
         group="model",
         metavar="PATH",
         unset="none",
@@ -590,14 +590,11 @@ class Config:
         for name, value in RECIPES[self.recipe].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        if self.input_res is None:
+        if self.input_res is None and self.clip_path is None:  # else that of the files says it
             self.input_res = CLIP_INPUT_RES[self.clip_arch]
         if self.dataset_name == "custom" and self.annotations is None:
             raise InputError("--annotations is missing: the annotation file of --dataset_name=custom")
-        if self.frame_cache is not None and self.frame_cache_side < self.input_res:
-            raise InputError(
-                f"--frame_cache_side={self.frame_cache_side} is less than the {self.input_res} pixels of the input"
-            )
+        self.check_frame_cache()
         if self.arch == "clip_baseline":
             self._resolve_pooling()
         if self.sampling_steps is None:
@@ -605,6 +602,13 @@ class Config:
         if self.sampling_steps > self.diffusion_steps:
             raise InputError(
                 f"--sampling_steps={self.sampling_steps} is more than --diffusion_steps={self.diffusion_steps}"
+            )
+
+    def check_frame_cache(self) -> None:
+        """:raises InputError: it keeps frames that are smaller than the input."""
+        if self.frame_cache is not None and self.frame_cache_side < (self.input_res or 0):
+            raise InputError(
+                f"--frame_cache_side={self.frame_cache_side} is less than the {self.input_res} pixels of the input"
             )
 
     def _resolve_pooling(self) -> None:

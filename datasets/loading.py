@@ -21,7 +21,7 @@ from datasets.annotations import Clip, Split
 from datasets.container import timeline
 from datasets.failures import FailedVideos
 from datasets.frame_cache import CacheSettings, FrameCache
-from datasets.transforms import apply_seeded, test_transform, train_transform
+from datasets.transforms import OPENAI, Preprocessing, apply_seeded, test_transform, train_transform
 from datasets.video import ReadClip, read_clips
 from diffusion_lm.errors import InputError
 
@@ -45,6 +45,7 @@ class TrainPairs(Dataset):
     A pair whose video does not decode is replaced by another one, drawn from (seed, epoch, index).
 
     :param cache: settings of the frame cache, None for none.
+    :param preprocessing: of the model that will see the frames.
     :return: of `[key]`: a Sample; an InputError is returned, not raised, where no replacement decodes either, so that
         it reaches the main process as it is.
     """
@@ -57,11 +58,12 @@ class TrainPairs(Dataset):
         sample_type: str,
         seed: int,
         cache: CacheSettings | None = None,
+        preprocessing: Preprocessing = OPENAI,
     ) -> None:
         self.clips, self.clip_of_caption = split.clips, split.clip_of_caption
         self.sample_type, self.seed = sample_type, seed
         self.read = _reader(num_frames, sample_type, cache)
-        self.transform = train_transform(input_res, split.flip)
+        self.transform = train_transform(input_res, split.flip, preprocessing)
 
     def __len__(self) -> int:
         return len(self.clip_of_caption)
@@ -91,15 +93,23 @@ class TestVideos(Dataset):
     """The videos of a test split, each once.
 
     :param cache: settings of the frame cache, None for none.
+    :param preprocessing: of the model that will see the frames.
     :return: of `[index]`: uint8 frames (F, 3, R, R) and the index of the clip, or an InputError.
     """
 
     __test__ = False  # not a pytest class
 
-    def __init__(self, split: Split, num_frames: int, input_res: int, cache: CacheSettings | None = None) -> None:
+    def __init__(
+        self,
+        split: Split,
+        num_frames: int,
+        input_res: int,
+        cache: CacheSettings | None = None,
+        preprocessing: Preprocessing = OPENAI,
+    ) -> None:
         self.clips = split.clips
         self.read = _reader(num_frames, "uniform", cache)
-        self.transform = test_transform(input_res)
+        self.transform = test_transform(input_res, preprocessing)
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -119,9 +129,11 @@ class FilmClips(IterableDataset):
     :return: of an iteration: samples, an index that of a clip; (index, InputError) for one that does not decode.
     """
 
-    def __init__(self, clips: Sequence[Clip], num_frames: int, input_res: int) -> None:
+    def __init__(
+        self, clips: Sequence[Clip], num_frames: int, input_res: int, preprocessing: Preprocessing = OPENAI
+    ) -> None:
         self.clips, self.num_frames = clips, num_frames
-        self.transform = test_transform(input_res)
+        self.transform = test_transform(input_res, preprocessing)
 
     def __len__(self) -> int:
         return len(self.clips)

@@ -1,16 +1,24 @@
 """The CLIP that is fine-tuned: transformers' CLIPModel and its tokenizer, by --clip_arch or --clip_path."""
 
+import html
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
+import ftfy
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from datasets.transforms import OPENAI, Preprocessing
 from diffusion_lm.errors import InputError
+from diffusion_lm.weights import load_tensors, one_line, without_wrappers
 from model.openai_clip import read_openai
+from model.preprocessing import OPEN_CLIP_FILE
 from modules.patch_dropout import PatchDropout
 
 logger = logging.getLogger(__name__)
@@ -21,10 +29,10 @@ HUB_IDS = {
     "ViT-L/14": "openai/clip-vit-large-patch14",
 }
 TINY_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "clip-tiny"
-PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
-PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 TOKENIZER_FILES = "vocab.json and merges.txt (or tokenizer.json)"
 NEEDED_FILES = f"config.json, model.safetensors (or pytorch_model.bin), {TOKENIZER_FILES}"
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _EMPTY_TOKENIZER = 3  # words of the tokenizer that transformers makes up where it finds no files, at most
 # what CLIPConfig must be told beyond its defaults, which are ViT-B/32
 CLIP_CONFIGS: dict[str, dict] = {
@@ -53,8 +61,13 @@ class ClipRetrieval(nn.Module):
     def __init__(self, clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
         self.clip, self.tokenizer = clip, tokenizer
-        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
+        self.set_preprocessing(OPENAI)
+
+    def set_preprocessing(self, preprocessing: Preprocessing) -> None:
+        """Expect pictures as this CLIP was shown them. Frames are cut and resized before, by the data's transforms."""
+        self.preprocessing = preprocessing
+        for name, values in (("pixel_mean", preprocessing.mean), ("pixel_std", preprocessing.std)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     @property
     def embed_dim(self) -> int:
@@ -93,10 +106,12 @@ class ClipRetrieval(nn.Module):
     def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """What the model reads of N captions: tensors of N rows, on the CPU.
 
-        Here CLIP's token ids (N, longest), padded behind the end token and cut at CLIP's longest.
+        Here CLIP's token ids (N, longest) of the cleaned captions, padded behind the end token and cut at CLIP's
+        longest.
         """
         longest = self.clip.config.text_config.max_position_embeddings
-        encoded = self.tokenizer(list(captions), padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        cleaned = list(map(clean_caption, captions))
+        encoded = self.tokenizer(cleaned, padding=True, truncation=True, max_length=longest, return_tensors="pt")
         return {"token_ids": encoded["input_ids"]}
 
     def select(self, tokens: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
@@ -127,29 +142,90 @@ class ClipRetrieval(nn.Module):
         return _features(features).unflatten(0, frames.shape[:2])
 
 
+def clean_caption(caption: str) -> str:
+    """What CLIP reads of a caption, as OpenAI's tokenizer prepares it: text that was decoded with the wrong encoding is
+    repaired, curly quotes are straight, HTML entities are characters, blanks are single, letters are small.
+
+    transformers' tokenizer does only the last two. The words of the text diffusion are those of the caption as it is,
+    as its published vocabularies and `word_tokens.json` have them.
+    """
+    if caption.isascii() and caption.isprintable() and "&" not in caption:
+        text = caption  # nothing to repair, and so are nearly all captions of the data sets
+    else:
+        text = html.unescape(html.unescape(ftfy.fix_text(caption)))
+    return " ".join(text.split()).lower()
+
+
 def load_clip(clip_arch: str, clip_path: str | None = None) -> tuple[CLIPModel, CLIPTokenizer]:
     """CLIP with its weights in float32: pre-trained, or random for `tiny` without a path.
 
-    :param clip_path: hub id, folder, or file with OpenAI's names.
+    :param clip_path: hub id, folder of transformers or open_clip, or file with OpenAI's names.
     :raises InputError: neither a local folder nor the hub's cache nor the hub has it; says which files to put where.
     """
     if clip_path is None and clip_arch == "tiny":
         return build_clip(CLIP_CONFIGS["tiny"], TINY_FOLDER)
-    if clip_path is not None and Path(clip_path).is_file():
-        return _load_openai(Path(clip_path), clip_arch)
+    if clip_path is not None and (file := _weights_file(Path(clip_path))):
+        return _load_openai(file, clip_arch)
     source = clip_path or _home(clip_arch)
     transformers_logging.disable_progress_bar()
+    told = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # a page of names, of which one line is said below
     try:
         clip, report = CLIPModel.from_pretrained(
-            source, attn_implementation="sdpa", dtype=torch.float32, output_loading_info=True
-        )  # dtype, as transformers 5 keeps that of the file otherwise
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(_not_found(source, clip_path)) from error
-    if missing := sorted(report["missing_keys"]):  # which transformers fills with random numbers
+            **_weights_of(source),
+            attn_implementation="sdpa",
+            dtype=torch.float32,  # transformers 5 keeps that of the file otherwise
+            ignore_mismatched_sizes=True,  # they are said here
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, UnpicklingError, SafetensorError) as error:
+        raise InputError(_not_loaded(source, clip_path, error)) from error
+    finally:
+        transformers_logging.set_verbosity(told)
+    _check_names(report, source)
+    return clip, load_tokenizer(source)
+
+
+def _check_names(report: dict[str, Any], source: str) -> None:
+    """:raises InputError: tensors are missing or of another size, which transformers fills with random numbers."""
+    if missing := sorted(report["missing_keys"]):
         raise InputError(
             f"the weights of {source} are not those of its CLIP: {missing[0]} and {len(missing) - 1} more are missing"
         )
-    return clip, load_tokenizer(source)
+    if others := sorted(report["mismatched_keys"]):
+        name, size, wanted = others[0]
+        raise InputError(
+            f"the weights of {source} are not those of its CLIP: {name} is {tuple(size)} instead of {tuple(wanted)}, "
+            f"and {len(others) - 1} more are of another size"
+        )
+    if unknown := sorted(report["unexpected_keys"]):
+        logger.info("%s: %s and %d more tensors have no place in CLIP", source, unknown[0], len(unknown) - 1)
+
+
+def _weights_of(source: str) -> dict[str, Any]:
+    """What transformers builds a CLIP from, as arguments: a hub id, or the configuration and the weights of a folder.
+
+    Those in one file are read here, whatever its kind and the wrappers in its names.
+    """
+    folder = Path(source)
+    files = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
+    if not files or not (folder / "config.json").is_file():
+        return {"pretrained_model_name_or_path": source}  # or a folder with weights in several files
+    content = load_tensors(files[0])
+    content = content.get("state_dict", content)
+    state = without_wrappers({name: value for name, value in content.items() if isinstance(value, Tensor)})
+    if all(name.startswith("clip.") for name in state):
+        state = {name.removeprefix("clip."): value for name, value in state.items()}
+    return {"pretrained_model_name_or_path": None, "config": CLIPConfig.from_pretrained(source), "state_dict": state}
+
+
+def _weights_file(place: Path) -> Path | None:
+    """The file that is read with OpenAI's names, if it is one: itself, or that of a folder of open_clip."""
+    if place.is_file():
+        return place
+    if (place / "config.json").is_file() or not (place / OPEN_CLIP_FILE).is_file():
+        return None
+    return next((place / name for name in _OPEN_CLIP_WEIGHTS if (place / name).is_file()), None)
 
 
 def _load_openai(path: Path, clip_arch: str) -> tuple[CLIPModel, CLIPTokenizer]:
@@ -158,7 +234,7 @@ def _load_openai(path: Path, clip_arch: str) -> tuple[CLIPModel, CLIPTokenizer]:
     try:
         clip.load_state_dict(state)
     except RuntimeError as error:
-        raise InputError(f"{path} does not fit CLIP: {' '.join(str(error).split())[:600]}") from error
+        raise InputError(f"{path} does not fit CLIP: {one_line(error)[:600]}") from error
     return clip, tokenizer
 
 
@@ -223,9 +299,15 @@ def _no_tokenizer(source: str | Path) -> str:
     )
 
 
-def _not_found(source: str, clip_path: str | None) -> str:
-    if clip_path and Path(clip_path).is_dir():
-        return f"--clip_path={clip_path} holds no CLIP: it needs {NEEDED_FILES}"
+def _not_loaded(source: str, clip_path: str | None, error: Exception) -> str:
+    folder = Path(source)
+    if folder.is_dir():
+        weights = [file for pattern in ("model*.safetensors", "pytorch_model*.bin") for file in folder.glob(pattern)]
+        if not weights or not (folder / "config.json").is_file():
+            return f"--clip_path={clip_path} holds no CLIP: it needs {NEEDED_FILES}"
+        for file in weights:
+            load_tensors(file)  # says in one line what is wrong with it
+        return f"--clip_path={clip_path} does not load as a CLIP of transformers: {one_line(error)[:400]}"
     return (
         f"CLIP {source} is not in the local cache and cannot be downloaded: put {NEEDED_FILES} of it into a folder "
         f"and give --clip_path=FOLDER, or use --clip_arch=tiny"

@@ -1,6 +1,7 @@
 """Builds a model: fresh for training, or from a checkpoint."""
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,15 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from config import Config
 from config.config import CLIP_INPUT_RES, DIFFUSION_ARCHS, RECIPES
+from datasets.transforms import OPENAI, Preprocessing
 from diffusion_lm import weights
 from diffusion_lm.denoiser import Denoiser, DenoiserConfig
 from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
-from diffusion_lm.weights import PretrainedDiffusionLM
+from diffusion_lm.weights import PretrainedDiffusionLM, without_wrappers
 from model.clip import CLIP_CONFIGS, build_clip, clip_of, load_clip, tokenizer_source
+from model.preprocessing import read_preprocessing
 from model.published import (
     ROUNDING_TABLE,
     TEACHER,
@@ -77,21 +80,45 @@ WITHOUT_DIFFUSION = {"clip_transformer": _xpool, "clip_tmass": _tmass, "clip_bas
 def create_model(config: Config) -> RetrievalModel:
     """A model before training: CLIP, identity pooling, and for TextDiffs a student that starts from the teacher.
 
-    :raises InputError: CLIP or the pre-trained Diffusion-LM is not there.
+    `config` takes the side of the frames from the CLIP, unless it is given.
+
+    :raises InputError: CLIP or the pre-trained Diffusion-LM is not there, or its pictures are prepared in another way
+        than is known here.
     """
     published = config.recipe == "published"
     pretrained = load_teacher(config, published) if config.arch in DIFFUSION_ARCHS else None
     clip, tokenizer = load_clip(config.clip_arch, config.clip_path)
     check_embed_dim(config, clip)
+    preprocessing = _take_preprocessing(config, clip)
     if pretrained is None:
-        return _assemble(config, clip, tokenizer)
-    teacher = pretrained.build(config.num_frames)
-    student = Denoiser(pretrained.denoiser_config, len(pretrained.vocabulary), config.num_frames)
-    if not published:
-        teacher.reset_condition_to_no_op()
-        student.load_state_dict(teacher.state_dict())
-    random_table = pretrained.random_table if published else None
-    return _assemble(config, clip, tokenizer, student, teacher, pretrained.vocabulary, random_table)
+        model = _assemble(config, clip, tokenizer)
+    else:
+        teacher = pretrained.build(config.num_frames)
+        student = Denoiser(pretrained.denoiser_config, len(pretrained.vocabulary), config.num_frames)
+        if not published:
+            teacher.reset_condition_to_no_op()
+            student.load_state_dict(teacher.state_dict())
+        random_table = pretrained.random_table if published else None
+        model = _assemble(config, clip, tokenizer, student, teacher, pretrained.vocabulary, random_table)
+    model.set_preprocessing(preprocessing)
+    return model
+
+
+def _take_preprocessing(config: Config, clip: CLIPModel) -> Preprocessing:
+    """That of the CLIP of a run; `config` takes the side of the frames from it, unless that is given.
+
+    :raises InputError: it is not known here, or the files of the CLIP contradict each other.
+    """
+    native = clip.config.vision_config.image_size
+    preprocessing, side = (OPENAI, None) if config.clip_path is None else read_preprocessing(config.clip_path)
+    if config.input_res is None and side not in (None, native):
+        raise InputError(
+            f"{config.clip_path}: its preprocessing makes pictures of {side} pixels, but its CLIP is for {native}: say "
+            f"with --input_res which is right"
+        )
+    config.input_res = config.input_res or native
+    config.check_frame_cache()
+    return preprocessing
 
 
 def restore_model(config: Config, checkpoint: dict[str, Any], path: Path) -> RetrievalModel:
@@ -122,7 +149,7 @@ def from_published(config: Config, checkpoint: dict[str, Any], family: Family, p
     :raises InputError: a setting on the command line contradicts the checkpoint, the folder is not the one that it was
         trained with, or names or sizes do not fit; lists them.
     """
-    state = checkpoint["state_dict"]
+    state = without_wrappers(checkpoint["state_dict"])
     if any(name.startswith("clip.visual.") for name in state):
         raise InputError(f"{path} is a {family.name} checkpoint with OpenAI's CLIP: it loads if trained --huggingface")
     _take_settings(config, shown_settings(state, family, path), path)
@@ -199,7 +226,10 @@ def _build_ours(config: Config, checkpoint: dict[str, Any], path: Path) -> Retri
         config.sampling_steps = config.diffusion_steps
     clip, tokenizer = build_clip(checkpoint["clip_config"], tokenizer_source(config.clip_arch, config.clip_path))
     check_embed_dim(config, clip)
-    return _build_from(config, checkpoint, clip, tokenizer)
+    config.check_frame_cache()
+    model = _build_from(config, checkpoint, clip, tokenizer)
+    model.set_preprocessing(Preprocessing(**checkpoint.get("preprocessing", {})))  # older ones had all OpenAI's
+    return model
 
 
 def _build_from(
@@ -217,7 +247,10 @@ def _build_from(
 
 def description(model: RetrievalModel) -> dict[str, Any]:
     """What a checkpoint must hold beside the weights and the configuration to build the model again."""
-    parts: dict[str, Any] = {"clip_config": model.clip.config.to_dict()}
+    parts: dict[str, Any] = {
+        "clip_config": model.clip.config.to_dict(),
+        "preprocessing": asdict(model.preprocessing),
+    }
     if isinstance(model, TextDiffs):
         parts["denoiser"] = model.text_diffusion.student.config.to_dict()
         parts["vocabulary"] = model.vocabulary.token_to_id

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datasets.transforms import OPENAI, Preprocessing
 from diffusion_lm.errors import InputError
+from diffusion_lm.weights import without_wrappers
 from model.clip import CLIP_CONFIGS
 
 NAMES_SHOWN = 40  # of an error
@@ -80,7 +82,7 @@ def family_of(checkpoint: Mapping[str, Any]) -> Family | None:
     """The family of a checkpoint; None for one of this project and for files of others."""
     if "clip_config" in checkpoint:
         return None
-    names = checkpoint["state_dict"].keys()
+    names = without_wrappers(checkpoint["state_dict"]).keys()
     if not any(name.startswith("clip.") for name in names):
         return None
     return next((family for family in FAMILIES if any(name.startswith(family.marker) for name in names)), None)
@@ -117,6 +119,7 @@ def published_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> dict[str,
     family = next((family for family in FAMILIES if family.arch == config.get("arch")), None)
     if family is None:
         raise InputError(f"{path}: nobody publishes checkpoints of --arch={config.get('arch')}")
+    _check_form(checkpoint, family, path)
     state = to_published(checkpoint["state_dict"], family)
     unread = checkpoint.get("published")
     if unread is None:
@@ -125,6 +128,24 @@ def published_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> dict[str,
         except KeyError as error:
             raise InputError(f"{path} lacks {error}") from error
     return {"epoch": checkpoint.get("epoch", 0), "state_dict": state | unread}
+
+
+def _check_form(checkpoint: Mapping[str, Any], family: Family, path: Path) -> None:
+    """:raises InputError: a published file, which holds tensors alone, would be taken for another CLIP."""
+    settings = shown_settings(checkpoint["state_dict"], family, path)
+    if Preprocessing(**checkpoint.get("preprocessing", {})) != OPENAI:
+        raise InputError(
+            f"{path}: its CLIP has a preprocessing of its own, for which published checkpoints have no place"
+        )
+    published = CLIP_CONFIGS[settings["clip_arch"]]
+    for part in ("text_config", "vision_config"):
+        for name in ("hidden_act", "num_attention_heads"):
+            own, usual = checkpoint["clip_config"][part][name], published[part][name]
+            if own != usual:
+                raise InputError(
+                    f"{path}: its CLIP has {name}={own}, but published checkpoints of this size mean {usual} and "
+                    "have no place for another"
+                )
 
 
 def shown_settings(state: Mapping[str, Tensor], family: Family, path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from config import Config
 from diffusion_lm.command_line import Parser
 from diffusion_lm.errors import InputError
 from diffusion_lm.files import written_whole
-from diffusion_lm.weights import save_atomically
+from diffusion_lm.weights import is_safetensors, one_line, save_atomically
 from model.factory import from_published
 from model.published import family_of, published_checkpoint
 from trainer.checkpoints import load_checkpoint
@@ -36,10 +36,10 @@ _UNREAD = "published/"  # before the names of tensors that only a published file
 def main() -> None:
     parser = Parser("preprocess/convert_checkpoint.py", __doc__)
     parser.add_argument(
-        "--input", type=Path, required=True, metavar="FILE", help="checkpoint: .pth, .pt or .safetensors"
+        "--input", type=Path, required=True, metavar="FILE", help="checkpoint: of torch.save or safetensors"
     )
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="FILE", help="file to write, of one of these formats"
+        "--output", type=Path, required=True, metavar="FILE", help="file to write: .pth, .pt or .safetensors"
     )
     args, others = parser.parse_known_args()
     config = Config.parse(others, prog="preprocess/convert_checkpoint.py")
@@ -60,7 +60,7 @@ def read(path: Path) -> dict[str, Any]:
 
     :raises InputError: it is damaged, no checkpoint, or holds more than tensors and plain values.
     """
-    if path.suffix != ".safetensors":
+    if not path.is_file() or not is_safetensors(path):
         return load_checkpoint(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -68,7 +68,7 @@ def read(path: Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
         others = json.loads(metadata[_SETTINGS]) if _SETTINGS in metadata else {"epoch": int(metadata.get("epoch", 0))}
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{path} is no safetensors file, or damaged: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path} is a safetensors file that is damaged or cut short: {one_line(error)}") from error
     state = {name: tensor for name, tensor in tensors.items() if not name.startswith(_UNREAD)}
     unread = {name.removeprefix(_UNREAD): tensor for name, tensor in tensors.items() if name.startswith(_UNREAD)}
     return {**others, "state_dict": state, **({"published": unread} if "published" in others else {})}
@@ -113,9 +113,8 @@ def _separate(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_places(source: Path, target: Path) -> None:
-    for flag, path in (("input", source), ("output", target)):
-        if path.suffix not in SUFFIXES:
-            raise InputError(f"--{flag}={path}: the name must end in one of {', '.join(SUFFIXES)}")
+    if target.suffix not in SUFFIXES:
+        raise InputError(f"--output={target}: the name must end in one of {', '.join(SUFFIXES)}")
     if not source.is_file():
         raise InputError(f"--input={source} does not exist")
     if target.exists():

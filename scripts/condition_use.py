@@ -48,7 +48,8 @@ def main() -> None:
     model.to(device).eval()
     places = (config.dataset_dir, config.videos_dir, config.msrvtt_train_file, config.allow_missing)
     split = load_split(config.dataset_name, config.test_split, *places)
-    evaluator = Evaluator(split, config, device, choose_precision(config.precision, device))
+    dtype = choose_precision(config.precision, device)
+    evaluator = Evaluator(split, config, device, dtype, model.preprocessing)
     embeddings = evaluator.encode(model)
 
     # 3. scores with the condition of the right and of the wrong videos

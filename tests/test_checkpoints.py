@@ -1,13 +1,18 @@
 """Checkpoints: what is written can be read, what cannot be read is named; and the models that runs start from."""
 
+import argparse
 import itertools
 import json
 import os
+import pickle
 import random
 import shutil
 import time
+import warnings
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from transformers import CLIPConfig, CLIPModel
 
@@ -140,6 +145,64 @@ def test_files_with_code_are_refused_unread(tmp_path):
     message = failure(load_checkpoint, path)
     assert str(path) in message
     assert not trace.exists()
+
+
+class Whole(torch.nn.Linear):
+    """A model that was saved as it is."""
+
+
+STATE = {"a": torch.ones(300, 300)}
+SAID = {
+    "numpy": ({"R1": np.float64(3)}, "numpy._core.multiarray.scalar"),
+    "array": ({"ids": np.zeros(3)}, "more than tensors and plain values"),
+    "arguments": ({"args": argparse.Namespace(lr=1)}, "argparse.Namespace"),
+    "model": (Whole(2, 2), "Whole"),
+    "cut": (STATE, "is damaged or cut short"),
+    "bit": (STATE, "is damaged: the checksum of model/data.pkl is wrong"),
+    "empty": (b"", "is empty"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is only a pointer of Git LFS"),
+    "page": (b"\n<!doctype html><html>", "is a web page"),
+    "text": (b"hello", "or neither a file of torch.save nor of safetensors"),
+    "pickle": (pickle.dumps({"a": 1}), "or neither a file of torch.save nor of safetensors"),
+    "safetensors": (safetensors.torch.save(STATE)[:-1], "is a safetensors file that is damaged or cut short"),
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("kind", SAID)
+def test_what_is_wrong_with_a_file_is_said(tmp_path, kind, legacy):
+    """One true sentence, without torch's advice to read it all the same."""
+    content, said = SAID[kind]
+    path = tmp_path / "model.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    if kind == "cut":
+        path.write_bytes(path.read_bytes()[:-1000])
+    elif kind == "bit":
+        if legacy:
+            return  # which has no checksums
+        path.write_bytes(path.read_bytes().replace(b"torch._utils", b"korch._utils"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        message = failure(load_checkpoint, path)
+    assert said in message and message.startswith(str(path))
+    assert "weights_only" not in message and "\x1b" not in message
+    if kind not in ("cut", "bit", "text", "pickle", "safetensors"):
+        assert "damaged" not in message
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_other_archives_are_named(tmp_path):
+    path = tmp_path / "model.pth"
+    with open(path, "wb") as file:
+        np.savez(file, a=np.zeros(3))
+    assert "a zip archive of something else" in failure(load_checkpoint, path)
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
+    assert "TorchScript" in failure(load_checkpoint, path)
+    path.write_bytes(safetensors.torch.save(STATE))
+    assert "preprocess/convert_checkpoint.py" in failure(load_checkpoint, path)
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -514,6 +577,19 @@ def test_published_xpool_and_tmass_load(parse, tmp_path, arch):
     assert (config.arch, config.clip_arch, config.num_frames) == (arch, "tiny", 3)
 
 
+@pytest.mark.parametrize("arch", ["clip_transformer", "clip_tmass", "clip_stochastic --recipe=published"])
+@pytest.mark.parametrize("wrap", ["module.", "model.", "_orig_mod.", "module.model.", "within"])
+def test_wrappers_of_published_checkpoints_are_taken_off(parse, tmp_path, arch, wrap):
+    """Programs that train on several GPUs in one process have `module.` in all names."""
+    path = tmp_path / "published.pth"
+    model = published_file(parse, path, f"--arch={arch}")
+    checkpoint = load_checkpoint(path)
+    names = checkpoint["state_dict"].items()
+    state = {name.replace("clip.", "clip.module.") if wrap == "within" else wrap + name: value for name, value in names}
+    restored = restore_model(parse("--num_frames=3", small=False), checkpoint | {"state_dict": state}, path)
+    assert_equal_states(restored.state_dict(), model.state_dict())
+
+
 def test_the_arch_that_tmass_gives_itself_is_answered(parse, tmp_path):
     """T-MASS calls itself clip_stochastic, which is TextDiffs here."""
     path = tmp_path / "published.pth"
@@ -562,6 +638,11 @@ def test_xpool_without_huggingface_is_refused_with_the_reason(parse, tmp_path):
     state = {"clip.visual.conv1.weight": torch.ones(2), "pool_frames.linear_proj.bias": torch.ones(2)}
     message = failure(restore_model, parse(small=False), {"epoch": 1, "state_dict": state}, tmp_path / "x.pth")
     assert "--huggingface" in message
+
+
+def test_a_checkpoint_is_no_clip(parse, tmp_path):
+    saved(parse, tmp_path / "model.pth", "--arch=clip_transformer")
+    assert "--load_epoch" in failure(create_model, parse(f"--arch=clip_baseline --clip_path={tmp_path / 'model.pth'}"))
 
 
 def test_the_path_of_the_tokenizer_may_change(parse, tmp_path):

@@ -131,6 +131,33 @@ def test_files_with_code_are_refused_unread(convert, tmp_path):
     assert not (tmp_path / "ours.pth").exists()
 
 
+@pytest.mark.parametrize("what", ["preprocessing", "activation", "heads"])
+def test_a_clip_that_published_files_cannot_describe_is_refused(convert, teacher, tmp_path, what):
+    """They hold tensors alone: it would come back as another CLIP."""
+    ours(XPOOL, teacher, tmp_path / "ours.pth")
+    checkpoint = load_checkpoint(tmp_path / "ours.pth")
+    if what == "preprocessing":
+        checkpoint["preprocessing"]["mean"] = (0.5, 0.5, 0.5)
+    elif what == "activation":
+        checkpoint["clip_config"]["vision_config"]["hidden_act"] = "quick_gelu"
+    else:
+        checkpoint["clip_config"]["text_config"]["num_attention_heads"] = 2
+    torch.save(checkpoint, tmp_path / "ours.pth")
+    code, message = convert("ours.pth", "published.pth")
+    assert code == 2
+    assert {"preprocessing": what, "activation": "hidden_act", "heads": "num_attention_heads"}[what] in message
+    assert not (tmp_path / "published.pth").exists()
+
+
+def test_the_kind_of_a_file_follows_from_its_content(convert, teacher, tmp_path):
+    """Weights of the hub are called pytorch_model.bin, whatever they are."""
+    state = published_state(XPOOL, teacher, tmp_path / "ours.pth")
+    save_file({f"module.{name}": tensor.clone() for name, tensor in state.items()}, tmp_path / "weights.bin")
+    assert convert("weights.bin", "middle.pth", SIZES) == (0, "")
+    assert convert("middle.pth", "end.pth") == (0, "")
+    assert_same_bits(load_checkpoint(tmp_path / "end.pth")["state_dict"], state)
+
+
 @pytest.mark.parametrize("kind", ["missing", "suffix", "exists", "cut short", "foreign", "foreign names", "arch"])
 def test_bad_input_is_one_line(convert, teacher, tmp_path, kind):
     source, target, line = "in.safetensors", "out.pth", ""

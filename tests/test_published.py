@@ -11,10 +11,10 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from config import Config
 from datasets.annotations import load_split
 from datasets.loading import TestVideos
+from datasets.transforms import PIXEL_MEAN, PIXEL_STD
 from diffusion_lm.denoiser import DENOISERS, Denoiser
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
-from model.clip import PIXEL_MEAN, PIXEL_STD
 from modules.frame_pooling import FramePooling
 from modules.noise import sampling_noise
 from modules.text_diffusion import TextDiffusion

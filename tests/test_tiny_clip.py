@@ -163,6 +163,51 @@ def test_weights_of_something_else_are_refused(tmp_path):
         load_clip("tiny", str(tmp_path / "clip"))
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("prefix", ["", "module.", "clip.", "_orig_mod.", "module.model.clip."])
+@pytest.mark.parametrize("save", [torch.save, save_file])
+def test_a_folder_is_read_whatever_its_file_is(tmp_path, name, prefix, save):
+    """Its kind follows from its content, and wrappers are taken off its names."""
+    state = load_file(TINY_FOLDER / "model.safetensors")
+    shutil.copytree(TINY_FOLDER, tmp_path / "clip", ignore=shutil.ignore_patterns("*.safetensors"))
+    save({prefix + key: tensor for key, tensor in state.items()}, tmp_path / "clip" / name)
+    loaded = load_clip("tiny", str(tmp_path / "clip"))[0].state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[key], tensor.float()) for key, tensor in state.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("model.safetensors", b"", "is empty"),
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "pointer of Git LFS"),
+        ("pytorch_model.bin", b"<!DOCTYPE html><html></html>", "is a web page"),
+        ("model.safetensors", 1000, "safetensors file that is damaged or cut short"),
+        ("config.json", b"{", "not a valid JSON"),
+        ("model.safetensors", {"text_projection.weight": torch.zeros(3, 3)}, "is (3, 3) instead of (128, 128)"),
+        ("model.safetensors", None, "it needs config.json, model.safetensors"),
+    ],
+)
+def test_a_folder_that_does_not_load_says_why(tmp_path, capfd, name, content, said):
+    shutil.copytree(TINY_FOLDER, tmp_path / "clip")
+    path, weights = tmp_path / "clip" / name, tmp_path / "clip" / "model.safetensors"
+    if isinstance(content, dict):
+        save_file(load_file(weights) | content, path)
+    elif content is None:
+        path.unlink()
+    else:
+        data = weights.read_bytes()[:content] if isinstance(content, int) else content
+        if name != "config.json":
+            weights.unlink()
+        path.write_bytes(data)
+    with pytest.raises(InputError) as caught:
+        load_clip("tiny", str(tmp_path / "clip"))
+    message = str(caught.value)
+    assert said in message and str(tmp_path / "clip") in message
+    assert "\n" not in message and "\x1b" not in message
+    assert capfd.readouterr() == ("", "")  # no report of transformers
+
+
 @pytest.mark.parametrize("attribute", ["shape", "colour"])
 @torch.no_grad()
 def test_the_pretrained_tiny_clip_knows_shapes_and_colours(attribute):

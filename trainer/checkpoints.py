@@ -10,7 +10,7 @@ from typing import Any
 
 from config import Config
 from diffusion_lm.errors import InputError
-from diffusion_lm.weights import load_tensors, save_atomically
+from diffusion_lm.weights import is_safetensors, load_tensors, save_atomically
 from model.factory import create_model, description, restore_model
 from model.retrieval import RetrievalModel
 from trainer import distributed
@@ -84,6 +84,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     :raises InputError: it does not exist, is cut short or is no checkpoint; names it.
     """
     checkpoint = load_tensors(path)
+    if is_safetensors(path):
+        raise InputError(f"{path} is a safetensors file: preprocess/convert_checkpoint.py makes a checkpoint of it")
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise InputError(f"{path} is no checkpoint: it has no state_dict")
     return checkpoint

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from config import Config
 from datasets.annotations import Split
+from datasets.transforms import OPENAI
 from diffusion_lm.errors import InputError
 from diffusion_lm.files import written_whole
+from model.clip import ClipRetrieval
 from model.retrieval import RetrievalModel
 
 FORMAT = "TextDiffs embeddings"
@@ -39,7 +41,26 @@ def fingerprint(model: RetrievalModel, split: Split, config: Config) -> dict[str
         "--num_frames": str(config.num_frames),
         "--input_res": str(config.input_res),
         "CLIP weights": digest(model.clip),
+        **clip_marks(model),
     }
+
+
+def clip_marks(model: ClipRetrieval) -> dict[str, str]:
+    """What features depend on beside the weights and the flags."""
+    config = model.clip.config
+    return {
+        "preprocessing of pictures": str(model.preprocessing),
+        "activation of CLIP": f"{config.vision_config.hidden_act} {config.text_config.hidden_act}",
+    }
+
+
+def differences(made_of: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+    """The marks in which a file differs from what it is to be used for.
+
+    Files that are older than a mark do not tell it: their pictures were prepared as OpenAI's.
+    """
+    told = {"preprocessing of pictures": str(OPENAI), **made_of}
+    return [name for name, value in here.items() if told.get(name, value) != value]
 
 
 def digest(module: nn.Module) -> str:
@@ -88,7 +109,7 @@ def load_embeddings(path: Path, split: Split, marks: dict[str, str]) -> Embeddin
     """
     with _opened(path) as file:
         made_of = json.loads(file.metadata()["fingerprint"])
-        different = [name for name, value in marks.items() if made_of.get(name) != value]
+        different = differences(made_of, marks)
         if different:
             told = ", ".join(name + _values(made_of.get(name), marks[name]) for name in different)
             raise InputError(f"--load_embeddings={path} does not belong to this run: it differs in {told}")

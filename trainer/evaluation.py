@@ -20,6 +20,7 @@ from datasets.annotations import Split
 from datasets.failures import TimesBeyond
 from datasets.frame_cache import CacheSettings
 from datasets.loading import TestVideos, batches, test_loader
+from datasets.transforms import Preprocessing
 from diffusion_lm.errors import InputError
 from diffusion_lm.files import written_whole
 from diffusion_lm.progress import progress
@@ -66,16 +67,19 @@ class Evaluator:
     :param split: the test split.
     :param config: batch and block sizes, frames.
     :param dtype: of the matrix products.
+    :param preprocessing: of these models.
     """
 
-    def __init__(self, split: Split, config: Config, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, split: Split, config: Config, device: torch.device, dtype: torch.dtype, preprocessing: Preprocessing
+    ) -> None:
         self.split, self.config, self.device, self.dtype = split, config, device, dtype
         owner = split.clip_of_caption
         single = len(owner) == len(split.clips) and len(set(owner)) == len(owner)
         self.own_text = torch.tensor(owner).argsort() if single else None
         self.texts_of, self.videos_of = (_shares(len(all_), config.batch_size) for all_ in (owner, split.clips))
         videos = Subset(
-            TestVideos(split, config.num_frames, config.input_res, CacheSettings.of(config)),
+            TestVideos(split, config.num_frames, config.input_res, CacheSettings.of(config), preprocessing),
             self.videos_of[distributed.rank()].tolist(),
         )
         self.loader = test_loader(videos, config.batch_size, config.num_workers, device.type == "cuda")

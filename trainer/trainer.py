@@ -92,7 +92,8 @@ class Trainer:
         own = config.batch_size * config.grad_accum
         self.rows, self.batch_size = range(rank * own, (rank + 1) * own), own * size
         cache = CacheSettings.of(config)
-        pairs = TrainPairs(split, config.num_frames, config.input_res, config.video_sample_type, config.seed, cache)
+        frames = (config.num_frames, config.input_res, config.video_sample_type, config.seed)
+        pairs = TrainPairs(split, *frames, cache, model.preprocessing)
         self.loader = train_loader(pairs, own, config.num_workers, config.seed, device.type == "cuda", rank, size)
         self.steps_of_epoch = self.loader.sampler.steps
         self.tokens = model.tokenize(split.captions)

@@ -47,7 +47,8 @@ class Encoder:
         :raises RunError: features are NaN or infinite.
         """
         config = self.config
-        films = FilmClips(list(map(_as_read, clips)), config.num_frames, config.input_res)
+        preprocessing = self.model.preprocessing
+        films = FilmClips(list(map(_as_read, clips)), config.num_frames, config.input_res, preprocessing)
         workers = config.num_workers if len(clips) > config.batch_size else 0  # starting them costs more than a batch
         loader = film_loader(films, config.batch_size, workers, self.device.type == "cuda")
         with autocast(self.device, self.dtype), one_thread_per_item(self.device) as threads:

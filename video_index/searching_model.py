@@ -9,7 +9,7 @@ from diffusion_lm.errors import InputError
 from model.retrieval import RetrievalModel
 from trainer.checkpoints import chosen_model
 from trainer.device import set_up
-from trainer.embeddings import digest
+from trainer.embeddings import clip_marks, differences, digest
 from video_index.store import Head
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ def load_model(config: SearchConfig, head: Head | None, device: torch.device) ->
         "--num_frames": str(config.num_frames),
         "--input_res": str(config.input_res),
         "model weights": digest(model),
+        **clip_marks(model),
     }
     made_with = str(path.resolve()) if path else f"CLIP {config.clip_path or config.clip_arch} ({config.arch})"
     made = Head(made_with, marks, flags, config.window or (WINDOW if head is None else head.window))
@@ -45,7 +46,7 @@ def load_model(config: SearchConfig, head: Head | None, device: torch.device) ->
 
 def _refuse_another(config: SearchConfig, head: Head, here: Head) -> None:
     """:raises InputError: an index was made with another model or window."""
-    different = [name for name, value in here.model.items() if head.model.get(name) != value]
+    different = differences(head.model, here.model)
     if different:
         raise InputError(
             f"--index={config.index} belongs to another model: it was made with {head.made_with}, not with "

@@ -8,14 +8,19 @@ training_args.json      hyper-parameters of the run
 
 import json
 import os
-import pickle
 import re
 import shutil
 import tempfile
+import warnings
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from diffusion_lm.denoiser import DENOISERS, MAX_POSITIONS, Denoiser, DenoiserConfig
@@ -23,11 +28,14 @@ from diffusion_lm.errors import InputError
 from diffusion_lm.files import written_whole
 from diffusion_lm.vocabulary import Vocabulary
 
+T = TypeVar("T")
 VOCABULARY_FILE = "vocab.json"
 RANDOM_TABLE_FILE = "random_emb.torch"
 ARGS_FILE = "training_args.json"
 _ASIDE = ".new-"  # begins the name of the folder in which new files are written
 _EMA_NAME = re.compile(r"ema_[\d.]+_(\d+)\.pt")
+_LONGEST_SAFETENSORS_HEAD = 100_000_000  # bytes, by its specification
+_WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _BERT_BASE = "bert-base-uncased"  # what the published training_args.json calls the base denoiser
 
 
@@ -125,19 +133,86 @@ def save(
 
 
 def load_tensors(path: Path) -> dict:
-    """torch.load that takes tensors and plain values only, with errors of one line that name the file."""
+    """What a file of torch.save or safetensors holds, told by its content: tensors and plain values only.
+
+    :raises InputError: it is not there, damaged, another kind of file, or its pickle holds more; says which.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path} is damaged or holds more than tensors and plain values: {reason}") from error
+        if is_safetensors(path):
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about archives and pickles that are then refused
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise InputError(f"{path} is a safetensors file that is damaged or cut short: {one_line(error)}") from error
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # bytes that are no pickle make the unpickler fail in many ways
-        raise InputError(
-            f"{path} is damaged or cut short: {str(error).splitlines()[0] if str(error) else error!r}"
-        ) from error
+        raise InputError(f"{path} {_what_it_is(path, str(error))}") from error
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as those of safetensors do: eight bytes of length, then JSON."""
+    with open(path, "rb") as file:
+        head = file.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= _LONGEST_SAFETENSORS_HEAD
+
+
+def without_wrappers(state: Mapping[str, T]) -> dict[str, T]:
+    """A state dict by the names that it has without wrappers (`module.` of DistributedDataParallel, `_orig_mod.` of
+    torch.compile, ...), wherever they stand in them, and without a `model.` that all names begin with."""
+    state = {
+        ".".join(part for part in name.split(".") if part not in _WRAPPERS): value for name, value in state.items()
+    }
+    while state and all(name.startswith("model.") for name in state):
+        state = {name.removeprefix("model."): value for name, value in state.items()}
+    return state
+
+
+def one_line(error: object) -> str:
+    """The text of an error of a library without line breaks and terminal codes."""
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
+
+
+def _what_it_is(path: Path, reason: str) -> str:
+    """Why torch cannot load a file, by a look at it: what follows its name in a sentence.
+
+    :param reason: of torch, whose advice is not for this program. A pickle that imports something is named in it.
+    """
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if not head:
+        return "is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "is only a pointer of Git LFS to a file: fetch that with git lfs pull"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "is a web page, not weights: download the file itself"
+    names = re.findall(r"GLOBAL ([\w.]+)", reason)
+    if head.startswith(b"PK"):
+        try:
+            with zipfile.ZipFile(path) as parts:
+                damaged, inside = parts.testzip(), {name.rpartition("/")[2] for name in parts.namelist()}
+        except (zipfile.BadZipFile, OSError, EOFError) as error:
+            return f"is damaged or cut short: {one_line(error)}"
+        if damaged:
+            return f"is damaged: the checksum of {damaged} is wrong"
+        if "constants.pkl" in inside:
+            return (
+                "is a TorchScript archive, which holds code and is not run: where you trust it, make a file of its "
+                "tensors with torch.save(torch.jit.load(FILE, map_location='cpu').state_dict(), NEW_FILE)"
+            )
+        if "data.pkl" not in inside:
+            return "is a zip archive of something else: weights are files of torch.save or safetensors"
+    elif not names:
+        return "is damaged or cut short, or neither a file of torch.save nor of safetensors"
+    more = f"more than tensors and plain values ({names[0]})" if names else "a pickle of another kind than torch.save's"
+    return (
+        f"holds {more}, which could run code and is not read: where you trust it, load it in Python and torch.save its "
+        "state dict alone to a new file"
+    )
 
 
 def save_atomically(value: object, path: Path) -> None:
