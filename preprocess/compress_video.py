@@ -16,7 +16,7 @@ from typing import NamedTuple
 import cv2
 import imageio_ffmpeg
 
-from datasets.annotations import VIDEO_EXTENSIONS
+from datasets.files import VIDEO_EXTENSIONS
 from datasets.video import check_name, open_video
 from diffusion_lm.command_line import Parser, number
 from diffusion_lm.errors import InputError, RunError

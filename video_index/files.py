@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.annotations import VIDEO_EXTENSIONS
 from datasets.container import packet_times
+from datasets.files import VIDEO_EXTENSIONS
 from datasets.video import check_name
 from diffusion_lm.errors import InputError
 from video_index.store import IndexedClip, Store
