@@ -28,6 +28,7 @@ from datasets.annotations import Clip, Split
 from datasets.frame_cache import CacheSettings
 from datasets.loading import TestVideos, batches, test_loader
 from datasets.video import frame_indices, read_frames
+from diffusion_lm.command_line import home_path
 from model.clip import PIXEL_MEAN, PIXEL_STD
 from trainer.run_folder import run_program
 
@@ -155,7 +156,7 @@ def measure(folder: Path, copies: int) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--json", type=home_path, help="file for the figures")
     parser.add_argument("--quick", action="store_true", help="2 videos of each kind instead of 7")
     args = parser.parse_args()
     torch.set_num_threads(1)  # as in a worker

@@ -29,6 +29,7 @@ from transformers import CLIPConfig
 
 from config import SearchConfig
 from datasets.moving_shapes import generate
+from diffusion_lm.command_line import home_path
 from diffusion_lm.denoiser import DENOISERS, Denoiser
 from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
@@ -189,9 +190,11 @@ def found_first(index: Path, figures: Figures) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--json", type=home_path, help="file for the figures")
     parser.add_argument("--quick", action="store_true", help="10 videos, 100 entries and no faiss, to see that it runs")
-    parser.add_argument("--index", type=Path, help="index in which to search for the queries of search_queries.json")
+    parser.add_argument(
+        "--index", type=home_path, help="index in which to search for the queries of search_queries.json"
+    )
     arguments = parser.parse_args()
     set_up(CPU, 0)
     figures: Figures = {"seconds": {}, "ratios": {}, "memory_gb": {}, "errors": {}}

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from torch.func import functional_call, stack_module_state
 from torch.optim import AdamW
 from transformers import CLIPConfig
 
+from diffusion_lm.command_line import home_path
 from diffusion_lm.denoiser import DENOISERS, Denoiser
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
@@ -267,7 +267,7 @@ def say(line: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--json", type=home_path, help="file for the figures")
     parser.add_argument("--quick", action="store_true", help="tiny models")
     parser.add_argument("--batch_size", type=int, help="pairs (CPU 4, GPU 32)")
     parser.add_argument(
