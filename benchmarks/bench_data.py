@@ -30,7 +30,7 @@ from datasets.frame_cache import CacheSettings
 from datasets.loading import TestVideos, batches, test_loader
 from datasets.transforms import PIXEL_MEAN, PIXEL_STD
 from datasets.video import frame_indices, read_frames
-from diffusion_lm.command_line import Parser
+from diffusion_lm.command_line import Parser, home_path
 from trainer.run_folder import run_program
 
 logger = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ def measure(folder: Path, copies: int) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     parser = Parser("benchmarks/bench_data.py", __doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="file for the figures (default: none)")
+    parser.add_argument("--json", type=home_path, help="file for the figures (default: none)")
     parser.add_argument("--quick", action="store_true", help="2 videos of each kind instead of 7")
     args = parser.parse_args()
     torch.set_num_threads(1)  # as in a worker

@@ -30,7 +30,7 @@ from transformers import CLIPConfig
 
 from config import SearchConfig
 from datasets.moving_shapes import generate
-from diffusion_lm.command_line import Parser
+from diffusion_lm.command_line import Parser, home_path
 from diffusion_lm.denoiser import DENOISERS, Denoiser
 from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
@@ -191,10 +191,10 @@ def found_first(index: Path, figures: Figures) -> str:
 
 def main() -> None:
     parser = Parser("benchmarks/bench_search.py", __doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="file for the figures (default: none)")
+    parser.add_argument("--json", type=home_path, help="file for the figures (default: none)")
     parser.add_argument("--quick", action="store_true", help="10 videos, 100 entries and no faiss, to see that it runs")
     parser.add_argument(
-        "--index", type=Path, help="search it for the queries of search_queries.json (default: time it all)"
+        "--index", type=home_path, help="search it for the queries of search_queries.json (default: time it all)"
     )
     arguments = parser.parse_args()
     set_up(CPU, 0)

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig
 
-from diffusion_lm.command_line import Parser
+from diffusion_lm.command_line import Parser, home_path
 from diffusion_lm.denoiser import DENOISERS, Denoiser, nearest_word
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
@@ -309,8 +309,8 @@ def plot(path: Path, seconds: dict[str, float]) -> None:
 
 def main() -> None:
     parser = Parser("benchmarks/bench_similarity.py", __doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="file for the figures (default: none)")
-    parser.add_argument("--plot", type=Path, help="file for the plot of the growth, PNG (default: none)")
+    parser.add_argument("--json", type=home_path, help="file for the figures (default: none)")
+    parser.add_argument("--plot", type=home_path, help="file for the plot of the growth, PNG (default: none)")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     parser.add_argument("--parts", default=",".join(PARTS), help="which parts to run, with commas between")
     arguments = parser.parse_args()

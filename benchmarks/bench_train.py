@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ from torch.func import functional_call, stack_module_state
 from torch.optim import AdamW
 from transformers import CLIPConfig
 
-from diffusion_lm.command_line import Parser
+from diffusion_lm.command_line import Parser, home_path
 from diffusion_lm.denoiser import DENOISERS, Denoiser
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
@@ -271,7 +270,7 @@ def say(line: str) -> None:
 
 def main() -> None:
     parser = Parser("benchmarks/bench_train.py", __doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="file for the figures (default: none)")
+    parser.add_argument("--json", type=home_path, help="file for the figures (default: none)")
     parser.add_argument("--quick", action="store_true", help="tiny models")
     parser.add_argument("--batch_size", type=int, help="pairs (default: 4 on a CPU, 32 on a GPU)")
     parser.add_argument("--steps", type=int, default=2, help="timed steps of each way, the fastest counts")

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
 
-from diffusion_lm.command_line import MANY_FLAGS, Parser
+from diffusion_lm.command_line import MANY_FLAGS, Parser, at_home
 from diffusion_lm.errors import InputError
 
 DATASETS = ("MSRVTT", "MSVD", "LSMDC", "DiDeMo", "ActivityNet", "MovingShapes", "custom")
@@ -18,6 +18,7 @@ ARCHS = ("clip_stochastic", "clip_tmass", "clip_transformer", "clip_baseline")
 ARCH_ALIASES = {"clip_textdiffs": "clip_stochastic"}
 CLIP_INPUT_RES = {"ViT-B/32": 224, "ViT-B/16": 224, "ViT-L/14": 224, "tiny": 64, "tiny-shapes": 64}
 PUBLISHED_TEXT_LENGTH = 64
+PLACES = ("DIR", "FILE", "PATH")  # what the help calls paths: in these a leading ~ is the home folder
 CHOICES_WIDTH = 24  # of the help, up to which choices stand beside the name of a flag
 DIFFUSION_ARCHS = ("clip_stochastic",)
 TMASS = ("clip_tmass",)
@@ -79,7 +80,7 @@ def flag(
     :param no_effect: why the flag never does anything here, for flags kept so that known commands run.
     :param alone: the value of the flag when it is given without one.
     :param needs: the flag without which it does nothing, or FLAG=VALUE.
-    :param metavar: what the help calls its value: a unit, or a kind of text.
+    :param metavar: what the help calls its value: a unit, or a kind of text; a path has one of PLACES.
     :param unset: what the help says of a default of None.
     """
     metadata = {
@@ -717,9 +718,8 @@ def flag_parser(
         value_type = next((t for t in get_args(f.type) if t is not type(None)), f.type)
         if meta["alone"]:
             options |= {"nargs": "?", "const": meta["alone"]}
-        group.add_argument(
-            *names, type=value_type, choices=meta["choices"] or None, metavar=_metavar_of(f, value_type), **options
-        )
+        options |= {"choices": meta["choices"] or None, "metavar": _metavar_of(f, value_type)}
+        group.add_argument(*names, type=at_home if meta["metavar"] in PLACES else value_type, **options)
     return parser
 
 

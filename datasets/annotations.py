@@ -1,6 +1,7 @@
 """Which videos and captions a split of a data set has. One function per data set reads its files as distributed."""
 
 import csv
+import difflib
 import io
 import json
 import logging
@@ -11,15 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
 from datasets import moving_shapes
+from datasets.files import find_videos, split_name
 from diffusion_lm.errors import InputError
 
 logger = logging.getLogger(__name__)
-
-# of two files with the stem of a video, one with such an extension is taken: the other may be its subtitles
-VIDEO_EXTENSIONS = {
-    "3g2", "3gp", "asf", "avi", "divx", "dv", "f4v", "flv", "m2ts", "m2v", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg",
-    "mts", "mxf", "ogm", "ogv", "rm", "rmvb", "ts", "vob", "webm", "wmv",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -109,7 +105,11 @@ def read_split(dataset: str, split: str, data_dir: Path, videos_dir: Path | None
     unannotated = tuple(video_id for video_id, captions, *_ in listed if not captions)
     if unannotated:
         _report(f"{len(unannotated)} of {len(listed)} {split} videos of {dataset} have no annotation", unannotated)
-    found = _find_videos(dataset, Path(videos_dir), {video_id for video_id, *_ in entries})
+    names = dict.fromkeys(video_id for video_id, *_ in entries)
+    found, doubtful = find_videos(Path(videos_dir), names, paths=dataset == "custom")
+    if doubtful:
+        chosen = tuple(path.relative_to(videos_dir).as_posix() for path in doubtful)
+        _report(f"{len(doubtful)} videos of {dataset} are in {videos_dir} more than once, taken are", chosen)
     clips = tuple(Clip(name, found[name], *rest) for name, *rest in entries if name in found)
     missing = tuple(dict.fromkeys(name for name, *_ in entries if name not in found))
     flip = dataset != "MovingShapes"  # its captions say left and right
@@ -141,32 +141,6 @@ def load_annotations(dataset: str, split: str, data_dir: Path, train_file: str =
 def load_captions(dataset: str, data_dir: Path, train_file: str = "9k") -> list[str]:
     """All training captions of a data set, for which no video is needed."""
     return load_annotations(dataset, "train", data_dir, train_file).captions
-
-
-def _find_videos(dataset: str, videos_dir: Path, wanted: set[str]) -> dict[str, Path]:
-    """The files of videos, found by name in one walk of the folder: by stem, whatever the extension.
-
-    A custom annotation may also give a path below the folder, with or without the extension.
-    """
-    found: dict[str, Path] = {}
-    doubtful: dict[str, None] = {}
-    for path in sorted(videos_dir.rglob("*")):
-        stem, _, extension = path.name.rpartition(".")  # DiDeMo has names that end in the dot
-        names = {stem}
-        if dataset == "custom":
-            inside = path.relative_to(videos_dir).as_posix()
-            names |= {path.name, inside, inside.removesuffix(f".{extension}")}
-        known = extension.lower() in VIDEO_EXTENSIONS
-        for name in names & wanted:
-            if (known or name not in found) and path.is_file():
-                if known and name in found and found[name].suffix[1:].lower() in VIDEO_EXTENSIONS:
-                    doubtful[name] = None
-                found[name] = path
-    if doubtful:
-        _report(
-            f"{len(doubtful)} videos of {dataset} are in {videos_dir} more than once, the last is taken", (*doubtful,)
-        )
-    return found
 
 
 class _File:
@@ -205,26 +179,106 @@ class _File:
     def json_of(self, text: str, line: int) -> object:
         """The value of a JSON text that begins at a line."""
         try:
-            return json.loads(text)
+            return json.loads(text, object_pairs_hook=_unique)
         except json.JSONDecodeError as error:
             raise self.error(line + error.lineno - 1, f"not JSON ({error.msg})") from error
-        except (RecursionError, ValueError) as error:  # nested too deeply, or a number of too many digits
+        except (RecursionError, ValueError) as error:  # nested too deeply, too many digits, a key twice
             raise self.error(line, f"not JSON that can be read ({error})") from error
 
-    def rows(self, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-        """The rows of a CSV file and their lines; these columns are in every row."""
-        reader = csv.DictReader(io.StringIO(self.text, newline=""))
+    def rows(self, needed: tuple[str, ...], known: tuple[str, ...] = ()) -> Iterator[tuple[int, dict[str, str]]]:
+        """The rows of a CSV file and the lines in which they begin.
+
+        :param needed: columns that must be there and are empty in no row.
+        :param known: all columns that may be there; none: any.
+        """
+        reader = csv.reader(io.StringIO(self.text, newline=""), strict=True)
+        begin, header, long_rows = 1, None, []
         try:
-            absent = [name for name in columns if name not in (reader.fieldnames or ())]
-            if absent:
-                raise self.error(1, f"column {', '.join(absent)} is missing")
-            for row in reader:
-                empty = [name for name in columns if not (row[name] or "").strip()]
-                if empty:
-                    raise self.error(reader.line_num, f"no {', '.join(empty)}")
-                yield reader.line_num, row
+            for cells in reader:
+                if cells and header is None:
+                    header = cells
+                    self._check_header(begin, header, needed, known)
+                elif cells:  # else the line is empty
+                    if known and reader.line_num > begin:
+                        long_rows.append(str(begin))
+                    yield begin, self._row(begin, cells, header, needed)
+                begin = reader.line_num + 1
         except csv.Error as error:
-            raise self.error(max(1, reader.line_num), str(error)) from error
+            raise self.error(begin, CSV_ERRORS.get(str(error), f"{error}: is a quote not closed?")) from error
+        if header is None:
+            self._check_header(1, [], needed, known)
+        if long_rows:
+            what = f"{self.path}: {len(long_rows)} rows go over several lines (is a quote not closed?), from line"
+            _report(what, tuple(long_rows))
+
+    def _check_header(self, line: int, header: list[str], needed: tuple[str, ...], known: tuple[str, ...]) -> None:
+        absent = [name for name in needed if name not in header]
+        for mark, name in SEPARATORS.items() if absent else ():
+            if set(needed) <= {cell.strip(' "') for cell in ",".join(header).split(mark)}:
+                raise self.error(line, f"{name} between the cells: put commas there")
+        if absent:
+            there = ", ".join(_with_meaning(name, absent) for name in header) or "nothing"
+            raise self.error(line, f"column {', '.join(absent)} is missing, there is {there}")
+        self.check_names(line, "column", header, known)
+        twice = sorted({name for name in known or needed if header.count(name) > 1})
+        if twice:
+            raise self.error(line, f"column {', '.join(twice)} is there more than once")
+
+    def check_names(self, line: int, what: str, names: Iterable[str], known: tuple[str, ...]) -> None:
+        """Refuse columns or keys that are not known, if it is said which are: what they hold would be lost."""
+        unknown = [_with_meaning(name, known) for name in names if known and name not in known]
+        if unknown:
+            said = f"{what} {', '.join(unknown)} is not known"
+            raise self.error(line, f"{said}; known are {', '.join(known)}; times are in seconds")
+
+    def _row(self, line: int, cells: list[str], header: list[str], needed: tuple[str, ...]) -> dict[str, str]:
+        if any(cell[:1] in (" ", "\t") and cell.lstrip().startswith('"') for cell in cells):
+            raise self.error(line, "a blank before a quote: quotes must be the first and the last of a cell")
+        if len(cells) != len(header):
+            more = ': a cell with a comma needs quotes around it ("a dog, running")' if len(cells) > len(header) else ""
+            raise self.error(line, f"{len(cells)} cells in a row, but {len(header)} in the header{more}")
+        row = dict(zip(header, cells, strict=True))
+        empty = [name for name in needed if not row[name].strip()]
+        if empty:
+            raise self.error(line, f"no {', '.join(empty)}")
+        return row
+
+
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}  # that other programs put between cells
+CSV_ERRORS = {  # of Python's csv in other words
+    "unexpected end of data": "a quote is opened and not closed",
+    "',' expected after '\"'": "a cell goes on behind its quote: a quote is not closed, or one within not doubled",
+}
+OTHER_WORDS = {  # for what a custom annotation file may say
+    "begin": "start", "from": "start", "onset": "start", "stop": "end", "to": "end", "until": "end", "offset": "end",
+    "subset": "split", "set": "split", "partition": "split", "fold": "split", "text": "caption", "sentence": "caption",
+    "description": "caption", "query": "caption", "file": "video", "filename": "video", "path": "video",
+    "clip": "video", "name": "video", "id": "video",
+}  # fmt: skip
+
+
+def _with_meaning(name: str, known: Iterable[str]) -> str:
+    """The name of a column or key that is not known, and which known one it may mean."""
+    if not name.strip():
+        return "without a name"
+    plain = name.strip().lower()
+    words = re.split(r"[\W_]+", plain)
+    guesses = [
+        *(word for word in known if word in plain),
+        *(OTHER_WORDS[word] for word in words if word in OTHER_WORDS),
+        *difflib.get_close_matches(plain, known, 1, cutoff=0.75),
+    ]
+    meant = next((guess for guess in guesses if guess in known and guess != name), None)
+    return f"{name!r:.80}" + (f" ({meant}?)" if meant else "")
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON. ValueError when a key occurs twice, of which one would be lost."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r:.80} is there more than once")
+    return values
 
 
 def _caption(text: object) -> str:
@@ -237,7 +291,8 @@ def _caption(text: object) -> str:
 
 def _seconds(text: object) -> float:
     """A time. ValueError when it is none."""
-    seconds = math.nan if isinstance(text, bool) or not isinstance(text, str | int | float) else float(text)
+    is_number = isinstance(text, str | int | float) and not isinstance(text, bool) and "_" not in str(text)
+    seconds = float(text) if is_number else math.nan  # float() would take 1_30 for 130
     if not 0 <= seconds < 1e9:
         raise ValueError(f"not a time in seconds: {text!r:.80}")
     return seconds
@@ -320,14 +375,17 @@ def _lsmdc(data_dir: Path, split: str, train_file: str) -> Entries:
         yield columns[0], (_checked(file, line, columns[5]),), None, None
 
 
+DIDEMO_TIME = re.compile(r"tensor\(\[+(.*?)\]+\)")  # tensor([[31]])
+
+
 def _didemo(data_dir: Path, split: str, train_file: str) -> Entries:
     """DiDeMo: all sentences of a video as one paragraph, for its part from `starts` to `ends` seconds."""
     file = _File(data_dir / f"didemo_{split}_label.csv")
     for line, row in file.rows(("video_path", "starts", "ends", "text")):
-        video_id = Path(row["video_path"]).name.rpartition(".")[0]  # a few names end in the dot
+        video_id, _ = split_name(Path(row["video_path"]).name)
         try:
-            start, end = (_seconds(re.search(r"[0-9]+(\.[0-9]+)?|$", row[name])[0]) for name in ("starts", "ends"))
-            if not (video_id and end > start):  # "tensor([[31]])"
+            start, end = (_seconds(DIDEMO_TIME.sub(r"\1", row[name])) for name in ("starts", "ends"))
+            if not (video_id and end > start):
                 raise ValueError(f"no time from {row['starts']} to {row['ends']}")
         except ValueError as error:
             raise file.error(line, f"{row['video_path']}: {error}") from error
@@ -372,6 +430,7 @@ def _ensure_moving_shapes(data_dir: Path, split: str) -> None:
         moving_shapes.ensure(data_dir)
 
 
+CUSTOM_COLUMNS = ("video", "caption", "start", "end", "split")
 CUSTOM_SPLITS = ("train", "val", "test")  # val is read by nothing
 
 
@@ -382,21 +441,27 @@ def _custom(path: Path, split: str, train_file: str) -> Entries:
     """
     file = _File(path)
     if path.suffix == ".csv":
-        rows: Iterable[tuple[int, object]] = file.rows(("video", "caption"))
+        rows: Iterable[tuple[int, object]] = file.rows(("video", "caption"), CUSTOM_COLUMNS)
     elif path.suffix in (".jsonl", ".json", ".ndjson"):
         rows = ((line, file.json_of(text, line)) for line, text in file.lines() if text.strip())
     else:
         raise InputError(f"annotation file {path} is neither .csv nor .jsonl (JSON Lines)")
     clips: dict[tuple[str | None, str, float | None, float | None], list[str]] = {}
+    of_none = []  # lines of the rows without a split
     for line, row in rows:
+        if isinstance(row, dict):
+            file.check_names(line, "key", row, CUSTOM_COLUMNS)
         try:
             of_split, video, start, end, caption = _custom_row(row)
         except ValueError as error:
             raise file.error(line, str(error)) from error
         clips.setdefault((of_split, video, start, end), []).append(caption)
+        of_none += [str(line)] if of_split is None else []
     undivided = all(of_split is None for of_split, *_ in clips)
     if undivided and clips:
         logger.warning("%s has no column split: all of it is used for the %s split", path, split)
+    elif of_none:
+        _report(f"{path}: {len(of_none)} rows have no split and are for training, from line", tuple(of_none))
     for (of_split, video, start, end), captions in clips.items():
         if undivided or (of_split or "train") == split:
             yield video, tuple(captions), start, end

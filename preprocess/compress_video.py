@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import imageio_ffmpeg
 
-from datasets.annotations import VIDEO_EXTENSIONS
 from datasets.container import WHOLE, Film, condition_of, timeline
+from datasets.files import VIDEO_EXTENSIONS, split_name, walk
 from diffusion_lm.command_line import Parser, number
 from diffusion_lm.errors import InputError, RunError
 from preprocess.check_data import check_video
@@ -74,15 +74,14 @@ def find_jobs(input_root: Path, output_root: Path, fps: float, short_side: int) 
     """
     jobs: dict[Path, Job] = {}
     copies = output_root.resolve()
-    for path in sorted(input_root.rglob("*")):
-        inside = path.relative_to(input_root)
-        stem, _, extension = path.name.rpartition(".")
-        if not stem or extension.lower() not in (*VIDEO_EXTENSIONS, "") or not path.is_file():
-            continue  # DiDeMo has names that end in the dot
-        target = output_root / inside.parent / f"{stem}.mp4"
+    for path in walk(input_root):
+        stem, extension = split_name(path.name)
+        if extension.lower() not in VIDEO_EXTENSIONS and (extension or not _opens(path)):
+            continue  # DiDeMo has names that end in the dot, and some have none
+        target = output_root / path.relative_to(input_root).parent / f"{stem}.mp4"
         if target.resolve() == path.resolve():
             raise InputError(f"--output_root={output_root}: the copy of {path} would replace it")
-        if copies in path.resolve().parents or any(part.startswith(".") for part in inside.parts):
+        if copies in path.resolve().parents:
             continue
         if target in jobs:
             raise InputError(f"{jobs[target].source} and {path} would have the same copy {target}")
@@ -90,6 +89,14 @@ def find_jobs(input_root: Path, output_root: Path, fps: float, short_side: int) 
     if not jobs:
         raise InputError(f"--input_root={input_root} holds no video")
     return list(jobs.values())
+
+
+def _opens(path: Path) -> bool:
+    try:
+        Film(path).close()
+    except InputError:
+        return False
+    return True
 
 
 def compress(job: Job) -> str:

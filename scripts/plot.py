@@ -4,6 +4,7 @@ python scripts/plot.py RUN [LABEL=RUN ...] [--output curves.png] [--names 'eval/
 """
 
 import logging
+import os
 import sys
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -26,6 +27,7 @@ def histories_of(runs: list[str]) -> dict[str, History]:
     :raises InputError: one of the folders holds no history, or two runs have one label.
     """
     given = [("", run) if Path(run).exists() or "=" not in run else tuple(run.split("=", 1)) for run in runs]
+    given = [(label, os.path.expanduser(run)) for label, run in given]
     folders = [Path(run).resolve() for _, run in given]
     depth = 1
     while depth < 3 and len({folder.parts[-depth:] for folder in folders}) < len(folders):

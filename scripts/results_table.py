@@ -4,6 +4,7 @@ python scripts/results_table.py [--dsl] [--metric t2v|v2t] LABEL=results.json [L
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -39,7 +40,8 @@ def main() -> None:
     rows = []
     for item in args.files:
         label, _, file = item.rpartition("=")
-        rows += rows_of(label or Path(file).parent.name, Path(file), metrics, args.dsl)
+        path = Path(os.path.expanduser(file))
+        rows += rows_of(label or path.parent.name, path, metrics, args.dsl)
     sys.stdout.write(table(rows) + "\n")
 
 

@@ -2,14 +2,18 @@
 
 import csv
 import json
+import os
 import re
 import shutil
+import time
 
 import pytest
 
 from datasets.annotations import load_captions, load_split
+from datasets.files import find_videos, walk
 from diffusion_lm.errors import InputError
 from tests.made_up import make_msrvtt
+from tests.test_annotations_properties import FILES, GOOD
 
 # a made-up MSR-VTT folder: 12 training videos of two captions (the first 8 in the 7k split), 6 test videos
 
@@ -345,12 +349,28 @@ def test_nothing_there_is_an_error_even_so(msrvtt):
 
 
 def test_a_video_that_is_there_twice_is_said(msrvtt, caplog):
+    """The one in fewer folders is taken, then the first by name."""
     data_dir, videos_dir = msrvtt
-    (videos_dir / "copy").mkdir()
-    shutil.copy(videos_dir / "video3.mp4", videos_dir / "copy" / "video3.avi")
-    load_split("MSRVTT", "train", data_dir, videos_dir)
-    assert "1 videos of MSRVTT are in" in caplog.text
-    assert "video3" in caplog.text
+    for copy in ("copy/video3.avi", "copy/video4.avi", "back/video4.mp4"):
+        (videos_dir / copy).parent.mkdir(exist_ok=True)
+        (videos_dir / copy).touch()
+    (videos_dir / "video4.mp4").unlink()
+    clips = load_split("MSRVTT", "train", data_dir, videos_dir).clips
+    assert [clip.path for clip in clips[3:5]] == [videos_dir / "video3.mp4", videos_dir / "back" / "video4.mp4"]
+    assert "2 videos of MSRVTT are in" in caplog.text
+    assert "video3.mp4, back/video4.mp4" in caplog.text
+
+
+def test_names_without_a_dot_are_found_in_every_data_set(tmp_path):
+    """The first video of each has neither extension nor dot."""
+    videos = touch_videos(tmp_path / "videos", ["deep/v1"], "")
+    (tmp_path / "deep").mkdir()
+    for (dataset, split), names in FILES.items():
+        for name in names:
+            (tmp_path / name).write_text(GOOD[name].replace("/a/v1.avi", "/a/v1"), encoding="utf-8")
+        place = tmp_path / names[0] if dataset == "custom" else tmp_path
+        (clip,) = load_split(dataset, split, place, videos).clips
+        assert (clip.video_id, clip.path) == ("v1", videos / "deep" / "v1")
 
 
 # videos of one's own
@@ -423,3 +443,191 @@ def test_custom_annotations_of_another_kind(own, tmp_path):
     path = tmp_path / "own.xlsx"
     path.touch()
     assert str(path) in failure("custom", "train", path, own)
+
+
+TABLES = {  # a CSV file, the line that must be named, and what is said
+    "a comma": ("video,caption\ndog,a dog, running\n", 2, "3 cells in a row, but 2 in the header"),
+    "a comma before other cells": ("video,caption,split\nbird,a bird,test\ndog,one, two,test\n", 3, "4 cells"),
+    "an empty cell too many": ("video,caption\ndog,a dog,\n", 2, "3 cells"),
+    "a row that ends early": ("video,caption,split\nbird,a bird,test\ndog,a d", 3, "2 cells in a row, but 3"),
+    "a row without its caption": ("video,caption,split\ndog\n", 2, "1 cells"),
+    "a quote that stays open": ('video,caption\nbird,a bird\ndog,"a dog\nbird,it\nbird,flies\n', 3, "not closed"),
+    "a quote that another closes": ('video,caption\n\nbird,"a bird\ndog,"a dog, running"\n', 3, "not closed"),
+    "an open quote behind a long row": ('video,caption\nbird,"a\nbird"\ndog,"a dog\n', 4, "not closed"),
+    "a quote within a cell": ('video,caption\ndog,"a "big" dog"\n', 2, "not doubled"),
+    "a blank before a quote": ('video,caption\ndog, "a dog"\n', 2, "a blank before a quote"),
+    "capital letters": ("video,caption,Start,End\ndog,a dog,1,2\n", 1, "'Start' (start?), 'End' (end?) is not known"),
+    "other names": ("video,caption,start_time,end_s\ndog,a,1,2\n", 1, "'start_time' (start?), 'end_s' (end?)"),
+    "milliseconds": ("video,caption,start_ms\ndog,a,100\n", 1, "times are in seconds"),
+    "a blank in a name": ("video,caption, start\ndog,a,1\n", 1, "' start' (start?)"),
+    "another word": ("video,caption,subset\ndog,a,test\n", 1, "'subset' (split?)"),
+    "something else": ("video,caption,views\ndog,a,7\n", 1, "'views' is not known; known are video, caption, start"),
+    "a column without a name": (",video,caption\n0,dog,a\n", 1, "without a name"),
+    "a column twice": ("video,caption,caption\ndog,a,b\n", 1, "caption is there more than once"),
+    "needed names in other words": ("Video,text\ndog,a\n", 1, "there is 'Video' (video?), 'text' (caption?)"),
+    "semicolons": ("video;caption\ndog;a dog, running\n", 1, "semicolons between the cells"),
+    "tabs": ("\nvideo\tcaption\ndog\ta dog\n", 2, "tabs between the cells"),
+    "no header": ("dog,a dog\n", 1, "column video, caption is missing"),
+    "minutes": ("video,caption,start\ndog,a dog,0:01\n", 2, "0:01"),
+    "a time with an underscore": ("video,caption,start\ndog,a dog,1_30\n", 2, "1_30"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_table_that_is_not_understood_is_refused(own, tmp_path, table):
+    text, line, said = TABLES[table]
+    (tmp_path / "own.csv").write_text(text)
+    for ends in (text, text.replace("\n", "\r\n")):
+        (tmp_path / "own.csv").write_bytes(ends.encode())
+        message = failure("custom", "train", tmp_path / "own.csv", own)
+        assert f"{tmp_path / 'own.csv'}, line {line}: " in message
+        assert said in message
+
+
+def test_captions_with_commas_quotes_and_line_breaks(own, tmp_path, caplog):
+    """In quotes all of them are read as they are. Rows of several lines are mentioned: a quote may be open."""
+    path = tmp_path / "own.csv"
+    path.write_text('video,caption\ndog,"two dogs run, bark"\nbird,"a ""bird""\nflies"\ndog,a 5" dog\n')
+    assert load_split("custom", "train", path, own).captions == ["two dogs run, bark", 'a 5" dog', 'a "bird" flies']
+    assert f"{path}: 1 rows go over several lines" in caplog.text and "from line: 3" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ('{"video": "dog", "caption": "a", "Start": 1}', "key 'Start' (start?) is not known"),
+        ('{"video": "dog", "caption": "a", "start_ms": 1}', "times are in seconds"),
+        ('{"video": "dog", "caption": "a", "caption": "b"}', "key 'caption' is there more than once"),
+    ],
+)
+def test_a_record_that_is_not_understood_is_refused(own, tmp_path, record, said):
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"video": "bird", "caption": "a"}\n' + record)
+    message = failure("custom", "train", path, own)
+    assert f"{path}, line 2: " in message and said in message
+
+
+def test_rows_without_a_split_beside_others_are_said(own, tmp_path, caplog):
+    path = tmp_path / "own.csv"
+    path.write_text("video,caption,split\ndog,a dog,\nbird,a bird,test\n")
+    assert load_split("custom", "train", path, own).captions == ["a dog"]
+    assert f"{path}: 1 rows have no split and are for training, from line: 2" in caplog.text
+
+
+def test_published_tables_may_have_more_columns_but_not_more_cells(msrvtt):
+    data_dir, videos_dir = msrvtt
+    path = data_dir / "MSRVTT_JSFUSION_test.csv"
+    path.write_text(",Key,video_id,sentence\n0,ret0,video9000,a man\n")
+    assert load_split("MSRVTT", "test", data_dir, videos_dir).captions == ["a man"]
+    path.write_text("key,video_id,sentence\nret0,video9000,a man, running\n")
+    assert f"{path}, line 2: 4 cells" in failure("MSRVTT", "test", data_dir, videos_dir)
+    path.write_text('key,video_id,sentence\nret0,video9000,"a man\nret1,video9001,two men\n')
+    assert f"{path}, line 2: a quote" in failure("MSRVTT", "test", data_dir, videos_dir)
+
+
+def found(folder, *names):
+    """Which files below a folder videos of these names are, where all of them are there, and what is said."""
+    path = folder.parent / "found.jsonl"
+    path.write_text("".join(json.dumps({"video": name, "caption": "a"}) + "\n" for name in names))
+    return [clip.path.relative_to(folder).as_posix() for clip in load_split("custom", "test", path, folder).clips]
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "taken", "doubtful"),
+    [
+        # the path itself, and never the same name elsewhere
+        (["a/b.mp4", "b.mp4", "other/a/b.mp4", "z/b.mp4"], "a/b.mp4", "a/b.mp4", False),
+        (["b.mp4", "sub/b.mp4", "z/b.mp4"], "b.mp4", "b.mp4", False),
+        (["b.avi", "b.mp4"], "b.avi", "b.avi", False),
+        (["b", "b.mp4"], "b", "b", False),
+        (["b.v1.mp4", "b.mp4"], "b.v1.mp4", "b.v1.mp4", False),
+        (["a/b.mp4"], "./a//b.mp4", "a/b.mp4", False),
+        # the path without the extension, or with another
+        (["a/b.webm", "b.webm"], "a/b", "a/b.webm", False),
+        (["sub/beach.mp4", "other/beach.mp4"], "sub/beach.avi", "sub/beach.mp4", False),
+        (["b.v1.mp4", "b.mp4"], "b.v1", "b.v1.mp4", False),
+        (["a/b.srt", "a/b.mkv"], "a/b.avi", "a/b.mkv", False),
+        (["b.mkv", "b.mp4"], "b.avi", "b.mkv", True),
+        # the same in subfolders, where no folder is named
+        (["z/b.mp4", "a/b.avi"], "b.mp4", "z/b.mp4", True),
+        (["z/b.mp4", "a/deep/b.mp4"], "b.mp4", "z/b.mp4", True),
+        (["z/b.mp4", "a/b.mp4"], "b", "a/b.mp4", True),
+        (["z/b.mp4", "a/b.txt"], "b", "z/b.mp4", False),
+        # hidden ones are none
+        (["a/b.mp4", "a/._b.mp4", ".trash/b.mp4"], "b", "a/b.mp4", False),
+    ],
+)
+def test_which_file_is_taken(tmp_path, caplog, files, name, taken, doubtful):
+    touch_videos(tmp_path / "videos", files, "")
+    assert found(tmp_path / "videos", name) == [taken]
+    assert ("more than once" in caplog.text) == doubtful
+
+
+@pytest.mark.parametrize(
+    ("files", "name"),
+    [
+        (["other/a/b.mp4", "b.mp4"], "a/b.mp4"),  # another folder is another video
+        (["b.txt"], "b.avi"),
+        (["_b.mp4", "._b.mp4", ".b.mp4", ".a/b.mp4"], "b.mp4"),
+        ([".a/b.mp4"], ".a/b.mp4"),
+        (["film_00.23.28.mp4"], "film_00.23.28.886"),  # 886 is no extension
+    ],
+)
+def test_which_file_is_not_taken(tmp_path, files, name):
+    touch_videos(tmp_path / "videos", files, "")
+    with pytest.raises(InputError, match="1 of 1 test videos of custom are not in"):
+        found(tmp_path / "videos", name)
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+@pytest.mark.parametrize(("written", "stored"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
+def test_composed_and_decomposed_names_are_one(tmp_path, written, stored):
+    videos = touch_videos(tmp_path / "videos", [f"{stored}/{stored}"])
+    for name in (f"{written}/{written}.mp4", f"{written}/{written}", f"{written}/{written}.avi", written):
+        assert found(videos, name) == [f"{stored}/{stored}.mp4"]
+    (tmp_path / "captions_msvd.json").write_text(json.dumps({written: ["a cup"]}))
+    (tmp_path / "test_list.txt").write_text(written)
+    (clip,) = load_split("MSVD", "test", tmp_path, videos).clips
+    assert clip.path == videos / stored / f"{stored}.mp4"
+
+
+def test_of_composed_and_decomposed_names_the_same_bytes_win(tmp_path, caplog):
+    videos = touch_videos(tmp_path / "videos", [COMPOSED, DECOMPOSED, f"{DECOMPOSED}/a", f"{COMPOSED}/a"])
+    names = [f"{COMPOSED}.mp4", f"{DECOMPOSED}.mp4", f"{DECOMPOSED}/a.mp4", f"{COMPOSED}/a.mp4", DECOMPOSED]
+    assert found(videos, *names) == [*names[:4], f"{DECOMPOSED}.mp4"]
+
+
+def test_links_are_followed_without_loops(tmp_path, caplog):
+    """Links to folders on another disk, to the same folder twice, and to folders above; to files; and broken ones."""
+    disk, videos = tmp_path / "disk", tmp_path / "videos"
+    touch_videos(disk, ["movie/a", "movie/deep/b"])
+    touch_videos(videos, ["c"])
+    for link, target in {
+        "first": disk / "movie", "second": disk / "movie", "up": tmp_path, "here": videos, "itself": videos / "itself",
+        "d.mp4": disk / "movie" / "a.mp4", "gone.mp4": disk / "gone.mp4",
+    }.items():  # fmt: skip
+        (videos / link).symlink_to(target)
+    (disk / "movie" / "deep" / "back").symlink_to(disk)
+    assert [path.relative_to(videos).as_posix() for path in walk(videos)] == [
+        "c.mp4", "d.mp4", "first/a.mp4", "first/deep/b.mp4", "second/a.mp4", "second/deep/b.mp4",
+    ]  # fmt: skip
+    names = ["first/a.mp4", "second/a.mp4", "second/deep/b", "b", "d", "a"]
+    taken = ["first/a.mp4", "second/a.mp4", "second/deep/b.mp4", "first/deep/b.mp4", "d.mp4", "first/a.mp4"]
+    assert found(videos, *names) == taken
+    assert "more than once" not in caplog.text  # it is one file by either link
+
+
+def test_a_walk_goes_through_a_large_folder_once(tmp_path, monkeypatch):
+    """A folder is listed once, in order, whatever is looked for; no file is asked for more."""
+    names = [f"v{i:05d}" for i in range(20_000)]
+    videos = touch_videos(tmp_path / "videos", names)
+    listed = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: listed.append(str(folder)) or scandir(folder))
+    started = time.process_time()
+    taken, doubtful = find_videos(videos, names)
+    assert time.process_time() - started < 5
+    assert listed == [str(videos)] and not doubtful
+    assert taken == {name: videos / f"{name}.mp4" for name in names}

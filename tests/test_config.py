@@ -5,10 +5,14 @@ import shlex
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
 from config import Config
+from config.config import PLACES, flag_parser
+from config.search import SEARCH_GROUPS, SearchConfig
+from diffusion_lm.command_line import Parser
 from diffusion_lm.errors import InputError
 from tests.conftest import ROOT
 
@@ -326,3 +330,43 @@ def test_flags_of_the_data():
         parse("--dataset_name=custom")
     with pytest.raises(InputError, match="--frame_cache_side=100 is less than the 224 pixels"):
         parse("--frame_cache=/cache --frame_cache_side=100")
+
+
+PATH_WORDS = ("dir", "path", "cache", "file", "annotations", "embeddings", "sims", "json", "index", "sheet")
+
+
+@pytest.mark.parametrize("kind", [Config, SearchConfig])
+def test_a_tilde_in_a_path_is_the_home_folder(kind, monkeypatch):
+    """Shells leave it in --flag=~/x. Hub ids, words and numbers stay as they are."""
+    monkeypatch.setenv("HOME", "/home/me")
+    paths = {f.name for f in fields(kind) if f.metadata["metavar"] in PLACES}
+    parser = flag_parser(kind, "program", "", groups=SEARCH_GROUPS)
+    for f in fields(kind):
+        if f.name in paths:
+            for given, meant in {"~/a b": "/home/me/a b", "~": "/home/me", "a/~/b": "a/~/b", "a/b-c": "a/b-c"}.items():
+                assert vars(parser.parse_args([f"--{f.name}={given}"])) == {f.name: meant}
+            with pytest.raises(InputError, match=f"--{f.name}.*~nobody-of-this-name/x"):
+                parser.parse_args([f"--{f.name}=~nobody-of-this-name/x"])
+        elif "str" in str(f.type) and not f.metadata["choices"]:
+            assert f.name.rpartition("_")[2] not in PATH_WORDS, "a path that is not declared as one"
+    assert {"output_dir", "clip_path", "videos_dir", "annotations", "resume", "frame_cache", "diffusion_lm"} <= paths
+    assert parser.parse_args(["--resume"]).resume == "latest"
+    assert parser.parse_args(["--clip_path=openai/clip-vit-base-patch32"]).clip_path == "openai/clip-vit-base-patch32"
+
+
+def test_a_tilde_in_paths_of_other_programs(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    parser = Parser("program", "")
+    parser.add_argument("place", type=Path)
+    parser.add_argument_group("group").add_argument("--output", type=Path, default="./data")
+    args = parser.parse_args(["~/x", "--output=~/y"])
+    assert (args.place, args.output) == (Path("/home/me/x"), Path("/home/me/y"))
+    assert parser.parse_args(["x"]).output == Path("data")
+
+
+def test_every_program_reads_paths_so():
+    """Path as the type of a flag means the home folder in the project's own Parser only."""
+    for path in ROOT.rglob("*.py"):
+        if not {"tests", ".venv"} & set(path.relative_to(ROOT).parts):
+            text = path.read_text(encoding="utf-8")
+            assert "type=Path" not in text or "argparse.ArgumentParser(" not in text, path

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.annotations import VIDEO_EXTENSIONS
 from datasets.container import shown, timeline
+from datasets.files import VIDEO_EXTENSIONS, split_name, walk
 from diffusion_lm.errors import InputError
 from video_index.store import IndexedClip, Store
 
@@ -34,20 +34,12 @@ def video_files(folder: Path) -> dict[str, os.stat_result]:
     """
     if not folder.is_dir():
         raise InputError(f"--videos_dir={folder} is no folder")
-    found, seen = {}, set()
-    for place, folders, names in os.walk(folder.absolute(), followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:
-            folders.clear()  # a link to a folder above it
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if name.startswith(".") or name.rpartition(".")[2].lower() not in VIDEO_EXTENSIONS:
-                continue
-            path = os.path.normpath(os.path.join(place, name))
+    found = {}
+    for path in walk(folder.absolute()):
+        if split_name(path.name)[1].lower() in VIDEO_EXTENSIONS:
+            file = os.path.normpath(path)
             try:
-                found[path] = state_of(path)
+                found[file] = state_of(file)
             except InputError as error:
                 logger.warning("left out: %s", error)
     if not found:

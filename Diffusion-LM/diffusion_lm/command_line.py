@@ -1,9 +1,11 @@
-"""What the command lines share: how help looks, how bad flags are reported, and numbers within bounds."""
+"""What the command lines share: how help looks, how bad flags are reported, home folders, numbers within bounds."""
 
 import argparse
 import math
+import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from diffusion_lm.errors import InputError
 
@@ -17,7 +19,7 @@ HELP_COLUMN = 32  # where the explanations of flags begin
 
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are InputErrors, so that bad flags are reported like all other bad input, and whose help
-    ends with the exit codes.
+    ends with the exit codes. In flags of type Path a leading ~ is the home folder.
 
     :param description: what the program does; may be the docstring of its file.
     :param usage: instead of the list of all flags.
@@ -32,6 +34,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=partial(_Formatter, max_help_position=HELP_COLUMN),
         )
+        self.register("type", Path, home_path)
 
     def error(self, message: str) -> None:
         """Raise instead of printing the usage."""
@@ -49,6 +52,19 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
         if action.default is None or "(default: " in (action.help or ""):  # what None means is in its text
             return action.help
         return super()._get_help_string(action)
+
+
+def at_home(text: str) -> str:
+    """An argparse type: a path whose leading ~ is the home folder, which shells leave in --flag=~/x as it is."""
+    path = os.path.expanduser(text)
+    if path.startswith("~"):
+        raise argparse.ArgumentTypeError(f"{text} is in nobody's home folder; one of that name is ./{text}")
+    return path
+
+
+def home_path(text: str) -> Path:
+    """An argparse type: `at_home` as a Path."""
+    return Path(at_home(text))
 
 
 def number(kind: type[int] | type[float], least: float = 0, most: float = math.inf) -> Callable[[str], float]:
