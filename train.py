@@ -59,8 +59,8 @@ def main() -> None:
             logger.info("%d training pairs of %d videos", len(train_split.captions), len(train_split.clips))
             tensorboard = None if config.no_tensorboard else Path(config.tb_log_dir or folder / "tensorboard")
             evaluator = test_split and Evaluator(test_split, config, device, dtype)
-            step = checkpoint["step"] if checkpoint else 0
-            with closing(MetricsWriter(folder, tensorboard, step)) if here.is_main else nullcontext() as writer:
+            done = (checkpoint["step"], checkpoint.get("evaluated", True)) if checkpoint else ()
+            with closing(MetricsWriter(folder, tensorboard, *done)) if here.is_main else nullcontext() as writer:
                 Trainer(model, config, train_split, evaluator, device, dtype, folder, writer, checkpoint).train()
             logger.info("checkpoints are in %s", folder)
 

@@ -328,6 +328,7 @@ def write_results(path: Path, evaluation: Evaluation, config: Config, checkpoint
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        with written_whole(path) as unfinished:
+            unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"results cannot be written to {path}: {error.strerror}") from error

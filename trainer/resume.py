@@ -11,7 +11,7 @@ from config import Config
 from config.config import RECIPES
 from diffusion_lm.errors import InputError
 from trainer import distributed
-from trainer.checkpoints import load_newest, load_whole
+from trainer.checkpoints import BEST, load_newest, load_whole, newest_first
 from trainer.device import seed_process, set_random_state
 from trainer.run_folder import CONFIG_FILE
 
@@ -115,3 +115,14 @@ def restore_random_state(states: Sequence[Mapping[str, Any]], seed: int, step: i
 def how_to_go_on(folder: Path) -> str:
     """The command that resumes a run."""
     return f"go on with: python train.py --resume={folder}"
+
+
+def what_is_kept(folder: Path) -> str:
+    """What a run that bad input has ended leaves, and how to go on."""
+    checkpoint = next((path.name for path in [*newest_first(folder), folder / BEST] if path.exists()), None)
+    if checkpoint is None:
+        return (
+            f"the log and the metrics of the run stay in {folder}, it had no checkpoint yet: once that is mended, give "
+            f"the same command with --datetime={folder.name} --resume"
+        )
+    return f"the run is kept up to {checkpoint}; once that is mended, {how_to_go_on(folder)}"

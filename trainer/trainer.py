@@ -5,10 +5,10 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +30,9 @@ from trainer.anomaly import find_anomalies
 from trainer.checkpoints import BEST, delete_old, epoch_file, newest_first, save_checkpoint, step_file
 from trainer.device import random_state, seed_process, set_random_state
 from trainer.evaluation import Evaluation, Evaluator, format_table, write_results
-from trainer.resume import how_to_go_on, restore_random_state
-from trainer.run_folder import RESULTS_FILE, MetricsWriter
-from trainer.stop import StopSignal
+from trainer.resume import how_to_go_on, restore_random_state, what_is_kept
+from trainer.run_folder import EVALUATION, RESULTS_FILE, MetricsWriter, TrainedError
+from trainer.stop import Interrupted, StopSignal
 from trainer.throughput import SLOW_LOADING, Stopwatch, flops_per_pair, matmul_rate, memory_gb, profiler
 from trainer.training_step import TrainingStep
 
@@ -108,6 +108,7 @@ class Trainer:
         self.scheduler = get_cosine_schedule_with_warmup(self.optimizer, warmup, total)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.epoch, self.epoch_step, self.step = 1, 0, 0  # the epoch being trained, steps done of it and of all
+        self.evaluated = True  # unless an evaluation is due at this step
         self.best = -1.0
         self.window: deque[dict[str, float]] = deque(maxlen=config.eval_window_size)
         self.recent: list[Tensor] = []  # losses of each step since the last log line, on the device
@@ -137,18 +138,27 @@ class Trainer:
 
         :raises RunStopped: a signal came; the run is saved.
         :raises RunError: the loss is not finite.
+        :raises TrainedError: bad input was met after the first step.
         """
         profile = profiler(self.config.profile, self.folder) if distributed.is_main() else nullcontext()
         with self.stop, find_anomalies(self.model, self.config.detect_anomaly), profile as self.profile:
-            for epoch in range(self.epoch, self.config.num_epochs + 1):
-                if epoch > self.epoch:
-                    self.epoch, self.epoch_step = epoch, 0
-                self._train_epoch()
-                if epoch % self.config.save_every == 0:
-                    self._save(epoch_file(epoch))
-            if self.evaluator is None:
-                self._save(BEST)
-                logger.info("no evaluation was wanted: the last epoch is %s", self.folder / BEST)
+            try:
+                self._train_epochs()
+            except InputError as error:
+                if not self.step:
+                    raise
+                raise TrainedError(f"{error}; {what_is_kept(self.folder)}") from error
+
+    def _train_epochs(self) -> None:
+        if not self.evaluated:
+            self._evaluate(self._checkpoint_file())
+        for epoch in range(self.epoch, self.config.num_epochs + 1):
+            if epoch > self.epoch:
+                self.epoch, self.epoch_step = epoch, 0
+            self._train_epoch()
+        if self.evaluator is None:
+            self._save(BEST)
+            logger.info("no evaluation was wanted: the last epoch is %s", self.folder / BEST)
 
     def _train_epoch(self) -> None:
         steps, parts = self.steps_of_epoch, self.config.evals_per_epoch
@@ -159,16 +169,14 @@ class Trainer:
         started = time.perf_counter()
         self.watch.restart()
         failed = FailedVideos(steps * len(self.rows))
-        for frames, index in self._progress(self.watch.waiting(batches(self.loader, failed))):
+        for frames, index in self._progress(self._until_the_end(self.watch.waiting(batches(self.loader, failed)))):
             self._train_step(frames, index)
             self.epoch_step += 1
             self.step += 1
             if self.epoch_step % self.config.log_step == 0 or self.epoch_step == steps:
                 self._log_step()
             with self.watch.paused():
-                if self.epoch_step in evaluate_after:
-                    self._evaluate()
-                self._save_or_stop()
+                self._save_and_evaluate(self.epoch_step in evaluate_after)
         logger.info("epoch %d took %.1f s", self.epoch, time.perf_counter() - started)
         if failed.replaced:
             logger.warning("epoch %d: %s", self.epoch, failed.summary())
@@ -285,26 +293,74 @@ class Trainer:
         flops = flops_per_pair(self.model, frames, tokens, self.device, self.dtype)
         return flops / matmul_rate(self.device, self.dtype)
 
-    def _save_or_stop(self) -> None:
-        stopping = distributed.any_process(self.stop.number != 0)
-        last = self.epoch_step == self.steps_of_epoch and self.epoch % self.config.save_every == 0  # saved soon
-        due = self.config.save_steps and self.step % self.config.save_steps == 0 and not last
-        if stopping or due:
-            self._save(step_file(self.epoch, self.epoch_step))
-        if stopping:
-            self.stop.end_run(f"step {self.epoch_step} of epoch {self.epoch}", how_to_go_on(self.folder))
+    def _until_the_end(self, loaded: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch, until a process cannot read its next one or a signal has come to one: all processes
+        meet before each step, so that all of them save the same one and end."""
+        while True:
+            batch = failure = None
+            try:
+                batch = next(loaded, None)
+            except InputError as error:
+                failure = error
+            if distributed.any_process(failure is not None or self.stop.number != 0):
+                self._end(failure)
+            if batch is None:
+                return
+            yield batch
 
-    def _evaluate(self) -> None:
+    def _end(self, failure: InputError | None = None) -> NoReturn:
+        """Save and end, in all processes: at the failure of one of them, or at a signal."""
+        failures = distributed.gather_objects(failure and str(failure))
+        if self.step or not any(failures):
+            self._save(self._checkpoint_file())
+        for reason in filter(None, failures):
+            distributed.barrier()  # the first one that leaves ends the others, also one that writes
+            raise InputError(reason)
+        self.stop.end_run(self._place(), how_to_go_on(self.folder))
+
+    def _place(self) -> str:
+        return f"step {self.epoch_step} of epoch {self.epoch}"
+
+    def _checkpoint_file(self) -> str:
+        """Name of the checkpoint of this step."""
+        whole = self.epoch_step == self.steps_of_epoch and self.epoch % self.config.save_every == 0
+        return epoch_file(self.epoch) if whole else step_file(self.epoch, self.epoch_step)
+
+    def _save_and_evaluate(self, evaluate: bool) -> None:
+        """What is due after a step. An evaluation comes after a checkpoint, so that it may fail, or be interrupted."""
+        name, steps = self._checkpoint_file(), self.config.save_steps
+        due = name == epoch_file(self.epoch) or (steps is not None and self.step % steps == 0)
+        self.evaluated = not evaluate
+        if due or evaluate:
+            self._save(name, counts=due)
+        if evaluate:
+            if distributed.any_process(self.stop.number != 0):
+                self._end()
+            self._evaluate(name if due else None)
+            if not due and distributed.is_main():
+                (self.folder / name).unlink(missing_ok=True)
+
+    def _evaluate(self, name: str | None) -> None:
+        """Evaluate, and keep the model if it is the best so far.
+
+        :param name: of the checkpoint of this step, which is written again with what was found; None leaves it.
+        :raises RunStopped: a signal came.
+        """
         self._read_recent()
         before = random_state(self.device)  # how many numbers loaders draw depends on their workers
-        evaluation = self.evaluator(self.model)
-        set_random_state(before, self.device)
         metric = self.config.metric
-        row = distributed.broadcast_object(evaluation.row(metric) if distributed.is_main() else None)
+        try:
+            with self.stop.at_once():
+                evaluation = self.evaluator(self.model)
+                row = distributed.broadcast_object(evaluation.row(metric) if distributed.is_main() else None)
+        except Interrupted:
+            self.stop.end_run(self._place(), how_to_go_on(self.folder), together=False)
+        set_random_state(before, self.device)
         self.window.append(row)
         window = {name: sum(r[name] for r in self.window) / len(self.window) for name in WINDOW_COLUMNS}
         better = row["R1"] > self.best
         self.best = max(self.best, row["R1"])
+        self.evaluated = True
         if distributed.is_main():
             self._tell(evaluation, window)
         if better:
@@ -313,6 +369,8 @@ class Trainer:
                 output = Path(self.config.output_json or self.folder / RESULTS_FILE)
                 write_results(output, evaluation, self.config, str(self.folder / BEST))
         logger.info("best %s strict R@1 so far: %.1f", metric, self.best)
+        if name is not None:
+            self._save(name)
 
     def _tell(self, evaluation: Evaluation, window: dict[str, float]) -> None:
         metric = self.config.metric
@@ -326,10 +384,13 @@ class Trainer:
             for name in WINDOW_COLUMNS
         }
         values |= {f"eval_window/{name}": value for name, value in window.items()}
-        self.writer.write(self.step, self.epoch, values | {"eval/seconds": evaluation.seconds})
+        self.writer.write(self.step, self.epoch, values | {EVALUATION: evaluation.seconds})
 
-    def _save(self, name: str, metrics: dict | None = None) -> None:
-        """Write a checkpoint, by the main process, with the random states of all; only of finite losses."""
+    def _save(self, name: str, metrics: dict | None = None, counts: bool = True) -> None:
+        """Write a checkpoint, by the main process, with the random states of all; only of finite losses.
+
+        :param counts: as one of --keep_last.
+        """
         self._read_recent()
         states = distributed.gather_objects(random_state(self.device))
         if not distributed.is_main():
@@ -339,6 +400,7 @@ class Trainer:
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             "epoch_step": self.epoch_step,
+            "evaluated": self.evaluated,
             "batch_size": self.batch_size,
             "best": self.best,
             "window": list(self.window),
@@ -347,8 +409,9 @@ class Trainer:
             "random_states": states,
             "metrics": metrics,
         }
+        self.writer.flush()
         save_checkpoint(self.folder / name, self.model, self.config, self.epoch, self.step, training)
-        delete_old(self.folder, self.config.keep_last)
+        delete_old(self.folder, self.config.keep_last if counts else None)
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         if checkpoint["batch_size"] != self.batch_size:
@@ -362,6 +425,7 @@ class Trainer:
         self.scaler.load_state_dict(checkpoint["scaler"])
         self.epoch, self.epoch_step, self.step = (checkpoint[name] for name in ("epoch", "epoch_step", "step"))
         self.best, self.names = checkpoint["best"], checkpoint["names"]
+        self.evaluated = checkpoint.get("evaluated", True)  # older ones were written after it
         self.window.extend(checkpoint["window"])
         self.recent = [values.to(self.device) for values in checkpoint["recent"]]
         restore_random_state(checkpoint["random_states"], self.config.seed, self.step, self.device)
