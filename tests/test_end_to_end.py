@@ -35,7 +35,15 @@ class Place:
         self.teacher = f"--diffusion_lm={root / 'teacher'}"
 
     def train_arguments(self, name: str, *more: str) -> list[str]:
-        return [*self.common, *self.small, self.teacher, "--num_epochs=2", f"--datetime={name}", *more]
+        return [
+            *self.common,
+            *self.small,
+            self.teacher,
+            "--num_epochs=2",
+            "--select_on=test",
+            f"--datetime={name}",
+            *more,
+        ]
 
     def test_arguments(self, name: str, *more: str) -> list[str]:
         return [*self.common, f"--datetime={name}", *more]

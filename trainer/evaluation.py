@@ -18,6 +18,7 @@ from torch.utils.data import Subset
 from config import Config
 from datasets.annotations import Split
 from datasets.frame_cache import CacheSettings
+from datasets.holdout import Selection
 from datasets.loading import TestVideos, batches, test_loader
 from diffusion_lm.errors import InputError
 from diffusion_lm.files import written_whole
@@ -49,7 +50,8 @@ class Evaluation:
     similarity_seconds: float = 0.0  # the part of it that scored pairs
     pairs_diffused: int = 0
     videos: int = 0  # that were evaluated
-    annotated: int = 0  # that the test split has; more where --allow_missing left some out
+    annotated: int = 0  # that the split has; more where --allow_missing left some out
+    split: str = "test"
 
     def row(self, metric: str, protocol: str = "strict", dsl: bool = False) -> dict[str, Any]:
         """The row of a metric (t2v, v2t), protocol and dsl."""
@@ -121,7 +123,7 @@ class Evaluator:
         videos = len(self.split.clips)
         return Evaluation(
             results, references, time.perf_counter() - started, seconds, scores.pairs_diffused,
-            videos=videos, annotated=videos + len(self.split.missing),
+            videos=videos, annotated=videos + len(self.split.missing), split=self.split.name,
         )  # fmt: skip
 
     @torch.no_grad()
@@ -274,10 +276,12 @@ def evaluate_similarity(
 COLUMNS = ("R1", "R5", "R10", "R50", "R100", "MedR", "MeanR")
 
 
-def format_table(evaluation: Evaluation, metric: str, dsl: bool) -> str:
+def format_table(evaluation: Evaluation, metric: str, dsl: bool, selection: Selection | None = None) -> str:
     """A recall table for people: rows of one direction, with DSL rows if wanted.
 
     The last rows score the same checkpoint with the texts as encoded and with plain mean pooling.
+
+    :param selection: what chose the checkpoint, which is told below the table; None while none is chosen yet.
     """
     wanted = (False, True) if dsl else (False,)
     lines = [
@@ -289,10 +293,13 @@ def format_table(evaluation: Evaluation, metric: str, dsl: bool) -> str:
         for row in evaluation.references
         if row["metric"] == metric and row["dsl"] in wanted
     ]
+    told = [table(lines)]
+    if selection is not None:
+        told.append(f"{evaluation.split} split; model {selection}")
     if evaluation.videos < evaluation.annotated:
-        reduced = f"{evaluation.videos} of {evaluation.annotated} test videos: not comparable with the whole test set"
-        return f"{table(lines)}\n{reduced}"
-    return table(lines)
+        videos = f"{evaluation.videos} of {evaluation.annotated} {evaluation.split} videos"
+        told.append(f"{videos}: not comparable with the whole {evaluation.split} set")
+    return "\n".join(told)
 
 
 def table(lines: Sequence[tuple[str, dict[str, Any]]]) -> str:
@@ -306,14 +313,19 @@ def table(lines: Sequence[tuple[str, dict[str, Any]]]) -> str:
     return "\n".join([head, *body])
 
 
-def write_results(path: Path, evaluation: Evaluation, config: Config, checkpoint: str | None) -> None:
+def write_results(
+    path: Path, evaluation: Evaluation, config: Config, checkpoint: str | None, selection: Selection
+) -> None:
     """Write results.json.
 
     :param checkpoint: file that was evaluated, None for an untrained model.
+    :param selection: what chose it.
     """
     report = {
         "dataset": config.dataset_name,
+        "split": evaluation.split,
         "checkpoint": checkpoint,
+        "selected_on": selection.to_dict(),
         "arch": config.arch,
         "recipe": config.recipe,
         "sampler": config.sampler,

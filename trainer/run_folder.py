@@ -27,6 +27,7 @@ LOG_FILE = "log.txt"
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
 EVALUATION = "eval/seconds"  # which the record of every evaluation has
+TEST = "test/seconds"  # and that of the test at the end
 CLOSED_PIPE = 128 + 13  # SIGPIPE, which Windows has not
 
 
@@ -148,6 +149,7 @@ class Records:
         self.path = folder / METRICS_FILE
         try:
             kept = _records_until(self.path, step, evaluated)
+            self.tested = any(TEST in json.loads(line) for line in kept)
             with written_whole(self.path) as temporary:
                 temporary.write_text("".join(kept), encoding="utf-8")
             self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)

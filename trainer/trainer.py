@@ -16,9 +16,9 @@ from torch.optim import AdamW
 from transformers import get_cosine_schedule_with_warmup
 
 from config import Config
-from datasets.annotations import Split
 from datasets.failures import FailedVideos
 from datasets.frame_cache import CacheSettings
+from datasets.holdout import TrainingSplits
 from datasets.loading import TrainPairs, batches, train_loader
 from diffusion_lm.errors import InputError, RunError
 from diffusion_lm.losses import first_not_finite
@@ -27,11 +27,11 @@ from diffusion_lm.vocabulary import SPECIAL_TOKENS, UNK
 from model.retrieval import RetrievalModel
 from trainer import distributed
 from trainer.anomaly import find_anomalies
-from trainer.checkpoints import BEST, delete_old, epoch_file, newest_first, save_checkpoint, step_file
+from trainer.checkpoints import BEST, delete_old, epoch_file, load_checkpoint, newest_first, save_checkpoint, step_file
 from trainer.device import random_state, seed_process, set_random_state
 from trainer.evaluation import Evaluation, Evaluator, format_table, write_results
-from trainer.resume import how_to_go_on, restore_random_state, what_is_kept
-from trainer.run_folder import EVALUATION, RESULTS_FILE, MetricsWriter, TrainedError
+from trainer.resume import how_to_go_on, how_to_test, restore_random_state, what_is_kept
+from trainer.run_folder import EVALUATION, RESULTS_FILE, TEST, MetricsWriter, TrainedError
 from trainer.stop import Interrupted, StopSignal
 from trainer.throughput import SLOW_LOADING, Stopwatch, flops_per_pair, matmul_rate, memory_gb, profiler
 from trainer.training_step import TrainingStep
@@ -63,12 +63,20 @@ def parameter_groups(model: RetrievalModel, config: Config) -> list[dict]:
     ]
 
 
+def _figures(evaluation: Evaluation, prefix: str) -> dict[str, float]:
+    """The figures of an evaluation by name, for curves."""
+    return {
+        f"{prefix}/{row['metric']}_{row['protocol']}{'_dsl' if row['dsl'] else ''}/{name}": row[name]
+        for row in evaluation.results
+        for name in WINDOW_COLUMNS
+    }
+
+
 class Trainer:
     """Trains a model on pairs of a split, evaluates it on the way and keeps the best. One in each process of a run.
 
     :param model: on its device.
-    :param split: the training split.
-    :param evaluator: of the test split; None trains without evaluations.
+    :param splits: of the run.
     :param folder: of the run.
     :param writer: of the metrics; None in all processes but the main one.
     :param resumed: the checkpoint to go on from, whose weights the model has already.
@@ -78,24 +86,28 @@ class Trainer:
         self,
         model: RetrievalModel,
         config: Config,
-        split: Split,
-        evaluator: Evaluator | None,
+        splits: TrainingSplits,
         device: torch.device,
         dtype: torch.dtype,
         folder: Path,
         writer: MetricsWriter | None,
         resumed: dict[str, Any] | None = None,
     ) -> None:
-        self.model, self.config, self.split, self.evaluator = model, config, split, evaluator
+        self.model, self.config, self.split, self.selection = model, config, splits.train, splits.selection
         self.device, self.dtype, self.folder, self.writer = device, dtype, folder, writer
+        chooses = splits.val or splits.test  # None: the last epoch is taken
+        self.evaluator = chooses and Evaluator(chooses, config, device, dtype)
+        self.tester = splits.val and Evaluator(splits.test, config, device, dtype)  # of the best model, once
         rank, size = distributed.rank(), distributed.size()
         own = config.batch_size * config.grad_accum
         self.rows, self.batch_size = range(rank * own, (rank + 1) * own), own * size
         cache = CacheSettings.of(config)
-        pairs = TrainPairs(split, config.num_frames, config.input_res, config.video_sample_type, config.seed, cache)
+        pairs = TrainPairs(
+            self.split, config.num_frames, config.input_res, config.video_sample_type, config.seed, cache
+        )
         self.loader = train_loader(pairs, own, config.num_workers, config.seed, device.type == "cuda", rank, size)
         self.steps_of_epoch = self.loader.sampler.steps
-        self.tokens = model.tokenize(split.captions)
+        self.tokens = model.tokenize(self.split.captions)
         self._tell_unknown_words()
         model.freeze(config.freeze_layer_num)
         model.train().drop_patches(config.patch_dropout)
@@ -144,6 +156,9 @@ class Trainer:
         with self.stop, find_anomalies(self.model, self.config.detect_anomaly), profile as self.profile:
             try:
                 self._train_epochs()
+                self._test()
+            except TrainedError:
+                raise
             except InputError as error:
                 if not self.step:
                     raise
@@ -327,18 +342,30 @@ class Trainer:
         return epoch_file(self.epoch) if whole else step_file(self.epoch, self.epoch_step)
 
     def _save_and_evaluate(self, evaluate: bool) -> None:
-        """What is due after a step. An evaluation comes after a checkpoint, so that it may fail, or be interrupted."""
-        name, steps = self._checkpoint_file(), self.config.save_steps
-        due = name == epoch_file(self.epoch) or (steps is not None and self.step % steps == 0)
+        """What is due after a step. An evaluation comes after a checkpoint, so that it may fail, or be interrupted; as
+        does the test, after the last step."""
+        name = self._checkpoint_file()
         self.evaluated = not evaluate
-        if due or evaluate:
-            self._save(name, counts=due)
+        if evaluate or self._is_due():
+            self._save(name, counts=self._is_due())
         if evaluate:
             if distributed.any_process(self.stop.number != 0):
                 self._end()
-            self._evaluate(name if due else None)
-            if not due and distributed.is_main():
-                (self.folder / name).unlink(missing_ok=True)
+            last = self.step == self.steps_of_epoch * self.config.num_epochs
+            stays = self._is_due() or (last and self.tester is not None)
+            self._evaluate(name if stays else None)
+            if not stays:
+                self._remove_checkpoint()
+
+    def _is_due(self) -> bool:
+        """Whether --save_every or --save_steps want a checkpoint of this step."""
+        steps = self.config.save_steps
+        return self._checkpoint_file() == epoch_file(self.epoch) or (steps is not None and self.step % steps == 0)
+
+    def _remove_checkpoint(self) -> None:
+        """That of this step, which was only for an evaluation."""
+        if distributed.is_main():
+            (self.folder / self._checkpoint_file()).unlink(missing_ok=True)
 
     def _evaluate(self, name: str | None) -> None:
         """Evaluate, and keep the model if it is the best so far.
@@ -349,12 +376,7 @@ class Trainer:
         self._read_recent()
         before = random_state(self.device)  # how many numbers loaders draw depends on their workers
         metric = self.config.metric
-        try:
-            with self.stop.at_once():
-                evaluation = self.evaluator(self.model)
-                row = distributed.broadcast_object(evaluation.row(metric) if distributed.is_main() else None)
-        except Interrupted:
-            self.stop.end_run(self._place(), how_to_go_on(self.folder), together=False)
+        evaluation, row = self._evaluation(self.evaluator)
         set_random_state(before, self.device)
         self.window.append(row)
         window = {name: sum(r[name] for r in self.window) / len(self.window) for name in WINDOW_COLUMNS}
@@ -365,24 +387,74 @@ class Trainer:
             self._tell(evaluation, window)
         if better:
             self._save(BEST, metrics=row)
-            if distributed.is_main():
-                output = Path(self.config.output_json or self.folder / RESULTS_FILE)
-                write_results(output, evaluation, self.config, str(self.folder / BEST))
+            if self.tester is None and distributed.is_main():
+                self._write_results(evaluation)
         logger.info("best %s strict R@1 so far: %.1f", metric, self.best)
         if name is not None:
-            self._save(name)
+            self._save(name, counts=self._is_due())
+
+    def _evaluation(self, evaluator: Evaluator) -> tuple[Evaluation, dict[str, Any]]:
+        """Evaluate the model as it is; and the strict row of --metric.
+
+        :raises RunStopped: a signal came.
+        """
+        try:
+            with self.stop.at_once():
+                evaluation = evaluator(self.model)
+                row = evaluation.row(self.config.metric) if distributed.is_main() else None
+                return evaluation, distributed.broadcast_object(row)
+        except Interrupted:
+            self.stop.end_run(self._place(), how_to_go_on(self.folder), together=False)
+
+    def _test(self) -> None:
+        """Evaluate the best model on the test split, once, where that split has not chosen it."""
+        if self.tester is None or self._is_tested():
+            return
+        best = self.folder / BEST
+        distributed.barrier()  # until it is written
+        self.model.load_state_dict(load_checkpoint(best)["state_dict"])
+        try:
+            evaluation, _ = self._evaluation(self.tester)
+            if distributed.is_main():
+                self._write_results(evaluation)
+                table = format_table(evaluation, self.config.metric, self.config.DSL, self.selection)
+                logger.info("test of %s in %.1f s\n%s", best, evaluation.seconds, table)
+                values = _figures(evaluation, "test") | {TEST: evaluation.seconds}
+                self.writer.write(self.step, self.epoch, values)
+        except InputError as error:
+            raise TrainedError(
+                f"{error}; the training is complete, and {best} is kept: evaluate it with {how_to_test(self.config)}"
+            ) from error
+        if not self._is_due():
+            self._remove_checkpoint()
+
+    def _is_tested(self) -> bool:
+        """Whether the run, which goes on, had got to its end."""
+        tested = self.writer is not None and self.writer.records.tested and self._results_file().exists()
+        tested = distributed.broadcast_object(tested)
+        if tested:
+            logger.info("the run has ended before, its results are in %s", self._results_file())
+        return tested
+
+    def _results_file(self) -> Path:
+        return Path(self.config.output_json or self.folder / RESULTS_FILE)
+
+    def _write_results(self, evaluation: Evaluation) -> None:
+        write_results(self._results_file(), evaluation, self.config, str(self.folder / BEST), self.selection)
 
     def _tell(self, evaluation: Evaluation, window: dict[str, float]) -> None:
         metric = self.config.metric
         table = format_table(evaluation, metric, self.config.DSL)
-        logger.info("epoch %d, evaluation in %.1f s\n%s", self.epoch, evaluation.seconds, table)
+        logger.info(
+            "epoch %d, evaluation on the %s split in %.1f s\n%s",
+            self.epoch,
+            evaluation.split,
+            evaluation.seconds,
+            table,
+        )
         averages = ", ".join(f"{name} {value:.1f}" for name, value in window.items())
         logger.info("%s strict, average of the last %d: %s", metric, len(self.window), averages)
-        values = {
-            f"eval/{row['metric']}_{row['protocol']}{'_dsl' if row['dsl'] else ''}/{name}": row[name]
-            for row in evaluation.results
-            for name in WINDOW_COLUMNS
-        }
+        values = _figures(evaluation, "eval")
         values |= {f"eval_window/{name}": value for name, value in window.items()}
         self.writer.write(self.step, self.epoch, values | {EVALUATION: evaluation.seconds})
 
@@ -408,6 +480,7 @@ class Trainer:
             "recent": [values.cpu() for values in self.recent],
             "random_states": states,
             "metrics": metrics,
+            "selected_on": self.selection.to_dict(),
         }
         self.writer.flush()
         save_checkpoint(self.folder / name, self.model, self.config, self.epoch, self.step, training)
