@@ -226,12 +226,14 @@ def test_the_test_split_is_evaluated_once(runs, chosen, monkeypatch, capfd):
         if not row["dsl"]:
             assert test[f"test/{row['metric']}_{row['protocol']}/R1"] == row["R1"]
     output = chosen.parent / "again.json"
-    arguments = runs.place.test_arguments("chosen", "--load_epoch=0", f"--output_json={output}")
+    arguments = runs.place.test_arguments("chosen", "--load_epoch=0", "--report", f"--output_json={output}")
     code, out, err = call("test.py", arguments, monkeypatch, capfd)
     assert code == 0, err
     assert results(output.parent, output.name)["results"] == found["results"]
     assert results(output.parent, output.name)["selected_on"] == CHOSEN_ON_VAL
-    assert "test split; model chosen on the val split (2 texts, 1 videos)" in out
+    told = "est split; model chosen on the val split (2 texts, 1 videos): held out of the training videos by --seed=24"
+    page = (output.parent / "report.html").read_text()
+    assert f"t{told}" in out and f"T{told}." in page and "Recall on the val split" in page
     arguments = runs.place.test_arguments("chosen", "--load_epoch=2", f"--output_json={output}")
     assert call("test.py", arguments, monkeypatch, capfd)[0] == 0
     assert results(output.parent, output.name)["selected_on"]["split"] is None
