@@ -38,7 +38,7 @@ def main() -> None:
             check_compiler(device)
 
         # 2. model
-        path, model = chosen_model(config)
+        path, model, selection = chosen_model(config)
         logger.info(f"checkpoint {path}" if path else "no --load_epoch: this is the model before training")
         output = Path(config.output_json or (path.parent if path else config.run_dir) / RESULTS_FILE)
         if here.is_main:
@@ -75,13 +75,13 @@ def main() -> None:
         if config.report and here.is_main:
             from report.page import Report  # with matplotlib, slow to import and not always wanted
 
-            report = Report(split, config, path, device)
+            report = Report(split, config, path, selection, device)
         sims = config.save_sims and Path(config.save_sims)
         evaluation = evaluator.evaluate(model, embeddings, sims=sims, look=report and report.look)
         evaluation = replace(evaluation, seconds=time.perf_counter() - started)
-        logger.info(format_table(evaluation, config.metric, config.DSL))
+        logger.info(format_table(evaluation, config.metric, config.DSL, selection))
         if here.is_main:
-            write_results(output, evaluation, config, path and str(path))
+            write_results(output, evaluation, config, path and str(path), selection)
         logger.info(
             "%d texts, %d videos, %.1f s of which %.1f s for %d diffused pairs, results in %s",
             len(split.captions), len(split.clips), evaluation.seconds, evaluation.similarity_seconds,

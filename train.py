@@ -17,11 +17,10 @@ logger = logging.getLogger(__name__)
 def main() -> None:
     # 1. settings
     config = Config.parse(prog="train.py", description=__doc__)
-    from datasets.annotations import load_split  # after parsing, so that --help and bad flags answer at once
+    from datasets.holdout import training_splits  # after parsing, so that --help and bad flags answer at once
     from model.factory import create_model, restore_model
     from trainer import distributed
     from trainer.device import choose_device, choose_precision, set_up
-    from trainer.evaluation import Evaluator
     from trainer.resume import resume_together
     from trainer.run_folder import MetricsWriter, check_writable, training_folder
     from trainer.trainer import Trainer
@@ -42,10 +41,8 @@ def main() -> None:
         set_up(device, config.seed)
 
         # 2. data
-        places = (config.dataset_dir, config.videos_dir, config.msrvtt_train_file, config.allow_missing)
         with distributed.main_first():
-            train_split = load_split(config.dataset_name, "train", *places)
-            test_split = None if config.skip_eval else load_split(config.dataset_name, config.test_split, *places)
+            splits = training_splits(config)
 
         # 3. model
         with distributed.main_first():
@@ -56,12 +53,12 @@ def main() -> None:
         writes = training_folder(config, config.resume is not None) if here.is_main else nullcontext(config.run_dir)
         with writes as folder:
             logger.info("run folder %s, device %s, %s", folder, device, dtype)
-            logger.info("%d training pairs of %d videos", len(train_split.captions), len(train_split.clips))
+            logger.info("%d training pairs of %d videos", len(splits.train.captions), len(splits.train.clips))
+            logger.info("model_best.pth is %s", splits.selection)
             tensorboard = None if config.no_tensorboard else Path(config.tb_log_dir or folder / "tensorboard")
-            evaluator = test_split and Evaluator(test_split, config, device, dtype, model.preprocessing)
-            step = checkpoint["step"] if checkpoint else 0
-            with closing(MetricsWriter(folder, tensorboard, step)) if here.is_main else nullcontext() as writer:
-                Trainer(model, config, train_split, evaluator, device, dtype, folder, writer, checkpoint).train()
+            done = (checkpoint["step"], checkpoint.get("evaluated", True)) if checkpoint else ()
+            with closing(MetricsWriter(folder, tensorboard, *done)) if here.is_main else nullcontext() as writer:
+                Trainer(model, config, splits, device, dtype, folder, writer, checkpoint).train()
             logger.info("checkpoints are in %s", folder)
 
 

@@ -41,6 +41,7 @@ RECIPES = {  # defaults of the flags by which the recipes differ
         "round_last": "no",
     },
 }
+BEFORE_THE_FLAG = {"select_on": "test"}  # what runs did that are older than a flag, where its default is another
 CROSS_ATTENTION_ARCHS = ("clip_stochastic", "clip_tmass", "clip_transformer")
 
 
@@ -454,6 +455,13 @@ class Config:
     eval_window_size: int = flag(
         5, "evaluations in the window average of the log", group="evaluation", minimum=1, metavar="EVALUATIONS"
     )
+    select_on: str = flag(
+        "val",
+        "split that chooses model_best.pth: val, that of the data set or training videos that are held out; or test, as"
+        " published code does",
+        group="evaluation",
+        choices=("val", "test"),
+    )
     evals_per_epoch: int = flag(
         1, "evaluations per epoch in training", group="evaluation", minimum=1, metavar="EVALUATIONS"
     )
@@ -635,6 +643,8 @@ class Config:
                 lines.append("--annotations has no effect without --dataset_name=custom")
             elif archs is not None and self.arch not in archs:
                 lines.append(f"--{f.name} has no effect with --arch={self.arch}: it belongs to {', '.join(archs)}")
+            elif f.name == "select_on" and self.skip_eval:
+                lines.append("--select_on has no effect with --skip_eval: the last epoch becomes model_best.pth")
             elif not self._has(f.metadata["needs"]):
                 lines.append(f"--{f.name} has no effect without --{f.metadata['needs']}")
         return lines
@@ -669,7 +679,9 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":
-        """A Config of plain values; names that this version does not know are an error that lists them."""
+        """A Config of plain values, which may be older than some flags; names that this version does not know are an
+        error that lists them."""
+        values = BEFORE_THE_FLAG | values
         unknown = sorted(set(values) - {f.name for f in fields(cls)})
         if unknown:
             raise InputError(f"configuration has unknown settings: {', '.join(unknown)}")

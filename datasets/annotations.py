@@ -34,7 +34,7 @@ class Split:
     """The clips of one split of a data set."""
 
     dataset: str
-    name: str  # "train", "test" or "test-large"
+    name: str  # "train", "val", "test" or "test-large"
     clips: tuple[Clip, ...]
     flip: bool = True  # whether a mirrored video still fits its captions
     missing: tuple[str, ...] = ()  # videos with annotations but no file
@@ -69,7 +69,7 @@ def load_split(
     """Read the annotations of a split and find its videos.
 
     :param dataset: a key of DATASETS.
-    :param split: "train" or "test", or "test-large" of MovingShapes.
+    :param split: "train" or "test", "test-large" of MovingShapes, or "val" where there is `own_validation`.
     :param data_dir: folder with the annotation files of this data set; the file itself for "custom".
     :param videos_dir: folder of the videos; MovingShapes brings its own.
     :param train_file: training split of MSR-VTT, "7k" or "9k".
@@ -90,6 +90,8 @@ def load_split(
 def read_split(dataset: str, split: str, data_dir: Path, videos_dir: Path | None, train_file: str = "9k") -> Split:
     """As `load_split`, but videos without a file are only listed in `missing`, even if these are all."""
     _check_name(dataset)
+    if split == "val" and dataset not in OWN_VALIDATION:
+        raise InputError(f"{dataset} has no val split")
     data_dir = Path(data_dir)
     if dataset == "MovingShapes":
         _ensure_moving_shapes(data_dir, split)
@@ -114,6 +116,17 @@ def read_split(dataset: str, split: str, data_dir: Path, videos_dir: Path | None
     missing = tuple(dict.fromkeys(name for name, *_ in entries if name not in found))
     flip = dataset != "MovingShapes"  # its captions say left and right
     return Split(dataset, split, clips, flip, missing, unannotated)
+
+
+OWN_VALIDATION = ("MSVD", "DiDeMo", "custom")
+
+
+def own_validation(dataset: str, data_dir: Path) -> bool:
+    """Whether a data set has a validation split.
+
+    :raises InputError: the file of a custom set is not what it should be.
+    """
+    return dataset in OWN_VALIDATION and (dataset != "custom" or any(_custom(Path(data_dir), "val", "")))
 
 
 def _check_name(dataset: str) -> None:
@@ -431,13 +444,14 @@ def _ensure_moving_shapes(data_dir: Path, split: str) -> None:
 
 
 CUSTOM_COLUMNS = ("video", "caption", "start", "end", "split")
-CUSTOM_SPLITS = ("train", "val", "test")  # val is read by nothing
+CUSTOM_SPLITS = ("train", "val", "test")
 
 
 def _custom(path: Path, split: str, train_file: str) -> Entries:
     """Your own videos: rows of video, caption and, if wanted, start and end in seconds and split.
 
-    Rows of the same video and times are one clip with several captions. Where no row has a split, all are taken.
+    Rows of the same video and times are one clip with several captions. Where no row has a split, all are taken for
+    training and test, none for validation.
     """
     file = _File(path)
     if path.suffix == ".csv":
@@ -458,6 +472,8 @@ def _custom(path: Path, split: str, train_file: str) -> Entries:
         clips.setdefault((of_split, video, start, end), []).append(caption)
         of_none += [str(line)] if of_split is None else []
     undivided = all(of_split is None for of_split, *_ in clips)
+    if undivided and split == "val":
+        return
     if undivided and clips:
         logger.warning("%s has no column split: all of it is used for the %s split", path, split)
     elif of_none:

@@ -10,8 +10,9 @@ import logging
 import sys
 
 from config import Config
-from datasets.annotations import Clip, load_split
+from datasets.annotations import Clip
 from datasets.frame_cache import CacheSettings, FrameCache
+from datasets.holdout import training_splits
 from diffusion_lm.errors import InputError, RunError
 from preprocess.parallel import each
 from trainer.run_folder import run_program
@@ -25,9 +26,9 @@ def main() -> None:
     if settings is None:
         raise InputError("--frame_cache is missing: the folder to fill")
     failed = 0
-    for name in ("train",) if config.skip_eval else ("train", config.test_split):
-        places = (config.dataset_dir, config.videos_dir, config.msrvtt_train_file, config.allow_missing)
-        clips = load_split(config.dataset_name, name, *places).clips
+    splits = training_splits(config)
+    for split in filter(None, (splits.train, splits.val, splits.test)):
+        name, clips = split.name, split.clips
         sample_type = config.video_sample_type if name == "train" else "uniform"
         for _, reason in each(functools.partial(store, settings, config.num_frames, sample_type), clips, name):
             if reason:

@@ -107,7 +107,7 @@ def losses(history: History) -> Figure:
 
 def training_recall(history: History) -> Figure:
     """Strict recall of both directions over the steps."""
-    with _chart("step", "strict, test set (%)") as (figure, axes):
+    with _chart("step", "strict (%)") as (figure, axes):
         for metric, colour in zip(("R1", "R5", "R10"), COLOURS, strict=False):
             for direction, line in (("t2v", "-"), ("v2t", "--")):
                 name = f"eval/{direction}_strict/{metric}"

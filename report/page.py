@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from config import Config
 from datasets.annotations import Split
+from datasets.holdout import Selection
 from diffusion_lm.errors import InputError
 from diffusion_lm.files import written_whole
 from model.retrieval import RetrievalModel
@@ -53,10 +54,14 @@ class Report:
     """Collects what the page tells while an evaluation goes on, in the main process, and writes it.
 
     :param checkpoint: that is evaluated; None for an untrained model.
+    :param selection: what chose it.
     """
 
-    def __init__(self, split: Split, config: Config, checkpoint: Path | None, device: torch.device) -> None:
+    def __init__(
+        self, split: Split, config: Config, checkpoint: Path | None, selection: Selection, device: torch.device
+    ) -> None:
         self.split, self.config, self.checkpoint, self.device = split, config, checkpoint, device
+        self.selection = selection
         self.traced = evenly(len(split.captions), TRACED_PAIRS)
         self.steps: dict[str, np.ndarray] = {}  # strict scores if each step were the last (S, P), of right and rivals
 
@@ -121,7 +126,7 @@ class Report:
         if history is not None and "eval/t2v_strict/R1" in history.series:
             plots["training"] = Plot(
                 charts.training_recall(history),
-                "Recall on the test set",
+                f"Recall on the {self._select_on()} split",
                 "Strict recall of each evaluation in training.",
             )
         if self.steps:
@@ -144,6 +149,7 @@ class Report:
             run=self.checkpoint and f"{self.checkpoint.resolve().parent.parent.name} / {self.checkpoint.parent.name}",
             written=datetime.now().strftime("%Y-%m-%d %H:%M"),
             evaluation=evaluation,
+            selection=self.selection,
             captions=len(self.split.captions),
             columns=COLUMNS,
             directions=DIRECTIONS,
@@ -164,6 +170,14 @@ class Report:
             versions=_versions(),
             machine=f"{platform.system()} {platform.machine()}, {_device_name(self.device)}",
         )
+
+    def _select_on(self) -> str:
+        """The split of the evaluations in training."""
+        path = self.checkpoint and self.checkpoint.parent / CONFIG_FILE
+        try:
+            return Config.load(path).select_on if path else ""
+        except InputError:
+            return "unknown"
 
     def _shown(self, queries: list[Query], thumbnails: Thumbnails) -> list[dict[str, Any]]:
         captions, clips = self.split.captions, self.split.clips

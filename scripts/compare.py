@@ -173,7 +173,14 @@ def markdown(rows: list[dict[str, Any]], dataset: str) -> str:
         cells += [mean_of([row[key] for row in once]) for key in ("train_seconds", "test_seconds")]
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {len(once)} |")
     size = next(f"{row['queries']} texts x {row['gallery']} videos" for row in rows if row["metric"] == "t2v")
-    return "\n".join([*lines, "", f"{dataset}, {size}; strict protocol unless it says published.", ""])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{dataset}, {size}; strict protocol unless it says published; of the last epoch, no split chose.",
+            "",
+        ]
+    )
 
 
 def mean_of(seconds: list[float | None]) -> str:

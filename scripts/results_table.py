@@ -8,26 +8,30 @@ import os
 import sys
 from pathlib import Path
 
+from datasets.holdout import Selection
 from diffusion_lm.command_line import Parser
 from diffusion_lm.errors import InputError
 from trainer.evaluation import REFERENCES, table
 from trainer.run_folder import run_program
 
 
-def rows_of(label: str, path: Path, metrics: tuple[str, ...], dsl: bool) -> list[tuple[str, dict]]:
-    """Labelled rows of a results file: both protocols, then the same model without its diffusion."""
+def rows_of(label: str, path: Path, metrics: tuple[str, ...], dsl: bool) -> tuple[list[tuple[str, dict]], str]:
+    """Labelled rows of a results file (both protocols, then the same model without its diffusion), and what chose the
+    model."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         rows = [(f"{row['protocol']}", row) for row in report["results"]]
         rows += [(REFERENCES[row["scores"]], row) for row in report["references"]]
+        selection = Selection(**report["selected_on"]) if "selected_on" in report else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a results file: {error!r}") from error
-    return [
+    shown = [
         (f"{label}, {row['metric']} {name}{' DSL' if row['dsl'] else ''}", row)
         for metric in metrics
         for name, row in rows
         if row["metric"] == metric and (dsl or not row["dsl"])
     ]
+    return shown, f"{label}: {report['split']} split; model {selection}" if selection else ""
 
 
 def main() -> None:
@@ -37,12 +41,14 @@ def main() -> None:
     parser.add_argument("files", nargs="+", metavar="LABEL=FILE", help="results.json of a run, and what to call it")
     args = parser.parse_args()
     metrics = (args.metric,) if args.metric else ("t2v", "v2t")
-    rows = []
+    rows, told = [], []
     for item in args.files:
         label, _, file = item.rpartition("=")
         path = Path(os.path.expanduser(file))
-        rows += rows_of(label or path.parent.name, path, metrics, args.dsl)
-    sys.stdout.write(table(rows) + "\n")
+        more, selection = rows_of(label or path.parent.name, path, metrics, args.dsl)
+        rows += more
+        told += [selection] * bool(selection)
+    sys.stdout.write("\n".join([table(rows), *told]) + "\n")
 
 
 if __name__ == "__main__":

@@ -90,6 +90,7 @@ FLAGS = {
     "stochastic_prior_std": (2.0, ANY),
     "stochasic_trials": (10, ANY),
     "recipe": ("published", "textdiffs"),
+    "select_on": ("test", "val"),
 }
 SWITCHES = ("no_tensorboard", "noloss_record", "save_memory_mode", "raw_video", "skip_eval", "DSL")
 

@@ -36,7 +36,15 @@ class Place:
         self.teacher = f"--diffusion_lm={root / 'teacher'}"
 
     def train_arguments(self, name: str, *more: str) -> list[str]:
-        return [*self.common, *self.small, self.teacher, "--num_epochs=2", f"--datetime={name}", *more]
+        return [
+            *self.common,
+            *self.small,
+            self.teacher,
+            "--num_epochs=2",
+            "--select_on=test",
+            f"--datetime={name}",
+            *more,
+        ]
 
     def test_arguments(self, name: str, *more: str) -> list[str]:
         return [*self.common, f"--datetime={name}", *more]
@@ -359,7 +367,22 @@ def test_broken_video(place, tmp_path, monkeypatch, capfd):
     arguments = place.train_arguments("broken", f"--videos_dir={videos}")
     code, err = call_program("train.py", arguments, monkeypatch, capfd)
     assert code == 2 and "video3.mp4" in one_line(err)
-    assert not place.folder("broken").exists()
+    folder = place.folder("broken")
+    (checkpoint,) = folder.glob("*.pth")  # of the step before the one that needs the video
+    assert torch.load(checkpoint, weights_only=True)["step"] > 0
+    assert err.endswith(f"the run is kept up to {checkpoint.name}; once that is mended, go on with: python train.py "
+                        f"--resume={folder}\n")  # fmt: skip
+
+
+def test_nothing_is_left_where_nothing_was_trained(place, tmp_path, monkeypatch, capfd):
+    videos = tmp_path / "videos"
+    shutil.copytree(place.root / "videos", videos)
+    for video in videos.glob("video?.mp4"):
+        video.write_bytes(video.read_bytes()[:500])
+    arguments = place.train_arguments("untrained", f"--videos_dir={videos}")
+    code, err = call_program("train.py", arguments, monkeypatch, capfd)
+    assert code == 2 and ".mp4" in one_line(err) and "resume" not in err
+    assert not place.folder("untrained").exists()
 
 
 @pytest.mark.slow
@@ -378,7 +401,7 @@ def test_broken_test_video(place, trained, tmp_path, monkeypatch, capfd, workers
 
 @pytest.mark.slow
 def test_bad_input_from_the_shell(place, tmp_path):
-    """The same as people see it: exit code, one line, nothing written."""
+    """The same as people see it: exit code, one line, and what was trained before is kept."""
     videos = tmp_path / "videos"
     shutil.copytree(place.root / "videos", videos)
     (videos / "video3.mp4").write_bytes((videos / "video3.mp4").read_bytes()[:-200])
@@ -386,7 +409,7 @@ def test_bad_input_from_the_shell(place, tmp_path):
     assert done.returncode == 2
     assert one_line(done.stderr).startswith("train.py: error: ")
     assert "video3.mp4" in done.stderr
-    assert not place.folder("shell").exists()
+    assert len([*place.folder("shell").glob("*.pth")]) == 1
 
 
 def test_missing_video(place, tmp_path, monkeypatch, capfd):

@@ -120,7 +120,7 @@ def test_commands_run(workplace, monkeypatch, capfd):
     run = workplace / "outputs" / "mine" / "first"
     assert {row["gallery"] for row in json.loads((run / "results.json").read_text())["results"]} == {2}
     copies = [path.relative_to(workplace / "videos_small") for path in (workplace / "videos_small").rglob("*.mp4")]
-    assert len(copies) == len(list((workplace / "videos").rglob("*.mp4"))) == 5
+    assert len(copies) == len(list((workplace / "videos").rglob("*.mp4"))) == 6
     assert any((workplace / "cache").rglob("*"))
     assert (workplace / "published.safetensors").stat().st_size > 100_000
 

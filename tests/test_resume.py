@@ -1,8 +1,10 @@
 """A run that is killed, stopped or short of disk goes on as if nothing had happened."""
 
+import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,14 @@ class Training:
             *more,
         )  # fmt: skip
         return Run(arguments, self.logs / str(self.counter), size, **options)
+
+    def go_on(self, folder: Path, size: int = 1) -> float:
+        """Resume a run as it says, until it ends. Returns the seconds that it took."""
+        self.counter += 1
+        started = time.monotonic()
+        run = Run([f"--resume={folder}"], self.logs / str(self.counter), size)
+        assert run.wait() == [0] * size, run.errors()
+        return time.monotonic() - started
 
     def finished(self, name: str, *more: str, size: int = 1) -> Path:
         run = self.run(name, *more, size=size)
@@ -148,6 +158,126 @@ def test_a_full_disk_leaves_the_last_checkpoint(training, uninterrupted):
     assert not list(folder.glob(".*.tmp"))
     assert training.run("full", "--resume").wait() == [0]
     assert_same_run(folder, uninterrupted)
+
+
+# what comes after the first step deletes nothing: the run goes on, and ends as one to which nothing happened
+
+SHORT = ("--num_epochs=2", "--evals_per_epoch=2", "--save_every=2", "--save_steps=1000", "--keep_last=1")
+
+
+@pytest.fixture(scope="module")
+def short(training):
+    """An uninterrupted run with three of its four evaluations where no checkpoint is kept."""
+    folder = training.finished("short", *SHORT)
+    assert {path.name for path in folder.glob("*.pth")} == {"model_best.pth", "checkpoint-epoch2.pth"}
+    return folder
+
+
+def assert_same_end(folder: Path, other: Path) -> None:
+    """Weights, optimizer, metrics, the best model and its results."""
+    name = "checkpoint-epoch2.pth"
+    first, second = final_state(folder, name), final_state(other, name)
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    assert losses(folder) == losses(other)
+    states = [torch.load(each / name, weights_only=True) for each in (folder, other)]
+    assert states[0]["best"] == states[1]["best"] and states[0]["window"] == states[1]["window"]
+    best = [torch.load(each / "model_best.pth", weights_only=True) for each in (folder, other)]
+    assert best[0]["step"] == best[1]["step"] and best[0]["metrics"] == best[1]["metrics"]
+    assert all(torch.equal(best[0]["state_dict"][name], tensor) for name, tensor in best[1]["state_dict"].items())
+    results = [json.loads((each / "results.json").read_text())["results"] for each in (folder, other)]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_test_video_that_does_not_decode(training, short, tmp_path, size):
+    videos = shutil.copytree(training.place.root / "videos", tmp_path / "videos")
+    whole = (videos / "video9004.mp4").read_bytes()
+    (videos / "video9004.mp4").write_bytes(whole[:500])
+    name = f"broken-{size}"
+    folder = training.place.folder(name)
+    run = training.run(name, *SHORT, f"--videos_dir={videos}", size=size)
+    assert run.wait() == [2] * size
+    (line,) = run.errors().splitlines()
+    assert "video9004.mp4" in line
+    assert line.endswith(f"the run is kept up to checkpoint-epoch1-step3.pth; once that is mended, go on with: python "
+                         f"train.py --resume={folder}")  # fmt: skip
+    assert [record["step"] for record in losses(folder)] == [2]
+    assert "step 2 of 6" in (folder / "log.txt").read_text()
+    (videos / "video9004.mp4").write_bytes(whole)
+    training.go_on(folder, size)
+    assert_same_end(folder, short if size == 1 else training.finished("short-2", *SHORT, size=2))
+
+
+def test_too_many_broken_training_videos_late_in_an_epoch(training, tmp_path):
+    """In two processes, of which one meets them."""
+    expected = training.finished("mended", *SHORT, "--skip_eval", size=2)
+    videos = shutil.copytree(training.place.root / "videos", tmp_path / "videos")
+    whole = (videos / "video3.mp4").read_bytes()
+    (videos / "video3.mp4").write_bytes(whole[:500])
+    folder = training.place.folder("late")
+    run = training.run("late", *SHORT, "--skip_eval", f"--videos_dir={videos}", size=2)
+    assert run.wait() == [2, 2]
+    (line,) = run.errors().splitlines()
+    (checkpoint,) = folder.glob("*.pth")
+    assert "video3.mp4" in line and f"the run is kept up to {checkpoint.name}; once that is mended" in line
+    (videos / "video3.mp4").write_bytes(whole)
+    training.go_on(folder, size=2)
+    first, second = (final_state(each, "checkpoint-epoch2.pth") for each in (folder, expected))
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_a_full_disk_at_the_first_checkpoint(training, short):
+    folder = training.place.folder("full-at-first")
+    run = training.run("full-at-first", *SHORT, first=small_files(1_000_000))
+    assert run.wait() == [2]
+    (line,) = run.errors().splitlines()
+    assert "checkpoint-epoch1-step3.pth cannot be written" in line and "had no checkpoint yet" in line
+    assert f"stay in {folder}" in line and line.endswith("--datetime=full-at-first --resume")
+    assert [record["step"] for record in losses(folder)] == [2]
+    assert training.run("full-at-first", *SHORT, "--resume").wait() == [0]
+    assert_same_end(folder, short)
+
+
+SLOW_EVALUATION = ("--diffusion_steps=800", "--num_epochs=1", "--save_every=2")
+
+
+@pytest.mark.parametrize(("number", "size"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2)])
+def test_a_signal_interrupts_an_evaluation(training, number, size):
+    """Of two processes the one that is not the main one gets it. The checkpoint before the evaluation stays."""
+    name = f"evaluating-{number.name}-{size}"
+    folder = training.place.folder(name)
+    run = training.run(name, *SLOW_EVALUATION, "--save_steps=1000", size=size)
+    assert wait_for(lambda: "scoring" in run.output(), run)
+    time.sleep(0.2)
+    started = time.monotonic()
+    run.signal(number, size - 1)
+    assert run.wait() == [128 + number] * size
+    left = time.monotonic() - started
+    (line,) = run.errors().splitlines()
+    assert f"stopped by {number.name} after step 6 of epoch 1, which is saved" in line
+    assert [path.name for path in folder.glob("*.pth")] == ["checkpoint-epoch1-step6.pth"]
+    assert not any("eval/seconds" in line for line in (folder / "metrics.jsonl").read_text().splitlines())
+    assert training.go_on(folder, size) > left
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "eval/seconds" in record] == [6]
+    assert (folder / "model_best.pth").exists() and (folder / "results.json").exists()
+
+
+def test_a_kill_in_an_evaluation_leaves_no_trace(training, short):
+    """One with metrics that were written, but no checkpoint that knows of them."""
+    folder = training.place.folder("killed-evaluating")
+    run = training.run("killed-evaluating", *SHORT)
+    assert wait_for(lambda: folder.exists() and any(folder.glob("checkpoint-epoch1-step6.pth")), run)
+    run.signal(signal.SIGKILL)
+    run.wait()
+    (checkpoint,) = folder.glob("checkpoint*.pth")
+    state = torch.load(checkpoint, weights_only=True)
+    assert (checkpoint.name, state["evaluated"]) == ("checkpoint-epoch1-step6.pth", False)
+    record = {"step": 6, "epoch": 1, "eval/seconds": 1.0, "eval/t2v_strict/R1": 1.0}
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(record) + "\n")
+    training.go_on(folder)
+    assert_same_end(folder, short)
 
 
 def test_a_read_only_folder_is_a_clear_error(training, uninterrupted):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from config import Config
+from datasets.holdout import LAST_EPOCH, Selection
 from diffusion_lm.errors import InputError
 from diffusion_lm.weights import is_safetensors, load_tensors, save_atomically
 from model.factory import create_model, description, restore_model
@@ -64,8 +65,9 @@ def write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
         ) from error
 
 
-def chosen_model(config: Config) -> tuple[Path | None, RetrievalModel]:
-    """The model of --load_epoch with the file that it comes from, or without that flag the one before training.
+def chosen_model(config: Config) -> tuple[Path | None, RetrievalModel, Selection]:
+    """The model of --load_epoch with the file that it comes from, or without that flag the one before training; and
+    what chose it.
 
     `config` takes over what a checkpoint says of its model. Several processes may call it at once.
 
@@ -73,9 +75,24 @@ def chosen_model(config: Config) -> tuple[Path | None, RetrievalModel]:
     """
     if config.load_epoch is None:
         with distributed.main_first():  # which may download
-            return None, create_model(config)
+            return None, create_model(config), Selection(None, "it is the one before training")
     path = find_checkpoint(config)
-    return path, restore_model(config, load_checkpoint(path), path)
+    checkpoint = load_checkpoint(path)
+    return path, restore_model(config, checkpoint, path), selection_of(checkpoint, path)
+
+
+def selection_of(checkpoint: Mapping[str, Any], path: Path) -> Selection:
+    """What chose a checkpoint that was read from a file."""
+    if path.name != BEST:
+        return Selection(None, f"--load_epoch names the checkpoint of epoch {checkpoint.get('epoch')}")
+    if "selected_on" in checkpoint:
+        return Selection(**checkpoint["selected_on"])
+    trained = checkpoint.get("config")
+    if not isinstance(trained, dict) or "skip_eval" not in trained:
+        return Selection("unknown", "the checkpoint does not tell")
+    if trained["skip_eval"]:
+        return Selection(None, LAST_EPOCH)
+    return Selection("test", "the checkpoint is older than --select_on")
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -60,13 +60,13 @@ def process_group(here: Processes, device: torch.device) -> Iterator[None]:
     try:
         yield
         barrier()  # nobody takes the store away while another one still exchanges
-    except RunStopped as error:  # by a signal, that all have agreed on
-        watch.end()
-        traceback.clear_frames(error.__traceback__)
-        _leave_group()
-        raise
     except BaseException as error:
-        code = watch.fail(2 if isinstance(error, InputError) else 1)
+        if isinstance(error, RunStopped) and error.together:
+            watch.end()
+            traceback.clear_frames(error.__traceback__)
+            _leave_group()
+            raise
+        code = watch.fail(error.exit_code if isinstance(error, InputError | RunError) else 1)
         if code is not None:
             raise SystemExit(code) from None
         speak_up()
@@ -85,14 +85,15 @@ def _leave_group() -> None:
 
 
 class RunStopped(RunError):
-    """A run that a signal has stopped in all processes; what it wrote says how to go on.
+    """A run that a signal has stopped; what it wrote says how to go on.
 
     :param signal_number: the exit code is 128 + it, as shells count.
+    :param together: all processes have agreed on it; else this one ends the others.
     """
 
-    def __init__(self, message: str, signal_number: int) -> None:
+    def __init__(self, message: str, signal_number: int, together: bool = True) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal_number
+        self.exit_code, self.together = 128 + signal_number, together
 
 
 def _join(here: Processes, device: torch.device) -> "_Watch":

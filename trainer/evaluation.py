@@ -19,6 +19,7 @@ from config import Config
 from datasets.annotations import Split
 from datasets.failures import TimesBeyond
 from datasets.frame_cache import CacheSettings
+from datasets.holdout import Selection
 from datasets.loading import TestVideos, batches, test_loader
 from datasets.transforms import Preprocessing
 from diffusion_lm.errors import InputError
@@ -51,8 +52,9 @@ class Evaluation:
     similarity_seconds: float = 0.0  # the part of it that scored pairs
     pairs_diffused: int = 0
     videos: int = 0  # that were evaluated
-    annotated: int = 0  # that the test split has; more where --allow_missing left some out
+    annotated: int = 0  # that the split has; more where --allow_missing left some out
     beyond: int = 0  # of the videos, clips whose times are not in their files, see `datasets.failures.TimesBeyond`
+    split: str = "test"
 
     def row(self, metric: str, protocol: str = "strict", dsl: bool = False) -> dict[str, Any]:
         """The row of a metric (t2v, v2t), protocol and dsl."""
@@ -129,6 +131,7 @@ class Evaluator:
         return Evaluation(
             results, references, time.perf_counter() - started, seconds, scores.pairs_diffused,
             videos=videos, annotated=videos + len(self.split.missing), beyond=len(self.beyond.reasons),
+            split=self.split.name,
         )  # fmt: skip
 
     @torch.no_grad()
@@ -290,10 +293,12 @@ def evaluate_similarity(
 COLUMNS = ("R1", "R5", "R10", "R50", "R100", "MedR", "MeanR")
 
 
-def format_table(evaluation: Evaluation, metric: str, dsl: bool) -> str:
+def format_table(evaluation: Evaluation, metric: str, dsl: bool, selection: Selection | None = None) -> str:
     """A recall table for people: rows of one direction, with DSL rows if wanted.
 
     The last rows score the same checkpoint with the texts as encoded and with plain mean pooling.
+
+    :param selection: what chose the checkpoint, which is told below the table; None while none is chosen yet.
     """
     wanted = (False, True) if dsl else (False,)
     lines = [
@@ -305,10 +310,13 @@ def format_table(evaluation: Evaluation, metric: str, dsl: bool) -> str:
         for row in evaluation.references
         if row["metric"] == metric and row["dsl"] in wanted
     ]
+    told = [table(lines)]
+    if selection is not None:
+        told.append(f"{evaluation.split} split; model {selection}")
     if evaluation.videos < evaluation.annotated:
-        reduced = f"{evaluation.videos} of {evaluation.annotated} test videos: not comparable with the whole test set"
-        return f"{table(lines)}\n{reduced}"
-    return table(lines)
+        videos = f"{evaluation.videos} of {evaluation.annotated} {evaluation.split} videos"
+        told.append(f"{videos}: not comparable with the whole {evaluation.split} set")
+    return "\n".join(told)
 
 
 def table(lines: Sequence[tuple[str, dict[str, Any]]]) -> str:
@@ -322,14 +330,19 @@ def table(lines: Sequence[tuple[str, dict[str, Any]]]) -> str:
     return "\n".join([head, *body])
 
 
-def write_results(path: Path, evaluation: Evaluation, config: Config, checkpoint: str | None) -> None:
+def write_results(
+    path: Path, evaluation: Evaluation, config: Config, checkpoint: str | None, selection: Selection
+) -> None:
     """Write results.json.
 
     :param checkpoint: file that was evaluated, None for an untrained model.
+    :param selection: what chose it.
     """
     report = {
         "dataset": config.dataset_name,
+        "split": evaluation.split,
         "checkpoint": checkpoint,
+        "selected_on": selection.to_dict(),
         "arch": config.arch,
         "recipe": config.recipe,
         "sampler": config.sampler,
@@ -348,6 +361,7 @@ def write_results(path: Path, evaluation: Evaluation, config: Config, checkpoint
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        with written_whole(path) as unfinished:
+            unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"results cannot be written to {path}: {error.strerror}") from error

@@ -1,17 +1,19 @@
 """--resume: which run goes on, from which checkpoint, with which settings."""
 
 import logging
+import shlex
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from config import Config
-from config.config import RECIPES
+from config.config import BEFORE_THE_FLAG, RECIPES
 from diffusion_lm.errors import InputError
 from trainer import distributed
-from trainer.checkpoints import load_newest, load_whole
+from trainer.checkpoints import BEST, load_newest, load_whole, newest_first
 from trainer.device import seed_process, set_random_state
 from trainer.run_folder import CONFIG_FILE
 
@@ -65,7 +67,7 @@ def resume(config: Config) -> tuple[Path | None, dict[str, Any] | None]:
         if not found:
             raise InputError(f"--resume={place}: the folder holds no checkpoint")
     path, checkpoint = found
-    trained = RECIPES["published"] | checkpoint["config"]  # which runs of before these flags were
+    trained = RECIPES["published"] | BEFORE_THE_FLAG | checkpoint["config"]  # which runs of before these flags were
     Config.from_dict(trained)  # complains about names that are not known
     take_over(config, config.explicit | {"resume"}, trained, path, FREE_SETTINGS)
     folder = path.resolve().parent
@@ -115,3 +117,29 @@ def restore_random_state(states: Sequence[Mapping[str, Any]], seed: int, step: i
 def how_to_go_on(folder: Path) -> str:
     """The command that resumes a run."""
     return f"go on with: python train.py --resume={folder}"
+
+
+TEST_FLAGS = (
+    "dataset_name", "annotations", "data_dir", "videos_dir", "split", "allow_missing", "output_dir", "exp_name",
+    "batch_size", "num_workers", "frame_cache", "frame_cache_side", "gpu", "precision", "seed", "sampler",
+    "sampling_steps", "rerank_topk", "metric", "DSL", "output_json",
+)  # fmt: skip
+
+
+def how_to_test(config: Config) -> str:
+    """The command that evaluates the best checkpoint of a run as the run itself would."""
+    defaults = {f.name: f.default for f in fields(Config)} | {"sampling_steps": config.diffusion_steps}
+    given = {name: value for name in TEST_FLAGS if (value := getattr(config, name)) != defaults[name]}
+    flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
+    return f"python test.py {shlex.join([*flags, f'--datetime={config.run_dir.name}', '--load_epoch=0'])}"
+
+
+def what_is_kept(folder: Path) -> str:
+    """What a run that bad input has ended leaves, and how to go on."""
+    checkpoint = next((path.name for path in [*newest_first(folder), folder / BEST] if path.exists()), None)
+    if checkpoint is None:
+        return (
+            f"the log and the metrics of the run stay in {folder}, it had no checkpoint yet: once that is mended, give "
+            f"the same command with --datetime={folder.name} --resume"
+        )
+    return f"the run is kept up to {checkpoint}; once that is mended, {how_to_go_on(folder)}"

@@ -26,7 +26,13 @@ CONFIG_FILE = "config.json"
 LOG_FILE = "log.txt"
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
+EVALUATION = "eval/seconds"  # which the record of every evaluation has
+TEST = "test/seconds"  # and that of the test at the end
 CLOSED_PIPE = 128 + 13  # SIGPIPE, which Windows has not
+
+
+class TrainedError(InputError):
+    """Bad input that a run has met after its first step: its folder stays, and the message says how to go on."""
 
 
 def check_writable(*paths: str | Path | None) -> None:
@@ -102,7 +108,7 @@ def _exit_code(program: str, main: Callable[[], None]) -> int:
 def training_folder(config: Config, resume: bool = False) -> Iterator[Path]:
     """The folder of a training run, with config.json and log.txt.
 
-    A run that bad input ends before its first checkpoint leaves nothing behind.
+    A run that bad input ends before its first step leaves nothing behind.
 
     :param resume: the folder may hold a run, which goes on.
     :raises InputError: the folder holds a run already, or cannot be made.
@@ -121,8 +127,8 @@ def training_folder(config: Config, resume: bool = False) -> Iterator[Path]:
     logging.getLogger().addHandler(handler)
     try:
         yield folder
-    except InputError:
-        if not existed and not any(folder.glob("*.pth")):
+    except InputError as error:
+        if not existed and not isinstance(error, TrainedError):
             shutil.rmtree(folder)
         raise
     finally:
@@ -135,13 +141,15 @@ class Records:
 
     :param folder: of the run.
     :param step: of a run that goes on; what was written after it is dropped, because it comes again.
+    :param evaluated: whether the evaluation of this step stays, if there was one.
     :raises InputError: the file cannot be written.
     """
 
-    def __init__(self, folder: Path, step: int = 0) -> None:
+    def __init__(self, folder: Path, step: int = 0, evaluated: bool = True) -> None:
         self.path = folder / METRICS_FILE
         try:
-            kept = _records_until(self.path, step)
+            kept = _records_until(self.path, step, evaluated)
+            self.tested = any(TEST in json.loads(line) for line in kept)
             with written_whole(self.path) as temporary:
                 temporary.write_text("".join(kept), encoding="utf-8")
             self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
@@ -171,11 +179,12 @@ class MetricsWriter:
     :param folder: of the run.
     :param tensorboard_dir: None writes no TensorBoard files.
     :param step: of a run that goes on; what was written after it is dropped, because it comes again.
+    :param evaluated: whether the evaluation of this step stays, if there was one.
     :raises InputError: the TensorBoard folder cannot be written.
     """
 
-    def __init__(self, folder: Path, tensorboard_dir: Path | None, step: int = 0) -> None:
-        self.records = Records(folder, step)
+    def __init__(self, folder: Path, tensorboard_dir: Path | None, step: int = 0, evaluated: bool = True) -> None:
+        self.records = Records(folder, step, evaluated)
         self.tensorboard = None
         if tensorboard_dir is not None:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, not always wanted
@@ -188,24 +197,44 @@ class MetricsWriter:
     def write(self, step: int, epoch: int, values: dict[str, float], tensorboard: bool = True) -> None:
         """Append values, by name, at a step."""
         self.records.append({"step": step, "epoch": epoch, **values})
-        if self.tensorboard and tensorboard:
-            for name, value in values.items():
+        with self._goes_on():
+            for name, value in values.items() if self.tensorboard and tensorboard else ():
                 self.tensorboard.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Let the files hold all that was written; metrics.jsonl always does."""
+        with self._goes_on():
+            if self.tensorboard:
+                self.tensorboard.flush()
 
     def close(self) -> None:
         """Flush and close."""
         self.records.close()
-        if self.tensorboard:
-            self.tensorboard.close()
+        with self._goes_on():
+            if self.tensorboard:
+                self.tensorboard.close()
+
+    @contextmanager
+    def _goes_on(self) -> Iterator[None]:
+        """A full disk ends the TensorBoard files, not the run: they are a copy."""
+        try:
+            yield
+        except OSError as error:
+            self.tensorboard = None
+            logger.warning(
+                "the TensorBoard files end here, they cannot be written: %s; %s has the same numbers",
+                error.strerror, self.records.path,
+            )  # fmt: skip
 
 
-def _records_until(path: Path, step: int) -> list[str]:
-    """The whole lines of metrics.jsonl up to a step."""
+def _records_until(path: Path, step: int, evaluated: bool) -> list[str]:
+    """The whole lines of metrics.jsonl up to a step, with or without the evaluation after it."""
     if not path.exists():
         return []
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         with suppress(ValueError):  # a line that a killed run has begun
-            if json.loads(line)["step"] <= step:
+            record = json.loads(line)
+            if record["step"] < step or (record["step"] == step and (evaluated or EVALUATION not in record)):
                 lines.append(line)
     return lines

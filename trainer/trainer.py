@@ -5,10 +5,10 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,9 @@ from torch.optim import AdamW
 from transformers import get_cosine_schedule_with_warmup
 
 from config import Config
-from datasets.annotations import Split
 from datasets.failures import FailedVideos, TimesBeyond
 from datasets.frame_cache import CacheSettings
+from datasets.holdout import TrainingSplits
 from datasets.loading import TrainPairs, batches, train_loader
 from diffusion_lm.errors import InputError, RunError
 from diffusion_lm.losses import first_not_finite
@@ -27,12 +27,12 @@ from diffusion_lm.vocabulary import SPECIAL_TOKENS, UNK
 from model.retrieval import RetrievalModel
 from trainer import distributed
 from trainer.anomaly import find_anomalies
-from trainer.checkpoints import BEST, delete_old, epoch_file, newest_first, save_checkpoint, step_file
+from trainer.checkpoints import BEST, delete_old, epoch_file, load_checkpoint, newest_first, save_checkpoint, step_file
 from trainer.device import random_state, seed_process, set_random_state
 from trainer.evaluation import Evaluation, Evaluator, format_table, write_results
-from trainer.resume import how_to_go_on, restore_random_state
-from trainer.run_folder import RESULTS_FILE, MetricsWriter
-from trainer.stop import StopSignal
+from trainer.resume import how_to_go_on, how_to_test, restore_random_state, what_is_kept
+from trainer.run_folder import EVALUATION, RESULTS_FILE, TEST, MetricsWriter, TrainedError
+from trainer.stop import Interrupted, StopSignal
 from trainer.throughput import SLOW_LOADING, Stopwatch, flops_per_pair, matmul_rate, memory_gb, profiler
 from trainer.training_step import TrainingStep
 
@@ -63,12 +63,20 @@ def parameter_groups(model: RetrievalModel, config: Config) -> list[dict]:
     ]
 
 
+def _figures(evaluation: Evaluation, prefix: str) -> dict[str, float]:
+    """The figures of an evaluation by name, for curves."""
+    return {
+        f"{prefix}/{row['metric']}_{row['protocol']}{'_dsl' if row['dsl'] else ''}/{name}": row[name]
+        for row in evaluation.results
+        for name in WINDOW_COLUMNS
+    }
+
+
 class Trainer:
     """Trains a model on pairs of a split, evaluates it on the way and keeps the best. One in each process of a run.
 
     :param model: on its device.
-    :param split: the training split.
-    :param evaluator: of the test split; None trains without evaluations.
+    :param splits: of the run.
     :param folder: of the run.
     :param writer: of the metrics; None in all processes but the main one.
     :param resumed: the checkpoint to go on from, whose weights the model has already.
@@ -78,25 +86,29 @@ class Trainer:
         self,
         model: RetrievalModel,
         config: Config,
-        split: Split,
-        evaluator: Evaluator | None,
+        splits: TrainingSplits,
         device: torch.device,
         dtype: torch.dtype,
         folder: Path,
         writer: MetricsWriter | None,
         resumed: dict[str, Any] | None = None,
     ) -> None:
-        self.model, self.config, self.split, self.evaluator = model, config, split, evaluator
+        self.model, self.config, self.split, self.selection = model, config, splits.train, splits.selection
         self.device, self.dtype, self.folder, self.writer = device, dtype, folder, writer
+        chooses = splits.val or splits.test  # None: the last epoch is taken
+        self.evaluator = chooses and Evaluator(chooses, config, device, dtype, model.preprocessing)
+        self.tester = splits.val and Evaluator(
+            splits.test, config, device, dtype, model.preprocessing
+        )  # of the best model, once
         rank, size = distributed.rank(), distributed.size()
         own = config.batch_size * config.grad_accum
         self.rows, self.batch_size = range(rank * own, (rank + 1) * own), own * size
         cache = CacheSettings.of(config)
         frames = (config.num_frames, config.input_res, config.video_sample_type, config.seed)
-        pairs = TrainPairs(split, *frames, cache, model.preprocessing)
+        pairs = TrainPairs(self.split, *frames, cache, model.preprocessing)
         self.loader = train_loader(pairs, own, config.num_workers, config.seed, device.type == "cuda", rank, size)
         self.steps_of_epoch = self.loader.sampler.steps
-        self.tokens = model.tokenize(split.captions)
+        self.tokens = model.tokenize(self.split.captions)
         self._tell_unknown_words()
         model.freeze(config.freeze_layer_num)
         model.train().drop_patches(config.patch_dropout)
@@ -109,6 +121,7 @@ class Trainer:
         self.scheduler = get_cosine_schedule_with_warmup(self.optimizer, warmup, total)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.epoch, self.epoch_step, self.step = 1, 0, 0  # the epoch being trained, steps done of it and of all
+        self.evaluated = True  # unless an evaluation is due at this step
         self.best = -1.0
         self.window: deque[dict[str, float]] = deque(maxlen=config.eval_window_size)
         self.recent: list[Tensor] = []  # losses of each step since the last log line, on the device
@@ -138,18 +151,30 @@ class Trainer:
 
         :raises RunStopped: a signal came; the run is saved.
         :raises RunError: the loss is not finite.
+        :raises TrainedError: bad input was met after the first step.
         """
         profile = profiler(self.config.profile, self.folder) if distributed.is_main() else nullcontext()
         with self.stop, find_anomalies(self.model, self.config.detect_anomaly), profile as self.profile:
-            for epoch in range(self.epoch, self.config.num_epochs + 1):
-                if epoch > self.epoch:
-                    self.epoch, self.epoch_step = epoch, 0
-                self._train_epoch()
-                if epoch % self.config.save_every == 0:
-                    self._save(epoch_file(epoch))
-            if self.evaluator is None:
-                self._save(BEST)
-                logger.info("no evaluation was wanted: the last epoch is %s", self.folder / BEST)
+            try:
+                self._train_epochs()
+                self._test()
+            except TrainedError:
+                raise
+            except InputError as error:
+                if not self.step:
+                    raise
+                raise TrainedError(f"{error}; {what_is_kept(self.folder)}") from error
+
+    def _train_epochs(self) -> None:
+        if not self.evaluated:
+            self._evaluate(self._checkpoint_file())
+        for epoch in range(self.epoch, self.config.num_epochs + 1):
+            if epoch > self.epoch:
+                self.epoch, self.epoch_step = epoch, 0
+            self._train_epoch()
+        if self.evaluator is None:
+            self._save(BEST)
+            logger.info("no evaluation was wanted: the last epoch is %s", self.folder / BEST)
 
     def _train_epoch(self) -> None:
         steps, parts = self.steps_of_epoch, self.config.evals_per_epoch
@@ -160,16 +185,15 @@ class Trainer:
         started = time.perf_counter()
         self.watch.restart()
         failed, beyond = FailedVideos(steps * len(self.rows)), TimesBeyond(self.split)
-        for frames, index in self._progress(self.watch.waiting(batches(self.loader, failed, beyond.of_caption))):
+        loaded = batches(self.loader, failed, beyond.of_caption)
+        for frames, index in self._progress(self._until_the_end(self.watch.waiting(loaded))):
             self._train_step(frames, index)
             self.epoch_step += 1
             self.step += 1
             if self.epoch_step % self.config.log_step == 0 or self.epoch_step == steps:
                 self._log_step()
             with self.watch.paused():
-                if self.epoch_step in evaluate_after:
-                    self._evaluate()
-                self._save_or_stop()
+                self._save_and_evaluate(self.epoch_step in evaluate_after)
         logger.info("epoch %d took %.1f s", self.epoch, time.perf_counter() - started)
         if failed.replaced:
             logger.warning("epoch %d: %s", self.epoch, failed.summary())
@@ -288,51 +312,161 @@ class Trainer:
         flops = flops_per_pair(self.model, frames, tokens, self.device, self.dtype)
         return flops / matmul_rate(self.device, self.dtype)
 
-    def _save_or_stop(self) -> None:
-        stopping = distributed.any_process(self.stop.number != 0)
-        last = self.epoch_step == self.steps_of_epoch and self.epoch % self.config.save_every == 0  # saved soon
-        due = self.config.save_steps and self.step % self.config.save_steps == 0 and not last
-        if stopping or due:
-            self._save(step_file(self.epoch, self.epoch_step))
-        if stopping:
-            self.stop.end_run(f"step {self.epoch_step} of epoch {self.epoch}", how_to_go_on(self.folder))
+    def _until_the_end(self, loaded: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch, until a process cannot read its next one or a signal has come to one: all processes
+        meet before each step, so that all of them save the same one and end."""
+        while True:
+            batch = failure = None
+            try:
+                batch = next(loaded, None)
+            except InputError as error:
+                failure = error
+            if distributed.any_process(failure is not None or self.stop.number != 0):
+                self._end(failure)
+            if batch is None:
+                return
+            yield batch
 
-    def _evaluate(self) -> None:
+    def _end(self, failure: InputError | None = None) -> NoReturn:
+        """Save and end, in all processes: at the failure of one of them, or at a signal."""
+        failures = distributed.gather_objects(failure and str(failure))
+        if self.step or not any(failures):
+            self._save(self._checkpoint_file())
+        for reason in filter(None, failures):
+            distributed.barrier()  # the first one that leaves ends the others, also one that writes
+            raise InputError(reason)
+        self.stop.end_run(self._place(), how_to_go_on(self.folder))
+
+    def _place(self) -> str:
+        return f"step {self.epoch_step} of epoch {self.epoch}"
+
+    def _checkpoint_file(self) -> str:
+        """Name of the checkpoint of this step."""
+        whole = self.epoch_step == self.steps_of_epoch and self.epoch % self.config.save_every == 0
+        return epoch_file(self.epoch) if whole else step_file(self.epoch, self.epoch_step)
+
+    def _save_and_evaluate(self, evaluate: bool) -> None:
+        """What is due after a step. An evaluation comes after a checkpoint, so that it may fail, or be interrupted; as
+        does the test, after the last step."""
+        name = self._checkpoint_file()
+        self.evaluated = not evaluate
+        if evaluate or self._is_due():
+            self._save(name, counts=self._is_due())
+        if evaluate:
+            if distributed.any_process(self.stop.number != 0):
+                self._end()
+            last = self.step == self.steps_of_epoch * self.config.num_epochs
+            stays = self._is_due() or (last and self.tester is not None)
+            self._evaluate(name if stays else None)
+            if not stays:
+                self._remove_checkpoint()
+
+    def _is_due(self) -> bool:
+        """Whether --save_every or --save_steps want a checkpoint of this step."""
+        steps = self.config.save_steps
+        return self._checkpoint_file() == epoch_file(self.epoch) or (steps is not None and self.step % steps == 0)
+
+    def _remove_checkpoint(self) -> None:
+        """That of this step, which was only for an evaluation."""
+        if distributed.is_main():
+            (self.folder / self._checkpoint_file()).unlink(missing_ok=True)
+
+    def _evaluate(self, name: str | None) -> None:
+        """Evaluate, and keep the model if it is the best so far.
+
+        :param name: of the checkpoint of this step, which is written again with what was found; None leaves it.
+        :raises RunStopped: a signal came.
+        """
         self._read_recent()
         before = random_state(self.device)  # how many numbers loaders draw depends on their workers
-        evaluation = self.evaluator(self.model)
-        set_random_state(before, self.device)
         metric = self.config.metric
-        row = distributed.broadcast_object(evaluation.row(metric) if distributed.is_main() else None)
+        evaluation, row = self._evaluation(self.evaluator)
+        set_random_state(before, self.device)
         self.window.append(row)
         window = {name: sum(r[name] for r in self.window) / len(self.window) for name in WINDOW_COLUMNS}
         better = row["R1"] > self.best
         self.best = max(self.best, row["R1"])
+        self.evaluated = True
         if distributed.is_main():
             self._tell(evaluation, window)
         if better:
             self._save(BEST, metrics=row)
-            if distributed.is_main():
-                output = Path(self.config.output_json or self.folder / RESULTS_FILE)
-                write_results(output, evaluation, self.config, str(self.folder / BEST))
+            if self.tester is None and distributed.is_main():
+                self._write_results(evaluation)
         logger.info("best %s strict R@1 so far: %.1f", metric, self.best)
+        if name is not None:
+            self._save(name, counts=self._is_due())
+
+    def _evaluation(self, evaluator: Evaluator) -> tuple[Evaluation, dict[str, Any]]:
+        """Evaluate the model as it is; and the strict row of --metric.
+
+        :raises RunStopped: a signal came.
+        """
+        try:
+            with self.stop.at_once():
+                evaluation = evaluator(self.model)
+                row = evaluation.row(self.config.metric) if distributed.is_main() else None
+                return evaluation, distributed.broadcast_object(row)
+        except Interrupted:
+            self.stop.end_run(self._place(), how_to_go_on(self.folder), together=False)
+
+    def _test(self) -> None:
+        """Evaluate the best model on the test split, once, where that split has not chosen it."""
+        if self.tester is None or self._is_tested():
+            return
+        best = self.folder / BEST
+        distributed.barrier()  # until it is written
+        self.model.load_state_dict(load_checkpoint(best)["state_dict"])
+        try:
+            evaluation, _ = self._evaluation(self.tester)
+            if distributed.is_main():
+                self._write_results(evaluation)
+                table = format_table(evaluation, self.config.metric, self.config.DSL, self.selection)
+                logger.info("test of %s in %.1f s\n%s", best, evaluation.seconds, table)
+                values = _figures(evaluation, "test") | {TEST: evaluation.seconds}
+                self.writer.write(self.step, self.epoch, values)
+        except InputError as error:
+            raise TrainedError(
+                f"{error}; the training is complete, and {best} is kept: evaluate it with {how_to_test(self.config)}"
+            ) from error
+        if not self._is_due():
+            self._remove_checkpoint()
+
+    def _is_tested(self) -> bool:
+        """Whether the run, which goes on, had got to its end."""
+        tested = self.writer is not None and self.writer.records.tested and self._results_file().exists()
+        tested = distributed.broadcast_object(tested)
+        if tested:
+            logger.info("the run has ended before, its results are in %s", self._results_file())
+        return tested
+
+    def _results_file(self) -> Path:
+        return Path(self.config.output_json or self.folder / RESULTS_FILE)
+
+    def _write_results(self, evaluation: Evaluation) -> None:
+        write_results(self._results_file(), evaluation, self.config, str(self.folder / BEST), self.selection)
 
     def _tell(self, evaluation: Evaluation, window: dict[str, float]) -> None:
         metric = self.config.metric
         table = format_table(evaluation, metric, self.config.DSL)
-        logger.info("epoch %d, evaluation in %.1f s\n%s", self.epoch, evaluation.seconds, table)
+        logger.info(
+            "epoch %d, evaluation on the %s split in %.1f s\n%s",
+            self.epoch,
+            evaluation.split,
+            evaluation.seconds,
+            table,
+        )
         averages = ", ".join(f"{name} {value:.1f}" for name, value in window.items())
         logger.info("%s strict, average of the last %d: %s", metric, len(self.window), averages)
-        values = {
-            f"eval/{row['metric']}_{row['protocol']}{'_dsl' if row['dsl'] else ''}/{name}": row[name]
-            for row in evaluation.results
-            for name in WINDOW_COLUMNS
-        }
+        values = _figures(evaluation, "eval")
         values |= {f"eval_window/{name}": value for name, value in window.items()}
-        self.writer.write(self.step, self.epoch, values | {"eval/seconds": evaluation.seconds})
+        self.writer.write(self.step, self.epoch, values | {EVALUATION: evaluation.seconds})
 
-    def _save(self, name: str, metrics: dict | None = None) -> None:
-        """Write a checkpoint, by the main process, with the random states of all; only of finite losses."""
+    def _save(self, name: str, metrics: dict | None = None, counts: bool = True) -> None:
+        """Write a checkpoint, by the main process, with the random states of all; only of finite losses.
+
+        :param counts: as one of --keep_last.
+        """
         self._read_recent()
         states = distributed.gather_objects(random_state(self.device))
         if not distributed.is_main():
@@ -342,6 +476,7 @@ class Trainer:
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             "epoch_step": self.epoch_step,
+            "evaluated": self.evaluated,
             "batch_size": self.batch_size,
             "best": self.best,
             "window": list(self.window),
@@ -349,9 +484,11 @@ class Trainer:
             "recent": [values.cpu() for values in self.recent],
             "random_states": states,
             "metrics": metrics,
+            "selected_on": self.selection.to_dict(),
         }
+        self.writer.flush()
         save_checkpoint(self.folder / name, self.model, self.config, self.epoch, self.step, training)
-        delete_old(self.folder, self.config.keep_last)
+        delete_old(self.folder, self.config.keep_last if counts else None)
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         if checkpoint["batch_size"] != self.batch_size:
@@ -365,6 +502,7 @@ class Trainer:
         self.scaler.load_state_dict(checkpoint["scaler"])
         self.epoch, self.epoch_step, self.step = (checkpoint[name] for name in ("epoch", "epoch_step", "step"))
         self.best, self.names = checkpoint["best"], checkpoint["names"]
+        self.evaluated = checkpoint.get("evaluated", True)  # older ones were written after it
         self.window.extend(checkpoint["window"])
         self.recent = [values.to(self.device) for values in checkpoint["recent"]]
         restore_random_state(checkpoint["random_states"], self.config.seed, self.step, self.device)
