@@ -21,6 +21,7 @@ from datasets.frame_cache import CacheSettings, FrameCache
 from datasets.transforms import apply_seeded, test_transform, train_transform
 from datasets.video import read_frames
 from diffusion_lm.errors import InputError
+from diffusion_lm.machine import cores
 
 MAX_REPLACEMENTS = 10  # of one sample; that many draws from a set with 1 % bad videos never fail
 WAITS_FOR_SIGNALS = hasattr(signal, "sigwaitinfo")  # which macOS does not have
@@ -196,7 +197,7 @@ def _loader(
     collate_fn: Callable[[list], object] | None = None,
     **options: object,
 ) -> DataLoader:
-    workers = min(num_workers, os.cpu_count() or 1)
+    workers = min(num_workers, cores())
     return Loader(
         dataset,
         batch_size=batch_size,

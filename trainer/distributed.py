@@ -11,6 +11,7 @@ share of dL/dw, and the mean over processes that DistributedDataParallel takes i
 
 import gc
 import os
+import socket
 import sys
 import threading
 import time
@@ -19,6 +20,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn.parallel import DistributedDataParallel
 
 from diffusion_lm.errors import InputError, RunError
+from diffusion_lm.machine import core_ids, cores
 from trainer.launch import Processes, find_processes, speak_up
 
 __all__ = ["Processes", "find_processes"]
@@ -54,10 +57,10 @@ def process_group(here: Processes, device: torch.device) -> Iterator[None]:
     if here.size == 1:
         yield
         return
-    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // here.local_size))
     watch = _join(here, device)
     try:
+        if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(_own_cores())
         yield
         barrier()  # nobody takes the store away while another one still exchanges
     except RunStopped as error:  # by a signal, that all have agreed on
@@ -75,6 +78,15 @@ def process_group(here: Processes, device: torch.device) -> Iterator[None]:
         raise
     watch.end()
     _leave_group()
+
+
+def _own_cores() -> int:
+    """Cores for this process alone, at least 1. It divides those that it may use with the processes of this machine that
+    may use them too; srun and mpirun may have divided them already."""
+    here = socket.gethostname(), core_ids()
+    others = [ids for host, ids in gather_objects(here) if host == here[0]]
+    own = sum(Fraction(1, sum(core in ids for ids in others)) for core in here[1])
+    return max(1, int(own * cores() / len(here[1])))
 
 
 def _leave_group() -> None:
@@ -108,7 +120,8 @@ def _join(here: Processes, device: torch.device) -> "_Watch":
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise RunError(
-            f"process {here.rank} of {here.size} does not meet the others at {place}: {str(error).splitlines()[0]}"
+            f"process {here.rank} of {here.size} does not meet the others at {place}: {str(error).splitlines()[0]}; where "
+            f"another run has this port, set the variable MASTER_PORT to a free one for all processes of this run"
         ) from error
     return watch
 
@@ -192,9 +205,7 @@ def any_process(flag: bool) -> bool:
     """Whether the flag is set in any process. Waits for the hosts of all, not for their GPUs."""
     if not dist.is_initialized():
         return flag
-    flags = torch.tensor([flag], dtype=torch.int32)
-    dist.all_reduce(flags, dist.ReduceOp.MAX)
-    return bool(flags)
+    return bool(maximum(torch.tensor([flag], dtype=torch.int32)))
 
 
 @contextmanager
@@ -223,6 +234,15 @@ def mean(values: Tensor) -> Tensor:
     values = values.clone()
     dist.all_reduce(values)
     return values / dist.get_world_size()
+
+
+def maximum(values: Tensor) -> Tensor:
+    """The largest of all processes in each place of a CPU tensor, of one shape and type in all of them."""
+    if not dist.is_initialized():
+        return values
+    values = values.clone()
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    return values
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -22,9 +21,11 @@ from datasets.frame_cache import CacheSettings
 from datasets.loading import TrainPairs, batches, train_loader
 from diffusion_lm.errors import InputError, RunError
 from diffusion_lm.losses import first_not_finite
+from diffusion_lm.machine import cores
 from diffusion_lm.progress import progress
 from diffusion_lm.vocabulary import SPECIAL_TOKENS, UNK
 from model.retrieval import RetrievalModel
+from modules.losses import clamp_logit_scale
 from trainer import distributed
 from trainer.anomaly import find_anomalies
 from trainer.checkpoints import BEST, delete_old, epoch_file, newest_first, save_checkpoint, step_file
@@ -165,10 +166,10 @@ class Trainer:
             self.step += 1
             if self.epoch_step % self.config.log_step == 0 or self.epoch_step == steps:
                 self._log_step()
-            with self.watch.paused():
-                if self.epoch_step in evaluate_after:
+            if self.epoch_step in evaluate_after:
+                with self.watch.paused():
                     self._evaluate()
-                self._save_or_stop()
+            self._save_or_stop()
         logger.info("epoch %d took %.1f s", self.epoch, time.perf_counter() - started)
         if failed.replaced:
             logger.warning("epoch %d: %s", self.epoch, failed.summary())
@@ -198,8 +199,9 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_NORM)
         self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.scheduler.step()
+        clamp_logit_scale(self.model.clip.logit_scale)
+        if self._step_was_taken():
+            self.scheduler.step()
         if self.profile:
             self.profile.step()
         self.watch.pairs += self.batch_size
@@ -210,6 +212,15 @@ class Trainer:
         self.recent.append(torch.stack(list(values.values())).detach())  # reading it here would wait for the device
         if self.config.detect_anomaly:
             self._read_recent(self.epoch_step + 1)
+
+    def _step_was_taken(self) -> bool:
+        """Update the loss scale; whether the optimizer's step was taken, which fp16 leaves out where gradients are
+        infinite. Only fp16 has to wait for the device to know."""
+        if not self.scaler.is_enabled():
+            return True
+        scale = self.scaler.get_scale()
+        self.scaler.update()
+        return self.scaler.get_scale() >= scale
 
     def _read_recent(self, epoch_step: int | None = None) -> Tensor:
         """Losses of the steps since the last log line, (steps, names), on the CPU.
@@ -271,9 +282,9 @@ class Trainer:
             logger.warning(self._advice(waited))
 
     def _advice(self, waited: float) -> str:
-        cores, workers = os.cpu_count() or 1, self.config.num_workers
-        if workers < cores:
-            flag = f"raise --num_workers={workers}: this machine has {cores} cores"
+        workers = self.config.num_workers
+        if workers < cores():
+            flag = f"raise --num_workers={workers}: this process may use {cores()} cores"
         else:
             flag = "all cores decode already: keep decoded frames with --frame_cache=FOLDER"
         return f"loading is the bottleneck, {100 * waited:.0f} % of the time is spent waiting for data; {flag}"
@@ -290,7 +301,8 @@ class Trainer:
         last = self.epoch_step == self.steps_of_epoch and self.epoch % self.config.save_every == 0  # saved soon
         due = self.config.save_steps and self.step % self.config.save_steps == 0 and not last
         if stopping or due:
-            self._save(step_file(self.epoch, self.epoch_step))
+            with self.watch.paused():
+                self._save(step_file(self.epoch, self.epoch_step))
         if stopping:
             self.stop.end_run(f"step {self.epoch_step} of epoch {self.epoch}", how_to_go_on(self.folder))
 
