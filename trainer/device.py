@@ -87,9 +87,9 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def set_up(device: torch.device, seed: int) -> None:
     """Seed every global generator, and let float32 be float32 on every device, not TF32.
 
-    What is fast is half precision. float32 is what --precision=fp32 asks for, and what decides an order in any precision
-    and disables autocast for that: the cosines of the loss and of all scores, the first stage of an evaluation, and the
-    rounding of the diffusion to words. TF32 has the mantissa of half precision.
+    What is fast is half precision. float32 is what --precision=fp32 asks for, and in any precision what disables
+    autocast: the cosines of the loss and of all scores, the first stage of an evaluation, and the rounding of the
+    diffusion to words. TF32 has the mantissa of half precision.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -81,8 +80,8 @@ def process_group(here: Processes, device: torch.device) -> Iterator[None]:
 
 
 def _own_cores() -> int:
-    """Cores for this process alone, at least 1. It divides those that it may use with the processes of this machine that
-    may use them too; srun and mpirun may have divided them already."""
+    """Cores for this process alone, at least 1: it shares each that it may use with the processes of this machine that
+    may use it too. srun and mpirun may have divided them already."""
     here = socket.gethostname(), core_ids()
     others = [ids for host, ids in gather_objects(here) if host == here[0]]
     own = sum(Fraction(1, sum(core in ids for ids in others)) for core in here[1])
@@ -120,8 +119,8 @@ def _join(here: Processes, device: torch.device) -> "_Watch":
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise RunError(
-            f"process {here.rank} of {here.size} does not meet the others at {place}: {str(error).splitlines()[0]}; where "
-            f"another run has this port, set the variable MASTER_PORT to a free one for all processes of this run"
+            f"process {here.rank} of {here.size} does not meet the others at {place}: {str(error).splitlines()[0]} "
+            f"(if another run has this port, set the variable MASTER_PORT of all processes of this one to a free port)"
         ) from error
     return watch
 
@@ -314,13 +313,32 @@ class _GatherRows(torch.autograd.Function):
 def synchronised(module: nn.Module) -> nn.Module:
     """The module with the weights of the main process; its backward pass averages the gradients of all processes.
 
-    Unused parameters are looked for in each step, because the buckets of gradients then stay as they are: with buckets
-    that are made anew after the first step, sums of more than two processes would round otherwise after a resumption.
-    Inputs stay where they are: the training step moves them chunk by chunk.
+    Every parameter that requires a gradient must get one in each step. Inputs stay where they are: the training step
+    moves them chunk by chunk.
     """
     if not dist.is_initialized():
         return module
-    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
-    return DistributedDataParallel(
-        module, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
-    )
+    shared = DistributedDataParallel(_Rehearsed(module), broadcast_buffers=False, gradient_as_bucket_view=True)
+    shared().backward()
+    module.zero_grad(set_to_none=True)
+    return shared
+
+
+class _Rehearsed(nn.Module):
+    """A module that can be called without arguments, for a first gradient of everything.
+
+    After its first backward pass DistributedDataParallel puts gradients into buckets in the order in which they came.
+    With that pass out of the way before training, all steps have the same buckets: else sums of more than two processes
+    would round otherwise in the first step after a resumption. Here the last parameter's gradient comes first, about as
+    in training.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: object) -> object:
+        """What the module gives, or of no inputs a scalar."""
+        if inputs:
+            return self.module(*inputs)
+        return sum(parameter.sum() for parameter in self.parameters() if parameter.requires_grad)
