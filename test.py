@@ -62,7 +62,7 @@ def main() -> None:
 
         # 4. features
         started = time.perf_counter()
-        marks = fingerprint(model, split, config) if config.load_embeddings or config.save_embeddings else {}
+        marks = fingerprint(model, split, config, dtype) if config.load_embeddings or config.save_embeddings else {}
         if config.load_embeddings:
             embeddings = load_embeddings(Path(config.load_embeddings), split, marks)
         else:

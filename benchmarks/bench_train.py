@@ -65,7 +65,6 @@ class Way:
     fused: bool = False
     read_loss: bool = True
     dtype: torch.dtype = torch.float32
-    tf32: bool = False
     compiled: bool = False
     patch_dropout: float = 0.0
 
@@ -79,8 +78,6 @@ def ladder(device: torch.device, compiled: bool) -> list[Way]:
     ways.append(replace(ways[-1], name="+ SDPA attention", attention="sdpa"))
     ways.append(replace(ways[-1], name="+ tokens once, no reading", tokenise_once=True, read_loss=False))
     ways.append(replace(ways[-1], name="+ fused AdamW", fused=True))
-    if device.type == "cuda":
-        ways.append(replace(ways[-1], name="+ TF32", tf32=True))
     if choose_precision("auto", device) == torch.bfloat16:
         ways.append(replace(ways[-1], name="+ bf16", dtype=torch.bfloat16))
     if compiled:
@@ -180,7 +177,6 @@ def compare_ways(args: argparse.Namespace, device: torch.device, report: dict) -
     ways = ladder(device, args.compile)
     flops = {share: flops_with(share, args.quick, device) for share in {way.patch_dropout for way in ways}}
     for way in ways:
-        torch.set_float32_matmul_precision("high" if way.tf32 else "highest")
         model = make_model(args.quick, way, device)
         seconds, loss = seconds_of(stepper(model, way, args.batch_size, device), args.steps, device)
         plain, plain_loss = plain or seconds, loss if plain_loss is None else plain_loss

@@ -4,9 +4,11 @@ What is random in a sample (frames, crop, flip, what replaces a video that does 
 epoch, sample), so it does not depend on the number of workers or processes, nor on where a run was resumed.
 """
 
+import logging
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -24,10 +26,22 @@ from datasets.frame_cache import CacheSettings, FrameCache
 from datasets.transforms import OPENAI, Preprocessing, apply_seeded, test_transform, train_transform
 from datasets.video import ReadClip, read_clips
 from diffusion_lm.errors import InputError
+from diffusion_lm.machine import cores
+
+logger = logging.getLogger(__name__)
 
 MAX_REPLACEMENTS = 10  # of one sample; that many draws from a set with 1 % bad videos never fail
 RUN_CLIPS = 16  # of a long film, that one worker reads
+SPARE = MAX_REPLACEMENTS + 1  # what the numbers that choose replacements are drawn from, beside each replacement's own
 WAITS_FOR_SIGNALS = hasattr(signal, "sigwaitinfo")  # which macOS does not have
+
+
+class Key(NamedTuple):
+    """What a training sample is asked for with."""
+
+    epoch: int
+    index: int  # of its caption
+    spare: tuple[int, ...] = ()  # captions of other videos, which take its place in turn if its video does not decode
 
 
 class Sample(NamedTuple):
@@ -40,9 +54,10 @@ class Sample(NamedTuple):
 
 
 class TrainPairs(Dataset):
-    """Pairs (video, caption) of a training split; a key is (epoch, index of the caption).
+    """Pairs (video, caption) of a training split, by Key.
 
-    A pair whose video does not decode is replaced by another one, drawn from (seed, epoch, index).
+    A pair whose video does not decode is replaced by those that its key names, then by any, drawn from (seed, epoch,
+    index).
 
     :param cache: settings of the frame cache, None for none.
     :param preprocessing: of the model that will see the frames.
@@ -68,8 +83,9 @@ class TrainPairs(Dataset):
     def __len__(self) -> int:
         return len(self.clip_of_caption)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample | InputError:
-        epoch, index = key
+    def __getitem__(self, key: Key) -> Sample | InputError:
+        key = Key(*key)
+        epoch, index, spare = key
         rng = np.random.default_rng((self.seed, epoch, index))
         failed: list[InputError] = []
         for attempt in range(1, MAX_REPLACEMENTS + 2):
@@ -78,8 +94,8 @@ class TrainPairs(Dataset):
                 return Sample(frames, index, tuple(failed), beyond)
             except InputError as error:
                 failed.append(error)
-            rng = np.random.default_rng((self.seed, *key, attempt))
-            index = int(rng.integers(len(self)))
+            rng = np.random.default_rng((self.seed, epoch, key.index, attempt))
+            index = spare[attempt - 1] if attempt <= len(spare) else int(rng.integers(len(self)))
         return failed[0]
 
     def _frames(self, index: int, rng: np.random.Generator) -> tuple[Tensor, str]:
@@ -194,23 +210,21 @@ def _reader(
 
 
 class EpochSampler(Sampler):
-    """Keys (epoch, index) of one epoch for one of several processes, in an order drawn from (seed, epoch).
+    """Keys of one epoch for one of several processes, in an order drawn from (seed, epoch).
 
-    The batch of a step is a slice of that order, the same samples for any number of processes; each process takes its
-    rows of it. What does not fill a batch is dropped. Call `set_epoch` before each epoch.
+    The batch of a step, of all processes, holds no video twice: in the loss the pairs of one video would be each
+    other's wrong answers. It is a function of (seed, epoch), the same for any number of processes; each of these takes
+    its rows of it. What fits into no batch is left out, other pairs in each epoch. Call `set_epoch` before each epoch.
 
-    :param length: samples of the data set.
+    :param videos: of each pair of the data set the index of its video.
     :param batch_size: samples of a step in each process.
+    :return: of iterating: keys of TrainPairs (epoch, index of the pair, pairs that may take its place).
     """
 
-    def __init__(self, length: int, seed: int, batch_size: int, rank: int = 0, size: int = 1) -> None:
-        self.length, self.seed, self.batch_size, self.rank, self.size = length, seed, batch_size, rank, size
+    def __init__(self, videos: Sequence[int], seed: int, batch_size: int, rank: int = 0, size: int = 1) -> None:
+        self.videos, self.seed, self.batch_size, self.rank, self.size = np.asarray(videos), seed, batch_size, rank, size
         self.epoch = self.start = 0
-
-    @property
-    def steps(self) -> int:
-        """Steps of a whole epoch."""
-        return self.length // (self.batch_size * self.size)
+        self.steps = most_batches(np.bincount(self.videos), batch_size * size)  # of a whole epoch
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """The epoch that the next iteration gives, without its first `start` steps."""
@@ -218,29 +232,147 @@ class EpochSampler(Sampler):
 
     def batches(self) -> np.ndarray:
         """The samples of every step of the epoch, of all processes: (steps, samples)."""
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        return order[: self.steps * self.batch_size * self.size].reshape(self.steps, -1)
+        return batches_without_repeats(
+            self.videos, self.steps, self.batch_size * self.size, np.random.default_rng((self.seed, self.epoch))
+        )
 
     def __len__(self) -> int:
         return (self.steps - self.start) * self.batch_size
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[Key]:
         first = self.rank * self.batch_size
-        own = self.batches()[self.start :, first : first + self.batch_size]
-        return ((self.epoch, int(index)) for index in own.flat)
+        for step, batch in enumerate(self.batches()[self.start :], self.start):
+            spare = self._spare(step, batch)
+            for row in range(first, first + self.batch_size):
+                yield Key(self.epoch, int(batch[row]), tuple(spare[row :: len(batch)].tolist()))
+
+    def _spare(self, step: int, batch: np.ndarray) -> np.ndarray:
+        """Pairs that may replace samples of a batch: of videos that are not in it, each of another one. Every row of
+        the batch takes its own of them, so that no two replacements are of one video either."""
+        rng = np.random.default_rng((self.seed, self.epoch, step, SPARE))
+        count = min(len(self.videos), len(batch) * (MAX_REPLACEMENTS + 1))
+        drawn = rng.choice(len(self.videos), count, replace=False)
+        _, first = np.unique(self.videos[drawn], return_index=True)
+        drawn = drawn[np.sort(first)]
+        return drawn[np.isin(self.videos[drawn], self.videos[batch], invert=True)]
+
+
+def most_batches(counts: np.ndarray, size: int) -> int:
+    """How many batches of `size` pairs an epoch can have where a batch holds each video once at most.
+
+    In S batches a video with c pairs fills min(c, S) places, and places that are filled in this way can be dealt out.
+
+    :param counts: pairs of each video.
+    """
+    low, high = 0, int(counts.sum()) // size
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if np.minimum(counts, middle).sum() >= middle * size else (low, middle - 1)
+    return low
+
+
+def batches_without_repeats(videos: np.ndarray, steps: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Slices of a random order of the pairs, each pair once at most, no video twice in a slice: pairs (steps, size).
+
+    A pair whose video is in the slice already waits for the next one. A video with as many pairs as there are slices
+    left takes a place in each of them, so that every slice gets full.
+
+    :param videos: of each pair.
+    :param steps: at most what `most_batches` gives.
+    """
+    order = rng.permutation(len(videos))
+    order = order[_count_up(videos[order]) < steps][: steps * size]  # a video is at most once in a slice
+    wanted = videos[order]
+    dealt = rng.permuted(_deal(wanted, steps, size), axis=1)  # those that had to wait came first
+    pairs = np.empty_like(order)
+    pairs[dealt.argsort(axis=None, kind="stable")] = order[wanted.argsort(kind="stable")]
+    return pairs.reshape(steps, size)
+
+
+def _count_up(values: np.ndarray) -> np.ndarray:
+    """How often each value has come before."""
+    by_value = values.argsort(kind="stable")
+    ordered = values[by_value]
+    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+    counts = np.empty_like(values)
+    counts[by_value] = np.arange(len(values)) - np.repeat(starts, np.diff(starts, append=len(values)))
+    return counts
+
+
+def _deal(videos: np.ndarray, steps: int, size: int) -> np.ndarray:
+    """Videos in a random order -> the same in slices (steps, size) without repeats.
+
+    :param videos: steps * size of them, each `steps` times at most.
+    """
+    left = np.bincount(videos)
+    most = left.max(initial=0)
+    coming, waiting = iter(videos.tolist()), Counter()  # waiting: in the order in which they came
+    ahead = Counter()  # that were taken before their turn
+    slices = np.empty((steps, size), dtype=videos.dtype)
+    for step in range(steps):
+        remaining = steps - step
+        chosen = dict.fromkeys(np.flatnonzero(left == remaining).tolist() if most >= remaining else ())
+        for video in chosen:
+            if not _take(waiting, video):
+                ahead[video] += 1
+        for video in list(waiting):
+            if len(chosen) < size and video not in chosen:
+                chosen[video] = _take(waiting, video)
+        while len(chosen) < size:
+            video = next(coming)
+            if _take(ahead, video):
+                continue
+            if video in chosen:
+                waiting[video] += 1
+            else:
+                chosen[video] = True
+        slices[step] = list(chosen)
+        left[slices[step]] -= 1
+    return slices
+
+
+def _take(counter: Counter, value: int) -> bool:
+    """Take one out of a counter, whose values are then gone when none is left; whether there was one."""
+    if value not in counter:
+        return False
+    counter[value] -= 1
+    if not counter[value]:
+        del counter[value]
+    return True
+
+
+def same_videos(clips: Sequence[Clip]) -> list[int]:
+    """For each clip the first one of the same pixels: the same file from the same start to the same end. Clips of one
+    film with other bounds are others."""
+    first: dict[tuple, int] = {}
+    return [first.setdefault((clip.path, clip.start or 0.0, clip.end), index) for index, clip in enumerate(clips)]
 
 
 def train_loader(
     pairs: TrainPairs, batch_size: int, num_workers: int, seed: int, pin_memory: bool, rank: int = 0, size: int = 1
 ) -> DataLoader:
-    """Shuffled batches (frames uint8 (B, F, 3, R, R), caption indices (B,)); the rest of an epoch is dropped.
+    """Shuffled batches (frames uint8 (B, F, 3, R, R), caption indices (B,)), see EpochSampler.
 
     :param batch_size: B, of this process, which is `rank` of `size`.
+    :raises InputError: there are fewer videos than a batch of all processes holds.
     """
-    if len(pairs) < batch_size * size:
+    owner = same_videos(pairs.clips)
+    videos = [owner[clip] for clip in pairs.clip_of_caption]
+    sampler = EpochSampler(videos, seed, batch_size, rank, size)
+    whole, count = batch_size * size, len(set(videos))
+    if count < whole:
         several = "" if size == 1 else f" in {size} processes"
-        raise InputError(f"--batch_size={batch_size}{several} is more than the {len(pairs)} training pairs")
-    sampler = EpochSampler(len(pairs), seed, batch_size, rank, size)
+        few = f"{len(pairs)} training pairs"
+        if len(pairs) >= whole:
+            few = f"{count} training videos ({few}), of which a batch holds each once"
+        raise InputError(f"--batch_size={batch_size}{several} is more than the {few}: lower it")
+    left_out = len(pairs) - sampler.steps * whole
+    if left_out >= whole:
+        logger.warning(
+            "%d of the %d training pairs are left out of each epoch, others each time: a batch of %d holds each of "
+            "the %d videos once, and some have more captions than there can be batches",
+            left_out, len(pairs), whole, count,
+        )  # fmt: skip
     apart = torch.Generator()  # else every iteration would draw a number of the stream that dropout draws from
     return _loader(pairs, batch_size, num_workers, pin_memory, sampler=sampler, drop_last=True, generator=apart)
 
@@ -267,7 +399,7 @@ def _loader(
     collate_fn: Callable[[list], object] | None = None,
     **options: object,
 ) -> DataLoader:
-    workers = min(num_workers, os.cpu_count() or 1)
+    workers = min(num_workers, cores())
     return Loader(
         dataset,
         batch_size=batch_size,

@@ -1,22 +1,33 @@
 """Training losses."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-MAX_LOGIT_SCALE = 100.0
+MAX_LOGIT_SCALE = math.log(100)  # in float32 exactly the log scale of CLIP's released weights, which it leaves alone
 
 
 def symmetric_infonce(sims: Tensor, logit_scale: Tensor) -> Tensor:
     """Mean of the text-to-video and the video-to-text cross-entropy of a batch of pairs (Radford et al. 2021).
 
     :param sims: cosines (B, B), text i and video i belong together.
-    :param logit_scale: log of the scale, a scalar; the scale is clamped to 100.
+    :param logit_scale: log of the scale, a scalar; `clamp_logit_scale` keeps it where it belongs.
     :return: scalar.
     """
-    logits = sims.float() * logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+    logits = sims.float() * logit_scale.exp()
     labels = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.t(), labels)) / 2
+
+
+@torch.no_grad()
+def clamp_logit_scale(logit_scale: Tensor) -> None:
+    """Keep the scale at 100 at most, in place, after a step of the optimizer (Radford et al. 2021).
+
+    A clamp within the loss would have no gradient from 100 on, where CLIP's released weights are: it could never fall.
+    """
+    logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
 
 def teacher_student(teacher: Tensor, student: Tensor) -> Tensor:

@@ -87,6 +87,7 @@ class TextDiffusion(nn.Module):
         self.register_buffer("rounding_table", rounding_table)
         self.denoise = student.denoise
         self.teacher.requires_grad_(False)
+        self.student.lm_head.bias.requires_grad_(False)  # which only pre-training uses, to name words
 
     def train(self, mode: bool = True) -> "TextDiffusion":
         """Training mode for everything but the teacher, which never drops out."""

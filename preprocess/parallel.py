@@ -1,7 +1,6 @@
 """A function over many items, on all cores, with a progress bar."""
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -10,6 +9,7 @@ from typing import TypeVar
 import cv2
 
 from diffusion_lm.errors import RunError
+from diffusion_lm.machine import cores
 from diffusion_lm.progress import progress
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -27,7 +27,7 @@ def each(
     :raises RunError: a process died, for want of memory or in a decoder.
     """
     context = multiprocessing.get_context("spawn")
-    workers = max(1, min(workers or os.cpu_count() or 1, len(items)))
+    workers = max(1, min(workers or cores(), len(items)))
     with ProcessPoolExecutor(workers, context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         results = pool.map(function, items, chunksize=max(1, min(8, len(items) // workers)))
         try:

@@ -29,7 +29,7 @@ from diffusion_lm.command_line import MANY_FLAGS, Parser, number
 from diffusion_lm.files import written_whole
 from diffusion_lm.progress import progress
 from model.clip import ClipRetrieval, load_clip
-from modules.losses import symmetric_infonce
+from modules.losses import clamp_logit_scale, symmetric_infonce
 from modules.metrics import text_to_video
 from trainer.run_folder import check_writable, run_program
 
@@ -98,6 +98,7 @@ def train(model: ClipRetrieval, sight: Sight, batches: DataLoader, lr: float, ca
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)
         optimizer.step()
+        clamp_logit_scale(model.clip.logit_scale)
         scheduler.step()
 
 

@@ -154,11 +154,17 @@ def test_embeddings_of_something_else_are_refused(place, evaluate, monkeypatch, 
 
     with safe_open(file, "pt") as opened:
         save_file(tensors, nan, opened.metadata())
+        marks = json.loads(opened.metadata()["fingerprint"])
+        del marks["--precision"]  # as older versions wrote it
+        unsaid = place.root / "unsaid.safetensors"
+        save_file(load_file(file), unsaid, opened.metadata() | {"fingerprint": json.dumps(marks)})
     captions = place.root / "data" / "MSRVTT" / "MSRVTT_JSFUSION_test.csv"
     cases = [
         (file, ["--seed=3"], 2, "differs in CLIP weights"),
         (file, ["--num_frames=4"], 2, "--num_frames (3 in the file, 4 here)"),
         (file, ["--input_res=96"], 2, "--input_res (64 in the file, 96 here)"),
+        (file, ["--precision=bf16"], 2, "--precision (fp32 in the file, bf16 here)"),
+        (unsaid, [], 2, "--precision (not said in the file, fp32 here)"),
         (text, [], 2, "text.safetensors cannot be read"),
         (place.root / "foreign.safetensors", [], 2, "no file of --save_embeddings"),
         (place.root / "missing.safetensors", [], 2, "missing.safetensors cannot be read"),

@@ -1,5 +1,6 @@
 """Which frames are read, what is in them, and what training makes of them."""
 
+import logging
 import multiprocessing
 import os
 import subprocess
@@ -436,6 +437,24 @@ def test_a_broken_video_is_named_whoever_decodes_it(split, tmp_path, workers):
 def test_fewer_pairs_than_a_batch_is_an_error(split):
     with pytest.raises(InputError, match="--batch_size=10 is more than the 9 training pairs"):
         epoch_of(split, 0, batch_size=10)
+
+
+def test_fewer_videos_than_a_batch_is_an_error(split):
+    """No batch can hold six different videos of five."""
+    with pytest.raises(InputError, match=r"--batch_size=6 is more than the 5 training videos \(9 training pairs\)"):
+        epoch_of(split, 0, batch_size=6)
+
+
+def test_pairs_that_no_batch_can_take_are_told(split, caplog):
+    """Of 1, 2, 3, 1 and 2 captions a batch of five videos is made once."""
+    with caplog.at_level(logging.WARNING):
+        (batch,) = epoch_of(split, 0, batch_size=5)
+        assert not caplog.records  # 9 pairs make no second batch of 5 anyway
+        clips = [replace(clip, captions=clip.captions * (9 if len(clip.captions) == 3 else 1)) for clip in split.clips]
+        many = Split("any", "train", tuple(clips))
+        assert len(epoch_of(many, 0, batch_size=3)) == 3
+    assert len(batch[1]) == 5
+    assert "24 of the 33 training pairs are left out of each epoch" in caplog.text
 
 
 def test_workers_start_after_opencv_was_used(split):

@@ -12,6 +12,8 @@ from torch import Tensor
 from diffusion_lm.errors import InputError
 from trainer.launch import Processes
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def choose_device(gpu: str | None, here: Processes | None = None) -> torch.device:
     """The device of --gpu: an index, `cpu`, or None for the first GPU if there is one.
@@ -54,7 +56,12 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if fast else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return PRECISIONS[precision]
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    """The value of --precision that means this dtype."""
+    return next(name for name, meant in PRECISIONS.items() if meant == dtype)
 
 
 def check_compiler(device: torch.device) -> None:
@@ -78,13 +85,19 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def set_up(device: torch.device, seed: int) -> None:
-    """Seed every global generator; TF32 for float32 products on a GPU."""
+    """Seed every global generator, and let float32 be float32 on every device, not TF32.
+
+    What is fast is half precision. float32 is what --precision=fp32 asks for, and in any precision what disables
+    autocast: the cosines of the loss and of all scores, the first stage of an evaluation, and the rounding of the
+    diffusion to words. TF32 has the mantissa of half precision.
+    """
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False  # convolutions, where PyTorch has it on by default
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

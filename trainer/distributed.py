@@ -11,14 +11,15 @@ share of dL/dw, and the mean over processes that DistributedDataParallel takes i
 
 import gc
 import os
+import socket
 import sys
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn.parallel import DistributedDataParallel
 
 from diffusion_lm.errors import InputError, RunError
+from diffusion_lm.machine import core_ids, cores
 from trainer.launch import Processes, find_processes, speak_up
 
 __all__ = ["Processes", "find_processes"]
@@ -54,10 +56,10 @@ def process_group(here: Processes, device: torch.device) -> Iterator[None]:
     if here.size == 1:
         yield
         return
-    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // here.local_size))
     watch = _join(here, device)
     try:
+        if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(_own_cores())
         yield
         barrier()  # nobody takes the store away while another one still exchanges
     except BaseException as error:
@@ -75,6 +77,15 @@ def process_group(here: Processes, device: torch.device) -> Iterator[None]:
         raise
     watch.end()
     _leave_group()
+
+
+def _own_cores() -> int:
+    """Cores for this process alone, at least 1: it shares each that it may use with the processes of this machine that
+    may use it too. srun and mpirun may have divided them already."""
+    here = socket.gethostname(), core_ids()
+    others = [ids for host, ids in gather_objects(here) if host == here[0]]
+    own = sum(Fraction(1, sum(core in ids for ids in others)) for core in here[1])
+    return max(1, int(own * cores() / len(here[1])))
 
 
 def _leave_group() -> None:
@@ -109,7 +120,8 @@ def _join(here: Processes, device: torch.device) -> "_Watch":
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise RunError(
-            f"process {here.rank} of {here.size} does not meet the others at {place}: {str(error).splitlines()[0]}"
+            f"process {here.rank} of {here.size} does not meet the others at {place}: {str(error).splitlines()[0]} "
+            f"(if another run has this port, set the variable MASTER_PORT of all processes of this one to a free port)"
         ) from error
     return watch
 
@@ -193,9 +205,7 @@ def any_process(flag: bool) -> bool:
     """Whether the flag is set in any process. Waits for the hosts of all, not for their GPUs."""
     if not dist.is_initialized():
         return flag
-    flags = torch.tensor([flag], dtype=torch.int32)
-    dist.all_reduce(flags, dist.ReduceOp.MAX)
-    return bool(flags)
+    return bool(maximum(torch.tensor([flag], dtype=torch.int32)))
 
 
 @contextmanager
@@ -224,6 +234,15 @@ def mean(values: Tensor) -> Tensor:
     values = values.clone()
     dist.all_reduce(values)
     return values / dist.get_world_size()
+
+
+def maximum(values: Tensor) -> Tensor:
+    """The largest of all processes in each place of a CPU tensor, of one shape and type in all of them."""
+    if not dist.is_initialized():
+        return values
+    values = values.clone()
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    return values
 
 
 def gather_objects(value: Any) -> list[Any]:
@@ -295,13 +314,32 @@ class _GatherRows(torch.autograd.Function):
 def synchronised(module: nn.Module) -> nn.Module:
     """The module with the weights of the main process; its backward pass averages the gradients of all processes.
 
-    Unused parameters are looked for in each step, because the buckets of gradients then stay as they are: with buckets
-    that are made anew after the first step, sums of more than two processes would round otherwise after a resumption.
-    Inputs stay where they are: the training step moves them chunk by chunk.
+    Every parameter that requires a gradient must get one in each step. Inputs stay where they are: the training step
+    moves them chunk by chunk.
     """
     if not dist.is_initialized():
         return module
-    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
-    return DistributedDataParallel(
-        module, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
-    )
+    shared = DistributedDataParallel(_Rehearsed(module), broadcast_buffers=False, gradient_as_bucket_view=True)
+    shared().backward()
+    module.zero_grad(set_to_none=True)
+    return shared
+
+
+class _Rehearsed(nn.Module):
+    """A module that can be called without arguments, for a first gradient of everything.
+
+    After its first backward pass DistributedDataParallel puts gradients into buckets in the order in which they came.
+    With that pass out of the way before training, all steps have the same buckets: else sums of more than two processes
+    would round otherwise in the first step after a resumption. Here the last parameter's gradient comes first, about as
+    in training.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: object) -> object:
+        """What the module gives, or of no inputs a scalar."""
+        if inputs:
+            return self.module(*inputs)
+        return sum(parameter.sum() for parameter in self.parameters() if parameter.requires_grad)

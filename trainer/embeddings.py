@@ -19,6 +19,7 @@ from diffusion_lm.errors import InputError
 from diffusion_lm.files import written_whole
 from model.clip import ClipRetrieval
 from model.retrieval import RetrievalModel
+from trainer.device import precision_name
 
 FORMAT = "TextDiffs embeddings"
 
@@ -31,8 +32,11 @@ class Embeddings:
     frames: Tensor  # frame features of the M videos (M, F, D)
 
 
-def fingerprint(model: RetrievalModel, split: Split, config: Config) -> dict[str, str]:
-    """All that embeddings depend on, by the name that a message can use. Sampling has no part in it."""
+def fingerprint(model: RetrievalModel, split: Split, config: Config, dtype: torch.dtype) -> dict[str, str]:
+    """All that embeddings depend on, by the name that a message can use. Sampling has no part in it.
+
+    :param dtype: of the matrix products, as --precision or the device has chosen it.
+    """
     pairs = [(clip.video_id, clip.captions, clip.start, clip.end) for clip in split.clips]
     return {
         "data set": split.dataset,
@@ -40,6 +44,7 @@ def fingerprint(model: RetrievalModel, split: Split, config: Config) -> dict[str
         "captions and videos": hashlib.sha256(json.dumps(pairs).encode()).hexdigest(),
         "--num_frames": str(config.num_frames),
         "--input_res": str(config.input_res),
+        "--precision": precision_name(dtype),
         "CLIP weights": digest(model.clip),
         **clip_marks(model),
     }
@@ -144,4 +149,6 @@ def _opened(path: Path) -> Iterator[safe_open]:
 
 def _values(there: str | None, here: str) -> str:
     """The two values in brackets, unless they are hashes."""
-    return "" if len(here) == hashlib.sha256().digest_size * 2 else f" ({there} in the file, {here} here)"
+    if len(here) == hashlib.sha256().digest_size * 2:
+        return ""
+    return f" ({'not said' if there is None else there} in the file, {here} here)"

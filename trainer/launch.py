@@ -11,7 +11,8 @@ from diffusion_lm.errors import InputError
 # hydra (MPICH, Intel MPI) and Open MPI name themselves to the processes that they start
 MPI_VARIABLES = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
-SLURM_PORTS = (15_000, 20_000)  # the rendezvous takes one of them by the job's id
+SLURM_PORTS = (15_000, 20_000)  # the rendezvous takes one of them by the ids of the job and of its step
+PORTS_BETWEEN_STEPS = 997  # a prime: steps of one job, and those of jobs with near ids, take different ones
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,9 @@ def _from_slurm() -> Processes:
     )
     low, high = SLURM_PORTS
     os.environ.setdefault("MASTER_ADDR", first[1] + (first[2] or ""))
-    os.environ.setdefault("MASTER_PORT", str(low + _number("SLURM_JOB_ID") % (high - low)))
+    step = _number("SLURM_STEP_ID") if "SLURM_STEP_ID" in os.environ else 0
+    place = (_number("SLURM_JOB_ID") + PORTS_BETWEEN_STEPS * step) % (high - low)
+    os.environ.setdefault("MASTER_PORT", str(low + place))
     local_size = re.match(r"\d+", os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1"))
     return Processes(
         _number("SLURM_PROCID"), _number("SLURM_STEP_NUM_TASKS"), _number("SLURM_LOCALID"), int(local_size[0])

@@ -14,6 +14,7 @@ from torch.profiler import profile, schedule
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.retrieval import RetrievalModel
+from trainer import distributed
 from trainer.device import autocast, random_state, set_random_state
 
 logger = logging.getLogger(__name__)
@@ -28,14 +29,19 @@ PROFILE_ROWS = 15  # operations in the log
 
 
 class Stopwatch:
-    """Times the steps between two log lines, and within them the waiting for data."""
+    """Times the steps between two log lines, and within them the waiting for data.
+
+    Processes do their steps together, so a step waits for data as long as the one that waits longest; how long each of
+    them waited for each step is exchanged when it is read.
+    """
 
     def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
         """Count from here."""
-        self.started, self.waited, self.pairs, self.pause_seconds = time.perf_counter(), 0.0, 0, 0.0
+        self.started, self.pairs, self.pause_seconds = time.perf_counter(), 0, 0.0
+        self.waits: list[float] = []  # seconds before each step, of this process
 
     def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches, with the time that each is waited for counted."""
@@ -46,20 +52,22 @@ class Stopwatch:
                 batch = next(iterator)
             except StopIteration:
                 return
-            self.waited += time.perf_counter() - before
+            self.waits.append(time.perf_counter() - before)
             yield batch
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time that is not training: evaluation and saving."""
+        """Time that is not training: evaluation and saving. Waiting for another process in a step is no pause."""
         before = time.perf_counter()
         yield
         self.pause_seconds += time.perf_counter() - before
 
     def read(self) -> tuple[float, float]:
-        """Pairs per second and the share of the time spent waiting for data, since the last restart."""
+        """Pairs per second and the share of the time spent waiting for data, since the last restart: those of the
+        whole run, in whichever process. All of them must call it after the same number of steps."""
         seconds = max(time.perf_counter() - self.started - self.pause_seconds, 1e-9)
-        return self.pairs / seconds, min(1.0, self.waited / seconds)
+        waited = distributed.maximum(torch.tensor(self.waits, dtype=torch.float64)).sum().item()
+        return self.pairs / seconds, min(1.0, waited / seconds)
 
 
 def memory_gb(device: torch.device) -> float:

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -22,9 +21,11 @@ from datasets.holdout import TrainingSplits
 from datasets.loading import TrainPairs, batches, train_loader
 from diffusion_lm.errors import InputError, RunError
 from diffusion_lm.losses import first_not_finite
+from diffusion_lm.machine import cores
 from diffusion_lm.progress import progress
 from diffusion_lm.vocabulary import SPECIAL_TOKENS, UNK
 from model.retrieval import RetrievalModel
+from modules.losses import clamp_logit_scale
 from trainer import distributed
 from trainer.anomaly import find_anomalies
 from trainer.checkpoints import BEST, delete_old, epoch_file, load_checkpoint, newest_first, save_checkpoint, step_file
@@ -186,7 +187,7 @@ class Trainer:
         self.watch.restart()
         failed, beyond = FailedVideos(steps * len(self.rows)), TimesBeyond(self.split)
         loaded = batches(self.loader, failed, beyond.of_caption)
-        for frames, index in self._progress(self._until_the_end(self.watch.waiting(loaded))):
+        for frames, index in self._progress(self.watch.waiting(self._until_the_end(loaded))):
             self._train_step(frames, index)
             self.epoch_step += 1
             self.step += 1
@@ -225,8 +226,9 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_NORM)
         self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.scheduler.step()
+        clamp_logit_scale(self.model.clip.logit_scale)
+        if self._step_was_taken():
+            self.scheduler.step()
         if self.profile:
             self.profile.step()
         self.watch.pairs += self.batch_size
@@ -237,6 +239,15 @@ class Trainer:
         self.recent.append(torch.stack(list(values.values())).detach())  # reading it here would wait for the device
         if self.config.detect_anomaly:
             self._read_recent(self.epoch_step + 1)
+
+    def _step_was_taken(self) -> bool:
+        """Update the loss scale; whether the optimizer's step was taken, which fp16 leaves out where gradients are
+        infinite. Only fp16 has to wait for the device to know."""
+        if not self.scaler.is_enabled():
+            return True
+        scale = self.scaler.get_scale()
+        self.scaler.update()
+        return self.scaler.get_scale() >= scale
 
     def _read_recent(self, epoch_step: int | None = None) -> Tensor:
         """Losses of the steps since the last log line, (steps, names), on the CPU.
@@ -298,9 +309,9 @@ class Trainer:
             logger.warning(self._advice(waited))
 
     def _advice(self, waited: float) -> str:
-        cores, workers = os.cpu_count() or 1, self.config.num_workers
-        if workers < cores:
-            flag = f"raise --num_workers={workers}: this machine has {cores} cores"
+        workers = self.config.num_workers
+        if workers < cores():
+            flag = f"raise --num_workers={workers}: this process may use {cores()} cores"
         else:
             flag = "all cores decode already: keep decoded frames with --frame_cache=FOLDER"
         return f"loading is the bottleneck, {100 * waited:.0f} % of the time is spent waiting for data; {flag}"
