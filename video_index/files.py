@@ -10,6 +10,7 @@ from pathlib import Path
 from datasets.container import shown, timeline
 from datasets.files import VIDEO_EXTENSIONS, split_name, walk
 from diffusion_lm.errors import InputError
+from diffusion_lm.machine import cores
 from video_index.store import IndexedClip, Store
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def parts_of(file: str, stat: os.stat_result, window: float) -> list[IndexedClip
 def missing_parts(store: Store, files: dict[str, os.stat_result], window: float) -> Iterator[list[IndexedClip]]:
     """The clips of files that an index does not hold, the clips of some files at a time."""
     names = list(files)
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for start in range(0, len(names), FILES_AT_ONCE):
             some = names[start : start + FILES_AT_ONCE]
             found = pool.map(lambda file: parts_of(file, files[file], window), some)
