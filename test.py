@@ -20,6 +20,7 @@ def main() -> None:
     config = Config.parse(prog="test.py", description=__doc__)
     # imported after parsing, so that --help and bad flags answer at once
     from datasets.annotations import load_annotations, load_split
+    from datasets.video_kind import warn_of_others
     from trainer import distributed
     from trainer.checkpoints import chosen_model
     from trainer.device import check_compiler, choose_device, choose_precision, set_up
@@ -38,7 +39,7 @@ def main() -> None:
             check_compiler(device)
 
         # 2. model
-        path, model, selection = chosen_model(config)
+        path, model, selection, trained_on = chosen_model(config)
         logger.info(f"checkpoint {path}" if path else "no --load_epoch: this is the model before training")
         output = Path(config.output_json or (path.parent if path else config.run_dir) / RESULTS_FILE)
         if here.is_main:
@@ -58,6 +59,8 @@ def main() -> None:
                     split = without_missing(Path(config.load_embeddings), split)
             else:
                 split = load_split(config.dataset_name, config.test_split, *places)
+        if here.is_main and not config.load_embeddings:
+            warn_of_others(trained_on, split)
         evaluator = Evaluator(split, config, device, dtype, model.preprocessing)
 
         # 4. features

@@ -42,7 +42,7 @@ def main() -> None:
     set_up(device, config.seed)
 
     # 2. model and data
-    _, model, _ = chosen_model(config)
+    model = chosen_model(config).model
     if not model.diffuses:
         raise InputError(f"--arch={config.arch} has no diffusion")
     model.to(device).eval()

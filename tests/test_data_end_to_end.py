@@ -6,7 +6,9 @@ import shutil
 
 import pytest
 
-from tests.made_up import call_program
+from preprocess.compress_video import Job, compress
+from tests.films import H264, numbered
+from tests.made_up import call, call_program
 from tests.test_end_to_end import Place
 from trainer import evaluation
 from trainer.evaluation import format_table
@@ -81,3 +83,27 @@ def test_own_videos(place, tmp_path, monkeypatch, capfd):
     assert "120 training pairs of 6 videos" in (place.folder("own") / "log.txt").read_text()
     report = json.loads((place.folder("own") / "results.json").read_text())
     assert (report["dataset"], report["results"][0]["gallery"]) == ("custom", 2)
+
+
+def test_a_model_that_is_tested_on_videos_of_another_kind(tmp_path, monkeypatch, capfd):
+    """Originals against 3 fps copies: test.py tells, and is silent where videos are of the same kind."""
+    originals, copies = tmp_path / "originals", tmp_path / "copies"
+    originals.mkdir()
+    rows = ["video,caption,split"]
+    for index, split in enumerate(("train", "train", "train", "val", "test", "test")):
+        path = numbered(originals / f"{index}.mp4", 60 + index, *H264)
+        assert compress(Job(path, copies / path.name, 3, 48)) == ""
+        rows.append(f"{path.name},film number {index},{split}")
+    (tmp_path / "a.csv").write_text("\n".join(rows) + "\n")
+    flags = ["--dataset_name=custom", f"--annotations={tmp_path / 'a.csv'}", "--arch=clip_baseline", "--clip_arch=tiny",
+             f"--output_dir={tmp_path / 'out'}", "--exp_name=x", "--datetime=r", "--batch_size=2", "--num_workers=0",
+             "--gpu=cpu", "--precision=fp32"]  # fmt: skip
+    training = [*flags, f"--videos_dir={originals}", "--num_epochs=1", "--no_tensorboard"]
+    assert call("train.py", training, monkeypatch, capfd)[0] == 0
+    told = (
+        "trained on videos of 96 pixels high or wide at 25 frames a second, these are of 48 pixels high or wide at 3 "
+    )
+    for videos, warned in ((originals, False), (copies, True)):
+        code, out, _ = call("test.py", [*flags, f"--videos_dir={videos}", "--load_epoch=0"], monkeypatch, capfd)
+        assert code == 0
+        assert (told in out) == warned

@@ -6,10 +6,11 @@ import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from config import Config
 from datasets.holdout import LAST_EPOCH, Selection
+from datasets.video_kind import VideoKind
 from diffusion_lm.errors import InputError
 from diffusion_lm.weights import is_safetensors, load_tensors, save_atomically
 from model.factory import create_model, description, restore_model
@@ -65,9 +66,17 @@ def write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
         ) from error
 
 
-def chosen_model(config: Config) -> tuple[Path | None, RetrievalModel, Selection]:
-    """The model of --load_epoch with the file that it comes from, or without that flag the one before training; and
-    what chose it.
+class ChosenModel(NamedTuple):
+    """A model and where it comes from."""
+
+    path: Path | None  # of its checkpoint, None before training
+    model: RetrievalModel
+    selection: Selection  # what chose it
+    videos: VideoKind | None = None  # that it was trained on, None where nothing tells
+
+
+def chosen_model(config: Config) -> ChosenModel:
+    """The model of --load_epoch, or without that flag the one before training.
 
     `config` takes over what a checkpoint says of its model. Several processes may call it at once.
 
@@ -75,10 +84,12 @@ def chosen_model(config: Config) -> tuple[Path | None, RetrievalModel, Selection
     """
     if config.load_epoch is None:
         with distributed.main_first():  # which may download
-            return None, create_model(config), Selection(None, "it is the one before training")
+            return ChosenModel(None, create_model(config), Selection(None, "it is the one before training"))
     path = find_checkpoint(config)
     checkpoint = load_checkpoint(path)
-    return path, restore_model(config, checkpoint, path), selection_of(checkpoint, path)
+    videos = checkpoint.get("videos")
+    model = restore_model(config, checkpoint, path)
+    return ChosenModel(path, model, selection_of(checkpoint, path), videos and VideoKind(**videos))
 
 
 def selection_of(checkpoint: Mapping[str, Any], path: Path) -> Selection:

@@ -19,6 +19,7 @@ from datasets.failures import FailedVideos, TimesBeyond
 from datasets.frame_cache import CacheSettings
 from datasets.holdout import TrainingSplits
 from datasets.loading import TrainPairs, batches, train_loader
+from datasets.video_kind import VideoKind, warn_of_others
 from diffusion_lm.errors import InputError, RunError
 from diffusion_lm.losses import first_not_finite
 from diffusion_lm.machine import cores
@@ -96,6 +97,7 @@ class Trainer:
     ) -> None:
         self.model, self.config, self.split, self.selection = model, config, splits.train, splits.selection
         self.device, self.dtype, self.folder, self.writer = device, dtype, folder, writer
+        self.videos = VideoKind.of(splits.train) if distributed.is_main() else None
         chooses = splits.val or splits.test  # None: the last epoch is taken
         self.evaluator = chooses and Evaluator(chooses, config, device, dtype, model.preprocessing)
         self.tester = splits.val and Evaluator(
@@ -496,6 +498,7 @@ class Trainer:
             "random_states": states,
             "metrics": metrics,
             "selected_on": self.selection.to_dict(),
+            "videos": self.videos and self.videos.to_dict(),
         }
         self.writer.flush()
         save_checkpoint(self.folder / name, self.model, self.config, self.epoch, self.step, training)
@@ -513,6 +516,8 @@ class Trainer:
         self.scaler.load_state_dict(checkpoint["scaler"])
         self.epoch, self.epoch_step, self.step = (checkpoint[name] for name in ("epoch", "epoch_step", "step"))
         self.best, self.names = checkpoint["best"], checkpoint["names"]
+        if self.videos and (videos := checkpoint.get("videos")):
+            warn_of_others(VideoKind(**videos), self.split)
         self.evaluated = checkpoint.get("evaluated", True)  # older ones were written after it
         self.window.extend(checkpoint["window"])
         self.recent = [values.to(self.device) for values in checkpoint["recent"]]

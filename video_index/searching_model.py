@@ -28,7 +28,7 @@ def load_model(config: SearchConfig, head: Head | None, device: torch.device) ->
         config.take_model(head.flags)
     flags = config.model_flags()  # before the checkpoint's own settings join them
     set_up(device, config.seed)  # of a CLIP with random weights
-    path, model, _ = chosen_model(config)
+    path, model = chosen_model(config)[:2]
     for note in config.notes():
         logger.info(note)
     marks = {
