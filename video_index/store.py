@@ -28,7 +28,7 @@ from diffusion_lm.files import written_whole
 
 logger = logging.getLogger(__name__)
 
-FORMAT, VERSION = "TextDiffs video index", 1
+FORMAT, VERSION = "TextDiffs video index", 2
 HEAD_FILE, LOCK_FILE = "index.json", ".lock"
 SHARD_CLIPS = 1024  # a shard is full
 
