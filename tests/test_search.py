@@ -86,7 +86,7 @@ def search(capfd, monkeypatch):
 
     def run(*arguments, stdin=""):
         if arguments[:1] in (("index",), ("query",)):
-            arguments = (arguments[0], stated(), *arguments[1:])
+            arguments = (arguments[0], "--gpu=cpu", stated(), *arguments[1:])  # the same on every machine
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         code, out, err = call("search.py", list(map(str, arguments)), monkeypatch, capfd)
         return SimpleNamespace(code=code, out=out, err=err)
