@@ -179,7 +179,7 @@ def load_clip(clip_arch: str, clip_path: str | None = None) -> tuple[CLIPModel, 
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, UnpicklingError, SafetensorError) as error:
-        raise InputError(_not_loaded(source, clip_path, error)) from error
+        raise InputError(_not_loaded(source, error)) from error
     finally:
         transformers_logging.set_verbosity(told)
     _check_names(report, source)
@@ -202,7 +202,7 @@ def _check_names(report: dict[str, Any], source: str) -> None:
         logger.info("%s: %s and %d more tensors have no place in CLIP", source, unknown[0], len(unknown) - 1)
 
 
-def _weights_of(source: str) -> dict[str, Any]:
+def _weights_of(source: str | Path) -> dict[str, Any]:
     """What transformers builds a CLIP from, as arguments: a hub id, or the configuration and the weights of a folder.
 
     Those in one file are read here, whatever its kind and the wrappers in its names.
@@ -299,15 +299,15 @@ def _no_tokenizer(source: str | Path) -> str:
     )
 
 
-def _not_loaded(source: str, clip_path: str | None, error: Exception) -> str:
+def _not_loaded(source: str | Path, error: Exception) -> str:
     folder = Path(source)
     if folder.is_dir():
         weights = [file for pattern in ("model*.safetensors", "pytorch_model*.bin") for file in folder.glob(pattern)]
         if not weights or not (folder / "config.json").is_file():
-            return f"--clip_path={clip_path} holds no CLIP: it needs {NEEDED_FILES}"
+            return f"{source} holds no CLIP: it needs {NEEDED_FILES}"
         for file in weights:
             load_tensors(file)  # says in one line what is wrong with it
-        return f"--clip_path={clip_path} does not load as a CLIP of transformers: {one_line(error)[:400]}"
+        return f"{source} does not load as a CLIP of transformers: {one_line(error)[:400]}"
     return (
         f"CLIP {source} is not in the local cache and cannot be downloaded: put {NEEDED_FILES} of it into a folder "
         f"and give --clip_path=FOLDER, or use --clip_arch=tiny"

@@ -62,10 +62,11 @@ def clip_marks(model: ClipRetrieval) -> dict[str, str]:
 def differences(made_of: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
     """The marks in which a file differs from what it is to be used for.
 
-    Files that are older than a mark do not tell it: their pictures were prepared as OpenAI's.
+    Files that are older than `clip_marks` do not tell them: their pictures were prepared as OpenAI's, and the weights
+    are taken to have had the activation that they have here.
     """
-    told = {"preprocessing of pictures": str(OPENAI), **made_of}
-    return [name for name, value in here.items() if told.get(name, value) != value]
+    untold = {"preprocessing of pictures": str(OPENAI), "activation of CLIP": here.get("activation of CLIP")}
+    return [name for name, value in here.items() if (untold | dict(made_of)).get(name) != value]
 
 
 def digest(module: nn.Module) -> str:
