@@ -10,9 +10,9 @@ import time
 import pytest
 import torch
 
-from diffusion_lm import weights
+from diffusion_lm import machine, weights
 from tests import precision
-from tests.processes import ROOT, launch, run_processes
+from tests.processes import ROOT, in_processes, launch, run_processes
 from trainer import distributed
 from trainer.launch import Processes, find_processes
 
@@ -79,6 +79,80 @@ def test_slurm_names_the_first_machine(monkeypatch):
         assert os.environ["MASTER_ADDR"] == first and os.environ["MASTER_PORT"] == "15678"
     monkeypatch.delenv("MASTER_ADDR")
     monkeypatch.delenv("MASTER_PORT")
+
+
+def test_steps_of_slurm_jobs_meet_at_ports_of_their_own(monkeypatch):
+    """Steps of one job, and of jobs that were submitted one after the other; what the user sets comes first."""
+    for name, value in (("PROCID", "1"), ("STEP_NUM_TASKS", "2"), ("LOCALID", "1"), ("STEP_NODELIST", "localhost")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+
+    def port(job: int, step: int) -> int:
+        monkeypatch.delenv("MASTER_PORT", raising=False)
+        monkeypatch.setenv("SLURM_JOB_ID", str(job))
+        monkeypatch.setenv("SLURM_STEP_ID", str(step))
+        assert find_processes().rank == 1
+        return int(os.environ["MASTER_PORT"])
+
+    ports = [port(job, step) for job in range(12_345_600, 12_345_800) for step in range(20)]
+    assert len(set(ports)) == len(ports) and 15_000 <= min(ports) <= max(ports) < 20_000
+    monkeypatch.setenv("MASTER_PORT", "29501")
+    find_processes()
+    assert os.environ["MASTER_PORT"] == "29501"
+    monkeypatch.delenv("MASTER_PORT")
+    monkeypatch.delenv("MASTER_ADDR")
+
+
+def test_a_port_that_another_run_has_is_said_with_the_way_out():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        here = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port}  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, PROGRAM, "exchange"], cwd=ROOT, env=os.environ | here, capture_output=True, text=True,
+            timeout=60,
+        )  # fmt: skip
+    (line,) = own_lines(done)
+    assert done.returncode == 1 and f"127.0.0.1:{port}" in line and "set the variable MASTER_PORT" in line
+
+
+def own_cores(bound: list[set[int]]) -> int:
+    """Of a process that is bound to some of three cores; more cores than a test machine may have."""
+    machine.core_ids = distributed.core_ids = lambda: bound[distributed.rank()]
+    return distributed._own_cores()
+
+
+@pytest.mark.parametrize(
+    ("bound", "own"),
+    [
+        ([{0, 1, 2, 3}, {0, 1, 2, 3}], [2, 2]),
+        ([{0, 1, 2}, {3}], [3, 1]),
+        ([{0}, {0}], [1, 1]),
+        ([{0, 1, 2}, {2, 3}], [2, 1]),
+    ],
+)
+def test_processes_divide_the_cores_that_they_share(bound, own):
+    """Those of torchrun share all; srun and mpirun may have bound each to cores of its own."""
+    assert in_processes(2, own_cores, bound) == own
+
+
+def test_cores_are_those_that_may_be_used(monkeypatch, tmp_path):
+    """By the scheduler and by the quota of a container, of CPU time in each 100 ms."""
+    one = min(os.sched_getaffinity(0))
+    program = "from diffusion_lm.machine import cores; print(cores())"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import os; os.sched_setaffinity(0, {{{one}}}); {program}"],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'Diffusion-LM'}"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout == "1\n", done.stderr
+    monkeypatch.setattr(machine, "core_ids", lambda: set(range(8)))
+    monkeypatch.setattr(machine, "CGROUP_QUOTA", tmp_path / "cpu.max")
+    assert machine.cores() == 8
+    for quota, expected in (("max 100000", 8), ("200000 100000", 2), ("150000 100000", 2), ("50000 100000", 1),
+                            ("9900000 100000", 8)):  # fmt: skip
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+        assert machine.cores() == expected
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ import time
 import pytest
 import torch
 
+from tests.processes import in_processes
 from tests.small_models import small_xpool
+from trainer import distributed
 from trainer.device import random_state
 from trainer.throughput import Stopwatch, flops_per_pair, matmul_rate
 
@@ -60,3 +62,29 @@ def test_stopwatch_counts_waiting_and_leaves_out_pauses():
     speed, waited = watch.read()
     assert speed == pytest.approx(12 / 0.3, rel=0.3)
     assert waited == pytest.approx(0.5, abs=0.15)
+
+
+def slow_steps(waits: list[list[float]], pause: float) -> tuple[float, float]:
+    """What the watch of a process says of steps of 10 pairs, which wait for data as long as each process's row says."""
+
+    def batches():
+        for seconds in waits[distributed.rank()]:
+            time.sleep(seconds)
+            yield 1
+
+    distributed.barrier()
+    watch = Stopwatch()
+    for _ in watch.waiting(batches()):
+        distributed.any_process(False)  # as training does in every step, which all do together
+        watch.pairs += 10
+    with watch.paused():
+        time.sleep(pause)
+    return watch.read()
+
+
+@pytest.mark.parametrize("waits", [[[0.0] * 4, [0.1] * 4], [[0.1, 0.0] * 2, [0.0, 0.1] * 2]])
+def test_the_speed_is_that_of_the_slowest_process(waits):
+    """Whichever process says it: data that one of them waits for, all wait for."""
+    for speed, waited in in_processes(2, slow_steps, waits, 0.3):
+        assert speed == pytest.approx(100, rel=0.2)
+        assert waited > 0.8

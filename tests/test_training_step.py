@@ -113,10 +113,44 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize(("size", "chunks"), [(2, 1), (4, 1), (2, 2)])
-def test_processes_and_chunks_change_nothing(alone, size, chunks):
+def test_processes_and_chunks_change_nothing(alone, size, chunks, capfd):
+    """And nothing is said on standard error."""
     arch, expected = alone
     for found in in_processes(size, train, arch, chunks):
         assert_same(found, expected)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("arch", ["textdiffs", "negatives", "mean", "xpool", "tmass", "attention"])
+def test_every_parameter_that_requires_a_gradient_gets_one(arch):
+    """DistributedDataParallel waits for each of them."""
+    model = make_model(arch)
+    sum(TrainingStep(model, 1, CPU, torch.float32)(*make_batch(model, range(len(CAPTIONS)))).values()).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad != (p.grad is not None)] == []
+
+
+def train_on(resumed_at: int | None):
+    """Parameters after 4 steps, in one process of a group, with all made anew from its weights after some of them."""
+    model, own = make_model("xpool"), len(CAPTIONS) // distributed.size()
+    rows = range(distributed.rank() * own, (distributed.rank() + 1) * own)
+    step = distributed.synchronised(TrainingStep(model, 1, CPU, torch.float32))
+    for index in range(4):
+        if index == resumed_at:
+            weights, model = model.state_dict(), make_model("xpool")
+            model.load_state_dict(weights)
+            step = distributed.synchronised(TrainingStep(model, 1, CPU, torch.float32))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        optimizer.zero_grad()
+        sum(step(*make_batch(model, rows, index)).values()).backward()
+        optimizer.step()
+    return as_lists(dict(model.named_parameters()))
+
+
+def test_a_resumption_of_four_processes_rounds_alike():
+    """Sums of more than two numbers depend on their order: here on how gradients lie in the buckets of DDP."""
+    expected = in_processes(4, train_on, None)[0]
+    for found in in_processes(4, train_on, 2):
+        assert [name for name, tensor in found.items() if not np.array_equal(tensor, expected[name])] == []
 
 
 @pytest.mark.parametrize("chunks", [2, 8])

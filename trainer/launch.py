@@ -12,7 +12,7 @@ from diffusion_lm.errors import InputError
 MPI_VARIABLES = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 SLURM_PORTS = (15_000, 20_000)  # the rendezvous takes one of them by the ids of the job and of its step
-PORTS_BETWEEN_STEPS = 997  # a prime: steps of one job, and those of jobs with near ids, take different ones
+PORTS_BETWEEN_STEPS = 251  # 20 steps of each of 200 jobs with ids in a row take different ones
 
 
 @dataclass(frozen=True)

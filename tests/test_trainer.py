@@ -1,0 +1,118 @@
+"""The real Trainer against plain PyTorch: what one would write by hand for the same recipe."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from config import Config
+from datasets.annotations import Clip, Split
+from datasets.loading import batches
+from modules.losses import clamp_logit_scale, symmetric_infonce
+from tests.made_up import write_video
+from tests.small_models import small_xpool
+from trainer.trainer import Trainer
+
+CPU = torch.device("cpu")
+CLIP_LR, NOCLIP_LR, WEIGHT_DECAY = 1e-4, 1e-3, 0.2
+EPOCHS, PAIRS, BATCH = 2, 16, 4
+STEPS, WARMUP = 8, 2
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory):
+    """Eight videos with two captions each."""
+    folder, rng, clips = tmp_path_factory.mktemp("videos"), np.random.default_rng(0), []
+    for index in range(PAIRS // 2):
+        frames = rng.integers(0, 256, (6, 4, 4, 3), dtype=np.uint8).repeat(16, 1).repeat(16, 2)
+        write_video(folder / f"{index}.mp4", frames)
+        clips.append(Clip(str(index), folder / f"{index}.mp4", (f"a {index} b", f"{index} runs")))
+    return Split("custom", "train", tuple(clips))
+
+
+def make_trainer(split: Split, folder: Path, dtype: torch.dtype = torch.float32, **flags) -> Trainer:
+    """Trains X-Pool without evaluations, from a logit scale above its bound."""
+    config = Config(
+        arch="clip_transformer", batch_size=BATCH, num_epochs=EPOCHS, num_frames=2, input_res=64, num_workers=0,
+        clip_lr=CLIP_LR, noclip_lr=NOCLIP_LR, weight_decay=WEIGHT_DECAY, warmup_proportion=WARMUP / STEPS, seed=3,
+        **flags,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    model = small_xpool()
+    model.pool_frames.dropout.p = 0.0
+    with torch.no_grad():
+        model.clip.logit_scale.fill_(4.7)
+    return Trainer(model, config, split, None, CPU, dtype, folder, writer=None)
+
+
+def plain_training(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """The parameters of the trainer's model after all steps, by hand."""
+    model, loader = trainer.model, trainer.loader
+    parameters = dict(model.named_parameters())
+    means, squares = ({name: torch.zeros_like(p) for name, p in parameters.items()} for _ in range(2))
+    step, right = 0, torch.arange(BATCH)
+    for epoch in range(1, EPOCHS + 1):
+        loader.sampler.set_epoch(epoch)
+        for frames, index in batches(loader):
+            texts = model.encode_texts(model.tokenize([trainer.split.captions[i] for i in index])["token_ids"])
+            pooled = model.pool_frames(texts, model.encode_videos(frames))  # (videos, texts, D)
+            logits = model.clip.logit_scale.exp() * F.cosine_similarity(texts[:, None], pooled.transpose(0, 1), dim=-1)
+            loss = (F.cross_entropy(logits, right) + F.cross_entropy(logits.t(), right)) / 2
+            gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+            norm = torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum().sqrt()
+            progress = (step - WARMUP) / (STEPS - WARMUP)
+            schedule = step / WARMUP if step < WARMUP else (1 + math.cos(math.pi * progress)) / 2
+            step += 1
+            for name, parameter in parameters.items():
+                gradient = gradients[name] / max(1.0, norm.item())
+                means[name] = 0.9 * means[name] + 0.1 * gradient
+                squares[name] = 0.98 * squares[name] + 0.02 * gradient.square()
+                mean, square = means[name] / (1 - 0.9**step), squares[name] / (1 - 0.98**step)
+                lr = schedule * (CLIP_LR if name.startswith("clip.") else NOCLIP_LR)
+                decays = parameter.ndim >= 2 and "token_embedding" not in name and "position_embedding" not in name
+                parameter.data *= 1 - lr * (WEIGHT_DECAY if decays else 0.0)
+                parameter.data -= lr * mean / (square.sqrt() + 1e-6)
+            model.clip.logit_scale.data.clamp_(max=math.log(100))
+    assert step == STEPS
+    return {name: parameter.detach() for name, parameter in parameters.items()}
+
+
+def test_training_is_what_plain_pytorch_does(split, tmp_path):
+    """Groups of parameters, AdamW, weight decay, clipping, warm-up and cosine schedule, bound of the logit scale."""
+    trainer = make_trainer(split, tmp_path)
+    trainer.train()
+    expected = plain_training(make_trainer(split, tmp_path))
+    after = dict(trainer.model.named_parameters())
+    assert after.keys() == expected.keys()
+    for name, parameter in after.items():
+        # a step moves a parameter by up to lr; the gradient of the biases of keys is zero but for rounding
+        lr = CLIP_LR if name.startswith("clip.") else NOCLIP_LR
+        torch.testing.assert_close(parameter, expected[name], atol=2e-3 * lr, rtol=2.5e-7, msg=name)
+    assert 4.6 < after["clip.logit_scale"].item() < math.log(100) - CLIP_LR  # it was bound, and came down from there
+
+
+def test_the_logit_scale_of_clip_can_fall_and_is_not_moved_without_need():
+    """At the value of OpenAI's released weights: a clamp within the loss has no gradient there."""
+    scale = torch.nn.Parameter(torch.tensor(100.0).log())
+    clamp_logit_scale(scale)
+    assert scale.item() == torch.tensor(100.0).log().item() and scale.exp().item() == pytest.approx(100, rel=1e-6)
+    symmetric_infonce(torch.full((4, 4), 0.5).fill_diagonal_(0.4), scale).backward()
+    assert scale.grad.item() > 1
+    with torch.no_grad():
+        scale.add_(0.5)
+    clamp_logit_scale(scale)
+    assert scale.item() == torch.tensor(100.0).log().item() and scale.requires_grad
+
+
+def test_a_step_that_fp16_leaves_out_does_not_move_the_schedule(split, tmp_path):
+    """The scale of the loss begins too large: gradients are infinite until it has been halved often enough."""
+    trainer = make_trainer(split, tmp_path, torch.float16)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+    trainer.train()
+    weight = trainer.model.pool_frames.linear_proj.weight
+    taken = int(trainer.optimizer.state[weight]["step"])
+    assert trainer.step == STEPS and 0 < taken < STEPS
+    assert trainer.scheduler.last_epoch == taken
