@@ -82,7 +82,7 @@ class Recorded:
 
     def retrieval_loss(self):
         """At the largest scale, which is CLIP's own."""
-        return symmetric_infonce(self.training_sims(), torch.tensor(MAX_LOGIT_SCALE).log())
+        return symmetric_infonce(self.training_sims(), torch.tensor(MAX_LOGIT_SCALE))
 
     def noise_towards(self, video):
         """In the file each pair has noise of its own."""
