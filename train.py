@@ -20,6 +20,7 @@ def main() -> None:
     from datasets.annotations import load_split  # after parsing, so that --help and bad flags answer at once
     from model.factory import create_model, restore_model
     from trainer import distributed
+    from trainer.data_record import same_data
     from trainer.device import choose_device, choose_precision, set_up
     from trainer.evaluation import Evaluator
     from trainer.resume import resume_together
@@ -46,6 +47,7 @@ def main() -> None:
         with distributed.main_first():
             train_split = load_split(config.dataset_name, "train", *places)
             test_split = None if config.skip_eval else load_split(config.dataset_name, config.test_split, *places)
+        data = same_data(checkpoint, path, train_split, test_split) if here.is_main else None
 
         # 3. model
         with distributed.main_first():
@@ -61,7 +63,7 @@ def main() -> None:
             evaluator = test_split and Evaluator(test_split, config, device, dtype)
             step = checkpoint["step"] if checkpoint else 0
             with closing(MetricsWriter(folder, tensorboard, step)) if here.is_main else nullcontext() as writer:
-                Trainer(model, config, train_split, evaluator, device, dtype, folder, writer, checkpoint).train()
+                Trainer(model, config, train_split, evaluator, device, dtype, folder, writer, checkpoint, data).train()
             logger.info("checkpoints are in %s", folder)
 
 

@@ -17,6 +17,7 @@ from datasets.annotations import Split
 from diffusion_lm.errors import InputError
 from diffusion_lm.files import written_whole
 from model.retrieval import RetrievalModel
+from trainer.data_record import content_digest
 
 FORMAT = "TextDiffs embeddings"
 
@@ -31,11 +32,10 @@ class Embeddings:
 
 def fingerprint(model: RetrievalModel, split: Split, config: Config) -> dict[str, str]:
     """All that embeddings depend on, by the name that a message can use. Sampling has no part in it."""
-    pairs = [(clip.video_id, clip.captions, clip.start, clip.end) for clip in split.clips]
     return {
         "data set": split.dataset,
         "split": split.name,
-        "captions and videos": hashlib.sha256(json.dumps(pairs).encode()).hexdigest(),
+        "captions and videos": content_digest(split),
         "--num_frames": str(config.num_frames),
         "--input_res": str(config.input_res),
         "CLIP weights": digest(model.clip),

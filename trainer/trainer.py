@@ -28,6 +28,7 @@ from model.retrieval import RetrievalModel
 from trainer import distributed
 from trainer.anomaly import find_anomalies
 from trainer.checkpoints import BEST, delete_old, epoch_file, newest_first, save_checkpoint, step_file
+from trainer.data_record import Record
 from trainer.device import random_state, seed_process, set_random_state
 from trainer.evaluation import Evaluation, Evaluator, format_table, write_results
 from trainer.resume import how_to_go_on, restore_random_state
@@ -72,6 +73,7 @@ class Trainer:
     :param folder: of the run.
     :param writer: of the metrics; None in all processes but the main one.
     :param resumed: the checkpoint to go on from, whose weights the model has already.
+    :param data: what `same_data` gave, for the checkpoints that the main process writes.
     """
 
     def __init__(
@@ -85,9 +87,10 @@ class Trainer:
         folder: Path,
         writer: MetricsWriter | None,
         resumed: dict[str, Any] | None = None,
+        data: Record | None = None,
     ) -> None:
         self.model, self.config, self.split, self.evaluator = model, config, split, evaluator
-        self.device, self.dtype, self.folder, self.writer = device, dtype, folder, writer
+        self.device, self.dtype, self.folder, self.writer, self.data = device, dtype, folder, writer, data
         rank, size = distributed.rank(), distributed.size()
         own = config.batch_size * config.grad_accum
         self.rows, self.batch_size = range(rank * own, (rank + 1) * own), own * size
@@ -346,6 +349,7 @@ class Trainer:
             "recent": [values.cpu() for values in self.recent],
             "random_states": states,
             "metrics": metrics,
+            "data": self.data,
         }
         save_checkpoint(self.folder / name, self.model, self.config, self.epoch, self.step, training)
         delete_old(self.folder, self.config.keep_last)
