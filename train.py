@@ -20,6 +20,7 @@ def main() -> None:
     from datasets.holdout import training_splits  # after parsing, so that --help and bad flags answer at once
     from model.factory import create_model, restore_model
     from trainer import distributed
+    from trainer.data_record import same_data
     from trainer.device import choose_device, choose_precision, set_up
     from trainer.resume import resume_together
     from trainer.run_folder import MetricsWriter, check_writable, training_folder
@@ -43,6 +44,7 @@ def main() -> None:
         # 2. data
         with distributed.main_first():
             splits = training_splits(config)
+        data = same_data(checkpoint, path, splits.train, splits.val or splits.test) if here.is_main else None
 
         # 3. model
         with distributed.main_first():
@@ -58,7 +60,7 @@ def main() -> None:
             tensorboard = None if config.no_tensorboard else Path(config.tb_log_dir or folder / "tensorboard")
             done = (checkpoint["step"], checkpoint.get("evaluated", True)) if checkpoint else ()
             with closing(MetricsWriter(folder, tensorboard, *done)) if here.is_main else nullcontext() as writer:
-                Trainer(model, config, splits, device, dtype, folder, writer, checkpoint).train()
+                Trainer(model, config, splits, device, dtype, folder, writer, checkpoint, data).train()
             logger.info("checkpoints are in %s", folder)
 
 

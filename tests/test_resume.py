@@ -312,6 +312,43 @@ def test_what_contradicts_a_run_is_named(training, uninterrupted, more, named):
     assert named in line
 
 
+def test_other_data_are_refused_and_the_same_elsewhere_are_not(training, uninterrupted):
+    """The captions of two videos have changed places, in one process or two; then all is right but lies elsewhere."""
+    folder, other = training.place.folder("other-data"), training.place.root / "other"
+    shutil.copytree(uninterrupted, folder)
+    (folder / LAST).unlink()
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    shutil.copytree(training.place.root / "data", other / "data")
+    shutil.copytree(training.place.root / "videos", other / "videos")
+    file = other / "data" / "MSRVTT" / "MSRVTT_data.json"
+    right = file.read_text()
+    file.write_text(right.replace('"video3"', '"?"').replace('"video5"', '"video3"').replace('"?"', '"video5"'))
+    places = [f"--data_dir={other / 'data'}", f"--videos_dir={other / 'videos'}"]
+    for size in (1, 2):
+        run = training.run("other-data", "--resume", *places, size=size)
+        assert run.wait() == [2] * size
+        (line,) = run.errors().splitlines()
+        assert "had other data, train videos: 2 with other captions (video3, video5): " in line
+        assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    file.write_text(right)
+    assert training.run("other-data", "--resume", *places).wait() == [0]
+    assert_same_run(folder, uninterrupted)
+
+
+def test_a_checkpoint_that_does_not_know_its_data_goes_on(training, uninterrupted):
+    folder = training.place.folder("no-record")
+    shutil.copytree(uninterrupted, folder)
+    (folder / LAST).unlink()
+    path = folder / newest(folder)
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint.pop("data").keys() == {"train", "test"}
+    torch.save(checkpoint, path)
+    run = training.run("no-record", "--resume")
+    assert run.wait() == [0], run.errors()
+    assert f"{path} does not say on which data the run was" in run.output()
+    assert torch.load(folder / LAST, weights_only=True)["data"].keys() == {"train", "test"}
+
+
 def test_old_checkpoints_are_deleted(uninterrupted):
     assert {path.name for path in uninterrupted.glob("*.pth")} == {
         "model_best.pth", LAST, f"checkpoint-epoch{EPOCHS}-step{STEPS - 1}.pth", f"checkpoint-epoch{EPOCHS}-step4.pth",

@@ -19,6 +19,7 @@ from diffusion_lm.errors import InputError
 from diffusion_lm.files import written_whole
 from model.clip import ClipRetrieval
 from model.retrieval import RetrievalModel
+from trainer.data_record import content_digest
 from trainer.device import precision_name
 
 FORMAT = "TextDiffs embeddings"
@@ -37,11 +38,10 @@ def fingerprint(model: RetrievalModel, split: Split, config: Config, dtype: torc
 
     :param dtype: of the matrix products, as --precision or the device has chosen it.
     """
-    pairs = [(clip.video_id, clip.captions, clip.start, clip.end) for clip in split.clips]
     return {
         "data set": split.dataset,
         "split": split.name,
-        "captions and videos": hashlib.sha256(json.dumps(pairs).encode()).hexdigest(),
+        "captions and videos": content_digest(split),
         "--num_frames": str(config.num_frames),
         "--input_res": str(config.input_res),
         "--precision": precision_name(dtype),

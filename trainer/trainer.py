@@ -1,5 +1,6 @@
 """The training loop."""
 
+import functools
 import logging
 import math
 import time
@@ -30,6 +31,7 @@ from modules.losses import clamp_logit_scale
 from trainer import distributed
 from trainer.anomaly import find_anomalies
 from trainer.checkpoints import BEST, delete_old, epoch_file, load_checkpoint, newest_first, save_checkpoint, step_file
+from trainer.data_record import Record
 from trainer.device import random_state, seed_process, set_random_state
 from trainer.evaluation import Evaluation, Evaluator, format_table, write_results
 from trainer.resume import how_to_go_on, how_to_test, restore_random_state, what_is_kept
@@ -82,6 +84,7 @@ class Trainer:
     :param folder: of the run.
     :param writer: of the metrics; None in all processes but the main one.
     :param resumed: the checkpoint to go on from, whose weights the model has already.
+    :param data: what `same_data` gave, for the checkpoints that the main process writes.
     """
 
     def __init__(
@@ -94,15 +97,17 @@ class Trainer:
         folder: Path,
         writer: MetricsWriter | None,
         resumed: dict[str, Any] | None = None,
+        data: Record | None = None,
     ) -> None:
         self.model, self.config, self.split, self.selection = model, config, splits.train, splits.selection
-        self.device, self.dtype, self.folder, self.writer = device, dtype, folder, writer
+        self.device, self.dtype, self.folder, self.writer, self.data = device, dtype, folder, writer, data
         self.videos = VideoKind.of(splits.train) if distributed.is_main() else None
         chooses = splits.val or splits.test  # None: the last epoch is taken
-        self.evaluator = chooses and Evaluator(chooses, config, device, dtype, model.preprocessing)
-        self.tester = splits.val and Evaluator(
-            splits.test, config, device, dtype, model.preprocessing
-        )  # of the best model, once
+        evaluator = functools.partial(
+            Evaluator, config=config, device=device, dtype=dtype, preprocessing=model.preprocessing
+        )
+        self.evaluator = chooses and evaluator(chooses)
+        self.tester = splits.val and evaluator(splits.test)  # of the best model, once
         rank, size = distributed.rank(), distributed.size()
         own = config.batch_size * config.grad_accum
         self.rows, self.batch_size = range(rank * own, (rank + 1) * own), own * size
@@ -499,6 +504,7 @@ class Trainer:
             "metrics": metrics,
             "selected_on": self.selection.to_dict(),
             "videos": self.videos and self.videos.to_dict(),
+            "data": self.data,
         }
         self.writer.flush()
         save_checkpoint(self.folder / name, self.model, self.config, self.epoch, self.step, training)
