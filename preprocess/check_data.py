@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from config import Config
-from datasets.annotations import Split, read_split
+from datasets.annotations import Split, own_validation, read_split
 from datasets.container import condition_of, shown, timeline
 from diffusion_lm.errors import InputError, RunError
 from preprocess.parallel import each
@@ -27,7 +27,7 @@ def main() -> None:
     config = Config.parse(prog="preprocess/check_data.py", description=__doc__)
     report: list[str] = []
     problems = Counter()
-    for name in ("train", config.test_split):
+    for name in splits_of(config):
         try:
             places = (config.dataset_dir, config.videos_dir, config.msrvtt_train_file)
             split = read_split(config.dataset_name, name, *places)
@@ -52,6 +52,15 @@ def main() -> None:
     write_report(path, report)
     if problems:
         raise RunError(", ".join(f"{count} {state}" for state, count in problems.items()) + f"; names are in {path}")
+
+
+def splits_of(config: Config) -> list[str]:
+    """The splits whose videos a run reads; those that are held out for validation are among those of training."""
+    try:
+        own = config.select_on == "val" and own_validation(config.dataset_name, config.dataset_dir)
+    except InputError:  # told when the split itself is read
+        own = False
+    return ["train", *["val"] * own, config.test_split]
 
 
 def check_split(split: Split) -> list[tuple[str, str, str]]:
