@@ -27,13 +27,16 @@ def main() -> None:
     config = Config.parse(prog="preprocess/check_data.py", description=__doc__)
     report: list[str] = []
     problems = Counter()
-    for name in splits_of(config):
+    names = splits_of(config)
+    for name in names:
         try:
             places = (config.dataset_dir, config.videos_dir, config.msrvtt_train_file)
             split = read_split(config.dataset_name, name, *places)
         except InputError as error:  # annotations of one split may be all that somebody has
-            logger.error("%s: %s", name, error)
             problems["without annotations"] += 1
+            if problems["without annotations"] == len(names):
+                raise
+            logger.error("%s: %s", name, error)
             continue
         found = check_split(split)
         counts = Counter(state for state, *_ in found)
