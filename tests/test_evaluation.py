@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torchvision.io import read_image
 
-from datasets.annotations import load_captions
+from datasets.annotations import Clip, Split, load_annotations, load_captions
+from modules.metrics import text_to_video
 from tests.made_up import TEST_VIDEOS, call_program, make_diffusion_lm, make_msrvtt, needs_compiler
 from tests.precision import TOLERANCE
 from tests.processes import launch
+from trainer import evaluation
 from trainer.device import choose_precision
+from trainer.evaluation import SharedCaptions, format_table
 
 MATRICES = ("strict", "published", "undiffused", "mean_pooled")
 
@@ -183,6 +187,55 @@ def test_embeddings_of_something_else_are_refused(place, evaluate, monkeypatch, 
         captions.write_text(original)
     assert code == 2 and "differs in captions and videos" in err, err
     assert not (place.root / "bad.json").exists()
+
+
+def captioned(*captions):
+    """A split of clips with these captions."""
+    return Split("custom", "test", tuple(Clip(str(i), Path(str(i)), texts) for i, texts in enumerate(captions)))
+
+
+def test_captions_of_several_videos_are_counted():
+    """Their bound is what a search reaches that errs in nothing else, and finds the video that has it most often."""
+    split = captioned(
+        ("a dog", "A  dog", "a cat"), ("a dog", "somebody runs"), ("a cat", "a dog"), ("a bird", "a bird")
+    )
+    found = SharedCaptions.of(split)
+    texts, owner = [" ".join(text.lower().split()) for text in split.captions], split.clip_of_caption
+    scores = np.array(
+        [
+            [[t for t, o in zip(texts, owner, strict=True) if o == v].count(text) - 0.1 * v for v in range(4)]
+            for text in texts
+        ]
+    )
+    assert (found.captions, found.texts) == (2, 6)
+    assert found.best_t2v_R1 == pytest.approx(text_to_video(scores.astype(np.float32), owner)["R1"], abs=0.01)
+    assert found.best_t2v_R1 == pytest.approx(100 * (9 - 3) / 9, abs=0.01)
+    assert SharedCaptions.of(captioned(("a dog", "a dog"), ("a cat",))) == SharedCaptions(0, 0, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [("MSRVTT", (4, 9, 99.5)), ("LSMDC", (5, 10, 99.5)), ("DiDeMo", (0, 0, 100.0)), ("MSVD", (961, 4372, 91.41))],
+)
+def test_captions_of_several_videos_in_the_real_test_splits(annotations_dir, dataset, expected):
+    """Those that docs/PROTOCOL.md tells."""
+    assert SharedCaptions.of(load_annotations(dataset, "test", annotations_dir / dataset)) == SharedCaptions(*expected)
+
+
+def test_captions_of_several_videos_are_told(place, evaluate, monkeypatch):
+    file = place.root / "data" / "MSRVTT" / "MSRVTT_JSFUSION_test.csv"
+    original = file.read_text()
+    rows = original.splitlines()
+    (_, caption), (other, _) = rows[1].rsplit(",", 1), rows[2].rsplit(",", 1)
+    tables = []
+    monkeypatch.setattr(evaluation, "format_table", lambda *args: tables.append(format_table(*args)) or tables[-1])
+    try:
+        file.write_text("\n".join([*rows[:2], f"{other},{caption.upper()}", *rows[3:]]) + "\n")
+        _, report = evaluate("shared")
+    finally:
+        file.write_text(original)
+    assert report["shared_captions"] == {"captions": 1, "texts": 2, "best_t2v_R1": 83.33}
+    assert "captions that several videos have: 1 (2 of the texts)" in tables[0]
 
 
 def test_sweep(place, evaluate):

@@ -1,12 +1,17 @@
 """Figures of speed: against counting by hand, and without a trace in what they measure."""
 
+import json
+import os
 import time
 
 import pytest
 import torch
 
+from datasets.loading import TrainPairs
 from tests.processes import in_processes
 from tests.small_models import small_xpool
+from tests.test_end_to_end import Place
+from tests.training_runs import Run
 from trainer import distributed
 from trainer.device import random_state
 from trainer.throughput import Stopwatch, flops_per_pair, matmul_rate
@@ -88,3 +93,26 @@ def test_the_speed_is_that_of_the_slowest_process(waits):
     for speed, waited in in_processes(2, slow_steps, waits, 0.3):
         assert speed == pytest.approx(100, rel=0.2)
         assert waited > 0.8
+
+
+def slow_data_of_the_second() -> None:
+    """Before a run: its process of rank 1 takes 0.3 s longer to read a sample."""
+    read = TrainPairs._frames
+    if os.environ["RANK"] == "1":
+        TrainPairs._frames = lambda self, *arguments: time.sleep(0.3) or read(self, *arguments)
+
+
+def test_a_run_tells_the_wait_of_a_process_that_does_not_log(tmp_path):
+    """Two processes of two pairs a step, of which the one that logs has its data at once; nothing else is said."""
+    place = Place(tmp_path)
+    arguments = place.train_arguments(
+        "slow", "--arch=clip_baseline", "--num_epochs=1", "--batch_size=2", "--log_step=2", "--skip_eval",
+        "--no_tensorboard", "--save_steps=1",
+    )  # fmt: skip
+    run = Run(arguments, tmp_path / "logs", size=2, first=slow_data_of_the_second)
+    assert run.wait() == [0, 0] and run.errors() == ""
+    records = [json.loads(line) for line in (place.folder("slow") / "metrics.jsonl").read_text().splitlines()]
+    assert len(records) == 3
+    for record in records:
+        assert record["speed/data_wait"] > 0.5 and record["speed/pairs_per_s"] < 4 / 0.6
+    assert "loading is the bottleneck" in run.output()

@@ -10,10 +10,12 @@ from torch.nn import functional as F
 
 from config import Config
 from datasets.annotations import Clip, Split
+from datasets.holdout import Selection, TrainingSplits
 from datasets.loading import batches
 from modules.losses import clamp_logit_scale, symmetric_infonce
 from tests.made_up import write_video
 from tests.small_models import small_xpool
+from trainer.run_folder import MetricsWriter
 from trainer.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -45,7 +47,8 @@ def make_trainer(split: Split, folder: Path, dtype: torch.dtype = torch.float32,
     model.pool_frames.dropout.p = 0.0
     with torch.no_grad():
         model.clip.logit_scale.fill_(4.7)
-    return Trainer(model, config, split, None, CPU, dtype, folder, writer=None)
+    splits = TrainingSplits(split, None, None, Selection(None, "by nothing"))
+    return Trainer(model, config, splits, CPU, dtype, folder, MetricsWriter(folder, None, 0))
 
 
 def plain_training(trainer: Trainer) -> dict[str, torch.Tensor]:

@@ -4,9 +4,10 @@ import json
 import logging
 import tempfile
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,27 @@ REFERENCES = {"undiffused": "text as encoded", "mean_pooled": "mean pooling"}
 
 
 @dataclass(frozen=True)
+class SharedCaptions:
+    """Captions that several videos of a split have. A search by one of them finds one of these videos first, and for
+    the others that counts as wrong."""
+
+    captions: int  # different ones
+    texts: int  # of the split that are one of them
+    best_t2v_R1: float  # R@1 of a search that finds nothing else wrong, in percent
+
+    @classmethod
+    def of(cls, split: Split) -> "SharedCaptions":
+        """Captions are equal as CLIP reads them: in lower case, with single spaces."""
+        owners: dict[str, Counter[int]] = defaultdict(Counter)
+        for caption, clip in zip(split.captions, split.clip_of_caption, strict=True):
+            owners[" ".join(caption.lower().split())][clip] += 1
+        shared = [clips for clips in owners.values() if len(clips) > 1]
+        wrong = sum(clips.total() - max(clips.values()) for clips in shared)
+        texts = len(split.captions)
+        return cls(len(shared), sum(clips.total() for clips in shared), round(100 * (1 - wrong / texts), 2))
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The metrics of one evaluation."""
 
@@ -55,6 +77,7 @@ class Evaluation:
     annotated: int = 0  # that the split has; more where --allow_missing left some out
     beyond: int = 0  # of the videos, clips whose times are not in their files, see `datasets.failures.TimesBeyond`
     split: str = "test"
+    shared_captions: SharedCaptions = SharedCaptions(0, 0, 100.0)
 
     def row(self, metric: str, protocol: str = "strict", dsl: bool = False) -> dict[str, Any]:
         """The row of a metric (t2v, v2t), protocol and dsl."""
@@ -87,6 +110,7 @@ class Evaluator:
         self.loader = test_loader(videos, config.batch_size, config.num_workers, device.type == "cuda")
         self.tokens: dict[str, Tensor] | None = None  # of all captions
         self.beyond = TimesBeyond(split)
+        self.shared_captions = SharedCaptions.of(split)
 
     def __call__(self, model: RetrievalModel) -> Evaluation:
         """Encode, score, rank; the model is left in the mode in which it came."""
@@ -131,7 +155,7 @@ class Evaluator:
         return Evaluation(
             results, references, time.perf_counter() - started, seconds, scores.pairs_diffused,
             videos=videos, annotated=videos + len(self.split.missing), beyond=len(self.beyond.reasons),
-            split=self.split.name,
+            split=self.split.name, shared_captions=self.shared_captions,
         )  # fmt: skip
 
     @torch.no_grad()
@@ -313,6 +337,12 @@ def format_table(evaluation: Evaluation, metric: str, dsl: bool, selection: Sele
     told = [table(lines)]
     if selection is not None:
         told.append(f"{evaluation.split} split; model {selection}")
+    shared = evaluation.shared_captions
+    if shared.captions:
+        told.append(
+            f"captions that several videos have: {shared.captions} ({shared.texts} of the texts); one video counts as "
+            f"right, so R@1 of t2v is at most {shared.best_t2v_R1:.1f}"
+        )
     if evaluation.videos < evaluation.annotated:
         videos = f"{evaluation.videos} of {evaluation.annotated} {evaluation.split} videos"
         told.append(f"{videos}: not comparable with the whole {evaluation.split} set")
@@ -356,6 +386,7 @@ def write_results(
             "annotated": evaluation.annotated,
             "times_not_in_file": evaluation.beyond,
         },
+        "shared_captions": asdict(evaluation.shared_captions),
         "results": evaluation.results,
         "references": evaluation.references,
     }

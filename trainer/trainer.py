@@ -193,8 +193,8 @@ class Trainer:
         started = time.perf_counter()
         self.watch.restart()
         failed, beyond = FailedVideos(steps * len(self.rows)), TimesBeyond(self.split)
-        loaded = batches(self.loader, failed, beyond.of_caption)
-        for frames, index in self._progress(self.watch.waiting(self._until_the_end(loaded))):
+        loaded = self.watch.waiting(batches(self.loader, failed, beyond.of_caption))
+        for frames, index in self._progress(self._until_the_end(loaded)):
             self._train_step(frames, index)
             self.epoch_step += 1
             self.step += 1
@@ -517,7 +517,12 @@ class Trainer:
                 f"--resume: a batch of the run has {checkpoint['batch_size']} pairs, but {now} "
                 f"x --grad_accum={self.config.grad_accum} are {self.batch_size}"
             )
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        try:
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+        except ValueError as error:
+            raise InputError(
+                "--resume: an older version wrote this run and trained other parameters: start a new run"
+            ) from error
         self.scheduler.load_state_dict(checkpoint["scheduler"])
         self.scaler.load_state_dict(checkpoint["scaler"])
         self.epoch, self.epoch_step, self.step = (checkpoint[name] for name in ("epoch", "epoch_step", "step"))
