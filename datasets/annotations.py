@@ -476,7 +476,7 @@ def _custom(path: Path, split: str, train_file: str) -> Entries:
         return
     if undivided and clips:
         logger.warning("%s has no column split: all of it is used for the %s split", path, split)
-    elif of_none:
+    elif of_none and split == "train":
         _report(f"{path}: {len(of_none)} rows have no split and are for training, from line", tuple(of_none))
     for (of_split, video, start, end), captions in clips.items():
         if undivided or (of_split or "train") == split:

@@ -327,7 +327,9 @@ def test_a_run_that_is_older_than_the_flag_goes_on_with_the_test_split(runs):
     folder = runs.finished("older", "--num_epochs=1", "--save_steps=2")
     for path in folder.glob("*.pth"):
         checkpoint = torch.load(path, weights_only=True)
-        del checkpoint["config"]["select_on"], checkpoint["selected_on"], checkpoint["evaluated"]
+        del checkpoint["config"]["select_on"]
+        for name in ("selected_on", "evaluated", "data"):
+            del checkpoint[name]
         torch.save(checkpoint, path)
     (folder / "checkpoint-epoch1.pth").unlink()
     run = runs.start([f"--resume={folder}"])
