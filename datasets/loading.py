@@ -348,6 +348,29 @@ def same_videos(clips: Sequence[Clip]) -> list[int]:
     return [first.setdefault((clip.path, clip.start or 0.0, clip.end), index) for index, clip in enumerate(clips)]
 
 
+def _videos(pairs: TrainPairs) -> list[int]:
+    """The video of each pair."""
+    owner = same_videos(pairs.clips)
+    return [owner[clip] for clip in pairs.clip_of_caption]
+
+
+def batch_that_fits(pairs: TrainPairs, batch_size: int, parts: int) -> int:
+    """--batch_size, or what is left of it where there are fewer videos than a batch of `parts` times as many pairs has,
+    as it holds each of them once. That is told.
+
+    :param parts: processes x chunks.
+    """
+    count = len(set(_videos(pairs)))
+    fitting = max(1, count // parts)
+    if fitting >= batch_size or len(pairs) < batch_size * parts:
+        return batch_size
+    logger.warning(
+        "a batch holds each video once, and there are only %d training videos: it has %d pairs instead of %d",
+        count, fitting * parts, batch_size * parts,
+    )  # fmt: skip
+    return fitting
+
+
 def train_loader(
     pairs: TrainPairs, batch_size: int, num_workers: int, seed: int, pin_memory: bool, rank: int = 0, size: int = 1
 ) -> DataLoader:
@@ -356,16 +379,16 @@ def train_loader(
     :param batch_size: B, of this process, which is `rank` of `size`.
     :raises InputError: there are fewer videos than a batch of all processes holds.
     """
-    owner = same_videos(pairs.clips)
-    videos = [owner[clip] for clip in pairs.clip_of_caption]
+    videos = _videos(pairs)
     sampler = EpochSampler(videos, seed, batch_size, rank, size)
     whole, count = batch_size * size, len(set(videos))
+    several = "" if size == 1 else f" in {size} processes"
+    if len(pairs) < whole:
+        raise InputError(f"--batch_size={batch_size}{several} is more than the {len(pairs)} training pairs")
     if count < whole:
-        several = "" if size == 1 else f" in {size} processes"
-        few = f"{len(pairs)} training pairs"
-        if len(pairs) >= whole:
-            few = f"{count} training videos ({few}), of which a batch holds each once"
-        raise InputError(f"--batch_size={batch_size}{several} is more than the {few}: lower it")
+        raise InputError(
+            f"a batch of {batch_size}{several} holds each video once, and there are {count} training videos"
+        )
     left_out = len(pairs) - sampler.steps * whole
     if left_out >= whole:
         logger.warning(

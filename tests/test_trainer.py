@@ -1,5 +1,6 @@
 """The real Trainer against plain PyTorch: what one would write by hand for the same recipe."""
 
+import logging
 import math
 from pathlib import Path
 
@@ -38,9 +39,9 @@ def split(tmp_path_factory):
 def make_trainer(split: Split, folder: Path, dtype: torch.dtype = torch.float32, **flags) -> Trainer:
     """Trains X-Pool without evaluations, from a logit scale above its bound."""
     config = Config(
-        arch="clip_transformer", batch_size=BATCH, num_epochs=EPOCHS, num_frames=2, input_res=64, num_workers=0,
+        arch="clip_transformer", num_epochs=EPOCHS, num_frames=2, input_res=64, num_workers=0,
         clip_lr=CLIP_LR, noclip_lr=NOCLIP_LR, weight_decay=WEIGHT_DECAY, warmup_proportion=WARMUP / STEPS, seed=3,
-        **flags,
+        **({"batch_size": BATCH} | flags),
     )  # fmt: skip
     torch.manual_seed(1)
     model = small_xpool()
@@ -95,6 +96,19 @@ def test_training_is_what_plain_pytorch_does(split, tmp_path):
         lr = CLIP_LR if name.startswith("clip.") else NOCLIP_LR
         torch.testing.assert_close(parameter, expected[name], atol=2e-3 * lr, rtol=2.5e-7, msg=name)
     assert 4.6 < after["clip.logit_scale"].item() < math.log(100) - CLIP_LR  # it was bound, and came down from there
+
+
+@pytest.mark.parametrize(("asked", "chunks", "pairs"), [(16, 1, 8), (8, 2, 8), (5, 3, 6), (8, 1, 8), (2, 3, 6)])
+def test_a_batch_has_no_more_pairs_than_there_are_videos(split, tmp_path, caplog, asked, chunks, pairs):
+    """Of 8 videos with two captions each, in whole chunks."""
+    with caplog.at_level(logging.WARNING):
+        trainer = make_trainer(split, tmp_path, batch_size=asked, grad_accum=chunks)
+    assert trainer.batch_size == pairs and trainer.steps_of_epoch == 2
+    told = f"there are only 8 training videos: it has {pairs} pairs instead of {asked * chunks}"
+    assert (told in caplog.text) == (asked * chunks > 8)
+    for frames, index in batches(trainer.loader):
+        assert len(frames) == pairs
+        assert len({split.clip_of_caption[i] for i in index}) == pairs
 
 
 def test_the_logit_scale_of_clip_can_fall_and_is_not_moved_without_need():

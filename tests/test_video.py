@@ -441,7 +441,7 @@ def test_fewer_pairs_than_a_batch_is_an_error(split):
 
 def test_fewer_videos_than_a_batch_is_an_error(split):
     """No batch can hold six different videos of five."""
-    with pytest.raises(InputError, match=r"--batch_size=6 is more than the 5 training videos \(9 training pairs\)"):
+    with pytest.raises(InputError, match=r"a batch of 6 holds each video once, and there are 5 training videos"):
         epoch_of(split, 0, batch_size=6)
 
 

@@ -19,7 +19,7 @@ from config import Config
 from datasets.failures import FailedVideos, TimesBeyond
 from datasets.frame_cache import CacheSettings
 from datasets.holdout import TrainingSplits
-from datasets.loading import TrainPairs, batches, train_loader
+from datasets.loading import TrainPairs, batch_that_fits, batches, train_loader
 from datasets.video_kind import VideoKind, warn_of_others
 from diffusion_lm.errors import InputError, RunError
 from diffusion_lm.losses import first_not_finite
@@ -109,11 +109,12 @@ class Trainer:
         self.evaluator = chooses and evaluator(chooses)
         self.tester = splits.val and evaluator(splits.test)  # of the best model, once
         rank, size = distributed.rank(), distributed.size()
-        own = config.batch_size * config.grad_accum
-        self.rows, self.batch_size = range(rank * own, (rank + 1) * own), own * size
         cache = CacheSettings.of(config)
         frames = (config.num_frames, config.input_res, config.video_sample_type, config.seed)
         pairs = TrainPairs(self.split, *frames, cache, model.preprocessing)
+        batch_size = batch_that_fits(pairs, config.batch_size, size * config.grad_accum)
+        own = batch_size * config.grad_accum
+        self.rows, self.batch_size = range(rank * own, (rank + 1) * own), own * size
         self.loader = train_loader(pairs, own, config.num_workers, config.seed, device.type == "cuda", rank, size)
         self.steps_of_epoch = self.loader.sampler.steps
         self.tokens = model.tokenize(self.split.captions)
@@ -139,7 +140,7 @@ class Trainer:
             self._restore(resumed)
         elif size > 1:
             seed_process(config.seed, rank, 0)
-        logger.info("batch of %d pairs: %d processes x %d%s", self.batch_size, size, config.batch_size,
+        logger.info("batch of %d pairs: %d processes x %d%s", self.batch_size, size, batch_size,
                     f" x {config.grad_accum} chunks" if config.grad_accum > 1 else "")  # fmt: skip
 
     def _tell_unknown_words(self) -> None:
