@@ -35,7 +35,7 @@ def test_a_reduced_test_set_says_n_of_n(place, tmp_path, monkeypatch, capfd):
     assert call_program("test.py", saved, monkeypatch, capfd)[0] == 0
     assert tables[0].splitlines()[-1].startswith("5 of 6 test videos")
     report = json.loads((tmp_path / "results.json").read_text())
-    assert report["test_videos"] == {"evaluated": 5, "annotated": 6}
+    assert report["test_videos"] == {"evaluated": 5, "annotated": 6, "times_not_in_file": 0}
     assert {row["gallery"] for row in report["results"]} == {5}
     loaded = [*arguments, f"--load_embeddings={kept}"]
     code, err = call_program("test.py", loaded, monkeypatch, capfd)

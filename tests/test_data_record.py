@@ -100,6 +100,16 @@ def test_copies_of_fewer_frames_are_other_videos(splits, tmp_path):
         same_data(checkpoint, tmp_path, *splits)
 
 
+def test_a_video_that_was_mended_does_not_stop_the_run(splits, tmp_path, caplog):
+    checkpoint = kept(splits, tmp_path)
+    splits[1].clips[2].path.write_bytes(b"a whole one now")
+    same_data(checkpoint, tmp_path, *splits)
+    assert "test videos: 1 with files of another size (v22), taken for mended ones" in caplog.text
+    turned = replace(splits[1], clips=splits[1].clips[::-1])
+    with pytest.raises(InputError, match="test videos: in another order"):
+        same_data(checkpoint, tmp_path, splits[0], turned)
+
+
 def test_a_run_that_was_chosen_on_another_split(splits, tmp_path):
     text = said(splits, (splits[0], replace(splits[1], name="val")), tmp_path)
     assert "its splits were train, test, here they are train, val" in text

@@ -18,6 +18,7 @@ from diffusion_lm.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+MENDED = 0.5  # share of the videos that may be other files: broken ones that were replaced, but not other copies of all
 SHOWN = 3  # names of what differs
 Record = dict[str, dict[str, Tensor]]  # by split; tensors, because checkpoints are read with weights_only
 
@@ -76,8 +77,15 @@ def _difference(before: dict[str, Tensor], here: dict[str, Tensor], name: str) -
         _told("gone", set(gone) - set(added)),
         _told("new", set(added) - set(gone)),
         _told("with other captions", {clip[0] for clip in both if old[clip][0] != new[clip][0]}),
-        _told("with files of another size", {clip[0] for clip in both if old[clip][1] != new[clip][1]}),
     ]
+    resized = {clip[0] for clip in both if old[clip][1] != new[clip][1]}
+    sizes = _told("with files of another size", resized)
+    if len(resized) > max(1, MENDED * len(old)):
+        told.append(sizes)
+    elif sizes and not any(told):
+        logger.warning("--resume: %s videos: %s, taken for mended ones", name, sizes)
+        if list(old) == list(new):
+            return ""
     return f"{name} videos: " + (", ".join(filter(None, told)) or "in another order")
 
 
