@@ -134,7 +134,13 @@ def test_a_film_cut_short_is_found(tmp_path):
 
 def test_cache_frames_fills_what_training_reads(msrvtt, tmp_path):
     cache = tmp_path / "cache"
-    flags = [*places(msrvtt), f"--frame_cache={cache}", "--num_frames=4", "--video_sample_type=rand"]
+    flags = [
+        *places(msrvtt),
+        "--select_on=test",
+        f"--frame_cache={cache}",
+        "--num_frames=4",
+        "--video_sample_type=rand",
+    ]
     (msrvtt / "videos" / "video3.mp4").write_text("no video")
     done = run_program("preprocess/cache_frames.py", *flags)
     assert done.returncode == 1
@@ -148,7 +154,13 @@ def test_cache_frames_fills_what_training_reads(msrvtt, tmp_path):
     assert run_program("preprocess/cache_frames.py", *flags).returncode == 1  # video3 is as broken as before
     assert {path: path.stat().st_mtime_ns for path in cache.glob("*/*")} == files
     small = tmp_path / "small"
-    limited = [*places(msrvtt), f"--frame_cache={small}", "--num_frames=4", "--frame_cache_gb=0.0004"]
+    limited = [
+        *places(msrvtt),
+        "--select_on=test",
+        f"--frame_cache={small}",
+        "--num_frames=4",
+        "--frame_cache_gb=0.0004",
+    ]
     done = run_program("preprocess/cache_frames.py", *limited)
     entry = 4096 + 4 * 96 * 96 * 3
     assert 2 * entry <= sum(path.stat().st_size for path in small.glob("*/*")) <= 400_000 + os.cpu_count() * entry
