@@ -87,6 +87,7 @@ def plain_training(trainer: Trainer) -> dict[str, torch.Tensor]:
 def test_training_is_what_plain_pytorch_does(split, tmp_path):
     """Groups of parameters, AdamW, weight decay, clipping, warm-up and cosine schedule, bound of the logit scale."""
     trainer = make_trainer(split, tmp_path)
+    assert trainer.model.clip.logit_scale.exp().item() == pytest.approx(100, rel=1e-6)  # in the first step, too
     trainer.train()
     expected = plain_training(make_trainer(split, tmp_path))
     after = dict(trainer.model.named_parameters())
