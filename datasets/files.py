@@ -3,7 +3,7 @@
 import logging
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -87,6 +87,15 @@ class _Fit(NamedTuple):
     other_kind: bool  # its extension is none of a video
     other_form: bool  # its name has other bytes: another form of Unicode
     depth: int  # folders in which it lies
+
+
+def identity(path: Path) -> Hashable:
+    """What is the same for all names of a file: those of links to it, symbolic and hard ones."""
+    try:
+        file = os.stat(path)
+    except OSError:  # gone since it was found: what reads it says so
+        return path
+    return file.st_dev, file.st_ino
 
 
 def find_videos(folder: Path, videos: Iterable[str], paths: bool = False) -> tuple[dict[str, Path], list[Path]]:

@@ -7,11 +7,12 @@ import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Hashable
 from dataclasses import asdict, dataclass, replace
 
 from config import Config
 from datasets.annotations import Split, load_split, own_validation
+from datasets.files import identity
 from diffusion_lm.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -23,9 +24,7 @@ LAST_EPOCH = "it is that of the last epoch"
 TEST_CHOOSES = "--select_on=test lets the test split choose model_best.pth, as published code does"
 TIME_STAMP = re.compile(r"_\d\d\.\d\d\.\d\d\.\d{3}-\d\d\.\d\d\.\d\d\.\d{3}$")  # of LSMDC: from, to
 SECONDS = re.compile(r"_\d+_\d+$")  # of MSVD: from, to
-NUMBER_AND_ARTICLE = re.compile(
-    r"^\d+_(the_|an?_)?"
-)  # LSMDC has some films twice: 1040_The_Ugly_Truth, 3086_UGLY_TRUTH
+NUMBER_AND_ARTICLE = re.compile(r"^\d+_(the_|an?_)?")  # LSMDC has a film twice: 1040_The_Ugly_Truth, 3086_UGLY_TRUTH
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def hold_out(train: Split, seed: int) -> tuple[Split, Split]:
             f"of {len(films)} training videos of {len(sizes)} film none can be held out for validation: {TEST_CHOOSES}"
         )
     number = min(MOST, max(1, len(films) // SHARE))
-    names: dict[str, str] = {}  # which, unlike the paths of custom, are the same wherever the videos lie
+    names: dict[Hashable, str] = {}  # which, unlike the paths of custom, are the same wherever the videos lie
     for clip, film in zip(train.clips, films, strict=True):
         names[film] = min(clip.video_id, names.get(film, clip.video_id))
     order = sorted(sizes, key=lambda film: hashlib.sha256(f"{seed} {names[film]}".encode()).digest())
@@ -142,10 +141,10 @@ def apart(val: Split, train: Split) -> Split:
     return rest
 
 
-def films_of(split: Split) -> list[str]:
+def films_of(split: Split) -> list[Hashable]:
     """For each clip of a split the film that it is of: the part of its name before the times, its file for custom."""
-    if split.dataset == "custom":  # a file may have several names: with and without folder and extension
-        return [str(clip.path) for clip in split.clips]
+    if split.dataset == "custom":  # a file may have several names: with and without folder and extension, and links
+        return [identity(clip.path) for clip in split.clips]
     names = [clip.video_id for clip in split.clips]
     if split.dataset == "LSMDC":
         return [NUMBER_AND_ARTICLE.sub("", TIME_STAMP.sub("", name).lower()) for name in names]
@@ -154,6 +153,6 @@ def films_of(split: Split) -> list[str]:
     return names
 
 
-def _part(split: Split, films: list[str], wanted: Container[str]) -> Split:
+def _part(split: Split, films: list[Hashable], wanted: Container[Hashable]) -> Split:
     """The clips of these films."""
     return replace(split, clips=tuple(c for c, film in zip(split.clips, films, strict=True) if film in wanted))

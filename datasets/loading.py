@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_
 from datasets.annotations import Clip, Split
 from datasets.container import timeline
 from datasets.failures import FailedVideos
+from datasets.files import identity
 from datasets.frame_cache import CacheSettings, FrameCache
 from datasets.transforms import OPENAI, Preprocessing, apply_seeded, test_transform, train_transform
 from datasets.video import ReadClip, read_clips
@@ -56,8 +57,7 @@ class Sample(NamedTuple):
 class TrainPairs(Dataset):
     """Pairs (video, caption) of a training split, by Key.
 
-    A pair whose video does not decode is replaced by those that its key names, then by any, drawn from (seed, epoch,
-    index).
+    A pair whose video does not decode is replaced by the first of those that its key names which does.
 
     :param cache: settings of the frame cache, None for none.
     :param preprocessing: of the model that will see the frames.
@@ -84,19 +84,18 @@ class TrainPairs(Dataset):
         return len(self.clip_of_caption)
 
     def __getitem__(self, key: Key) -> Sample | InputError:
-        key = Key(*key)
-        epoch, index, spare = key
-        rng = np.random.default_rng((self.seed, epoch, index))
+        epoch, first, spare = Key(*key)
         failed: list[InputError] = []
-        for attempt in range(1, MAX_REPLACEMENTS + 2):
+        for attempt, index in enumerate((first, *spare)):
+            rng = np.random.default_rng((self.seed, epoch, first, attempt) if attempt else (self.seed, epoch, first))
             try:
                 frames, beyond = self._frames(index, rng)
                 return Sample(frames, index, tuple(failed), beyond)
             except InputError as error:
                 failed.append(error)
-            rng = np.random.default_rng((self.seed, epoch, key.index, attempt))
-            index = spare[attempt - 1] if attempt <= len(spare) else int(rng.integers(len(self)))
-        return failed[0]
+        if spare:
+            return failed[0]
+        return InputError(f"{failed[0]}; no video can take its place, as the batch has all others: lower --batch_size")
 
     def _frames(self, index: int, rng: np.random.Generator) -> tuple[Tensor, str]:
         clip = self.clips[self.clip_of_caption[index]]
@@ -244,11 +243,13 @@ class EpochSampler(Sampler):
         for step, batch in enumerate(self.batches()[self.start :], self.start):
             spare = self._spare(step, batch)
             for row in range(first, first + self.batch_size):
-                yield Key(self.epoch, int(batch[row]), tuple(spare[row :: len(batch)].tolist()))
+                own = np.concatenate([spare[row :: len(batch)], np.roll(spare, -row)])[:MAX_REPLACEMENTS]
+                yield Key(self.epoch, int(batch[row]), tuple(own.tolist()))
 
     def _spare(self, step: int, batch: np.ndarray) -> np.ndarray:
         """Pairs that may replace samples of a batch: of videos that are not in it, each of another one. Every row of
-        the batch takes its own of them, so that no two replacements are of one video either."""
+        the batch takes its own of them first, so that no two replacements are of one video either; where there are too
+        few of them rows share."""
         rng = np.random.default_rng((self.seed, self.epoch, step, SPARE))
         count = min(len(self.videos), len(batch) * (MAX_REPLACEMENTS + 1))
         drawn = rng.choice(len(self.videos), count, replace=False)
@@ -345,7 +346,9 @@ def same_videos(clips: Sequence[Clip]) -> list[int]:
     """For each clip the first one of the same pixels: the same file from the same start to the same end. Clips of one
     film with other bounds are others."""
     first: dict[tuple, int] = {}
-    return [first.setdefault((clip.path, clip.start or 0.0, clip.end), index) for index, clip in enumerate(clips)]
+    return [
+        first.setdefault((identity(clip.path), clip.start or 0.0, clip.end), index) for index, clip in enumerate(clips)
+    ]
 
 
 def _videos(pairs: TrainPairs) -> list[int]:

@@ -18,7 +18,7 @@ from datasets.transforms import OPENAI, Preprocessing
 from diffusion_lm.errors import InputError
 from diffusion_lm.weights import load_tensors, one_line, without_wrappers
 from model.openai_clip import read_openai
-from model.preprocessing import OPEN_CLIP_FILE
+from model.preprocessing import OPEN_CLIP_FILE, read_json
 from modules.patch_dropout import PatchDropout
 
 logger = logging.getLogger(__name__)
@@ -167,6 +167,7 @@ def load_clip(clip_arch: str, clip_path: str | None = None) -> tuple[CLIPModel, 
     if clip_path is not None and (file := _weights_file(Path(clip_path))):
         return _load_openai(file, clip_arch)
     source = clip_path or _home(clip_arch)
+    _check_kind(Path(source))
     transformers_logging.disable_progress_bar()
     told = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # a page of names, of which one line is said below
@@ -184,6 +185,18 @@ def load_clip(clip_arch: str, clip_path: str | None = None) -> tuple[CLIPModel, 
         transformers_logging.set_verbosity(told)
     _check_names(report, source)
     return clip, load_tokenizer(source)
+
+
+def _check_kind(folder: Path) -> None:
+    """:raises InputError: a folder holds no CLIP, or a model of another kind: transformers would make a CLIP of it."""
+    if not folder.is_dir():
+        return
+    config = folder / "config.json"
+    if not config.is_file():
+        raise InputError(f"{folder} holds no CLIP: it needs {NEEDED_FILES}")
+    kind = read_json(config).get("model_type", "clip")
+    if kind != "clip":
+        raise InputError(f"{config} is that of a {kind}, not of a CLIP")
 
 
 def _check_names(report: dict[str, Any], source: str) -> None:
@@ -303,7 +316,7 @@ def _not_loaded(source: str | Path, error: Exception) -> str:
     folder = Path(source)
     if folder.is_dir():
         weights = [file for pattern in ("model*.safetensors", "pytorch_model*.bin") for file in folder.glob(pattern)]
-        if not weights or not (folder / "config.json").is_file():
+        if not weights:
             return f"{source} holds no CLIP: it needs {NEEDED_FILES}"
         for file in weights:
             load_tensors(file)  # says in one line what is wrong with it

@@ -5,6 +5,7 @@ preprocessor_config.json and processor_config.json are transformers', open_clip_
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,18 +30,16 @@ def read_preprocessing(source: str) -> tuple[Preprocessing, int | None]:
     :param source: hub id, folder, or file with weights.
     :raises InputError: it does something that is not done here; names the file.
     """
+    files = (*TRANSFORMERS_FILES, OPEN_CLIP_FILE)
     if Path(source).is_file():
-        source = str(Path(source).parent)
-        files: tuple[str, ...] = (OPEN_CLIP_FILE,)
-    else:
-        files = (*TRANSFORMERS_FILES, OPEN_CLIP_FILE)
+        source, files = str(Path(source).parent), (OPEN_CLIP_FILE, *TRANSFORMERS_FILES)
     for name in files:
         path = _path_of(source, name)
         if path is None:
             continue
         content = read_json(path)
         if name == OPEN_CLIP_FILE:
-            values = content.get("preprocess_cfg") and _as_transformers(content["preprocess_cfg"], path)
+            values = content.get("preprocess_cfg") and _as_transformers(content, path)
         else:
             values = content.get("image_processor") if name == TRANSFORMERS_FILES[0] else content
         if values:
@@ -75,14 +74,21 @@ def _path_of(source: str, name: str) -> Path | None:
     return None if found is None else Path(found)
 
 
-def _as_transformers(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _as_transformers(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """open_clip's preprocess_cfg in the words of transformers."""
+    try:
+        values = dict(content["preprocess_cfg"])
+        image_size = content.get("model_cfg", {}).get("vision_cfg", {}).get("image_size")
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not understood: {error}") from error
     mode, fill = values.get("resize_mode") or "shortest", values.get("interpolation") or "bicubic"
     if mode not in ("shortest", "squash"):
         raise _not_done(path, f"resize_mode {mode}")
-    side = values.get("size")
+    side = values.get("size") or image_size
     if isinstance(side, list) and len(set(side)) == 1:
         side = side[0]
+    if side is None and mode == "squash":
+        raise _not_done(path, "resize_mode squash without a size")
     number = next((number for number, name in _INTERPOLATIONS.items() if name == fill), fill)
     sizes = {} if side is None else {"size": {"height": side, "width": side} if mode == "squash" else side}
     sizes |= {} if side is None else {"crop_size": side}
@@ -112,15 +118,16 @@ def _parsed(values: Mapping[str, Any], path: Path) -> tuple[Preprocessing, int |
         raise _not_done(path, f"resample {number}")
     try:
         unit = 255 * float(values.get("rescale_factor") or 1 / 255) if steps["do_rescale"] else 255.0
-        mean = values.get("image_mean") or OPENAI.mean
-        std = values.get("image_std") or OPENAI.std
+        mean, std = (_colours(values, name) or usual for name, usual in (("mean", OPENAI.mean), ("std", OPENAI.std)))
+        if not all(number > 0 for number in std):
+            raise ValueError(f"image_std {std}")
         if not steps["do_normalize"]:
             mean, std = (0.0,) * 3, (1.0,) * 3
         if unit != 1:
             mean, std = ([float(number) / unit for number in numbers] for numbers in (mean, std))
-        if len(mean) != 3 or len(std) != 3 or not all(float(number) > 0 for number in std):
-            raise ValueError(f"image_mean {mean}, image_std {std}")
         whole, resized, side = _sizes(values, steps, path)
+    except InputError:
+        raise
     except (AttributeError, TypeError, ValueError, KeyError) as error:
         raise InputError(f"{path} is not understood: {error}") from error
     margin = 1.0 if side is None else resized / side
@@ -133,9 +140,10 @@ def _sizes(values: Mapping[str, Any], steps: Mapping[str, bool], path: Path) -> 
         raise _not_done(path, "do_resize false")
     if values.get("size") is None and values.get("crop_size") is None and steps["do_center_crop"]:
         return False, None, None
-    size, crop = values.get("size") or _SIDE, values.get("crop_size") or _SIDE
-    size = {"shortest_edge": size} if isinstance(size, int) else {k: v for k, v in size.items() if v is not None}
-    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+    size = _edges(values, "size") or {"shortest_edge": _SIDE}
+    crop = _edges(values, "crop_size") or {"height": _SIDE, "width": _SIDE}
+    if crop.keys() == {"shortest_edge"}:
+        crop = {"height": crop["shortest_edge"], "width": crop["shortest_edge"]}
     whole = size.keys() == {"height", "width"}
     if not whole and size.keys() != {"shortest_edge"}:
         raise _not_done(path, f"size {size}")
@@ -148,6 +156,28 @@ def _sizes(values: Mapping[str, Any], steps: Mapping[str, bool], path: Path) -> 
     if not 0 < side <= resized:
         raise _not_done(path, f"a crop of {side} from pictures of {resized}")
     return whole, resized, side
+
+
+def _colours(values: Mapping[str, Any], name: str) -> list[float] | None:
+    """Three numbers of a file; None where it does not tell them."""
+    numbers = values.get(f"image_{name}")
+    if numbers is None:
+        return None
+    if not isinstance(numbers, list) or len(numbers) != 3 or not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"image_{name} {numbers}")
+    return [float(number) for number in numbers]
+
+
+def _edges(values: Mapping[str, Any], name: str) -> dict[str, int] | None:
+    """A size of a file, which transformers has in three forms; None where it does not tell it."""
+    size = values.get(name)
+    if isinstance(size, list) and len(size) == 2:
+        size = {"height": size[0], "width": size[1]}
+    elif size and isinstance(size, int):
+        size = {"shortest_edge": size}
+    if size and not isinstance(size, dict):
+        raise ValueError(f"{name} {size}")
+    return size and {edge: int(pixels) for edge, pixels in size.items() if pixels is not None}
 
 
 def _not_done(path: Path, what: str) -> InputError:

@@ -23,7 +23,7 @@ def symmetric_infonce(sims: Tensor, logit_scale: Tensor) -> Tensor:
 
 @torch.no_grad()
 def clamp_logit_scale(logit_scale: Tensor) -> None:
-    """Keep the scale at 100 at most, in place, after a step of the optimizer (Radford et al. 2021).
+    """Keep the scale at 100 at most, in place, before training and after each step (Radford et al. 2021).
 
     A clamp within the loss would have no gradient from 100 on, where CLIP's released weights are: it could never fall.
     """

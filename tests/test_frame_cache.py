@@ -259,16 +259,26 @@ def test_a_failing_video_is_replaced_said_and_counted(damaged, caplog):
 
 
 def test_a_replacement_follows_seed_epoch_and_index(damaged):
-    pairs = TrainPairs(damaged, 3, 32, "rand", 24)
-    chosen = [pairs[epoch, 70] for epoch in range(1, 9)]
-    assert len({sample.index for sample in chosen}) > 4
-    for epoch, sample in enumerate(chosen, start=1):
-        again = pairs[epoch, 70]
+    loader = train_loader(TrainPairs(damaged, 3, 32, "rand", 24), 1, 0, 24, pin_memory=False)
+    chosen = []
+    for epoch in range(1, 9):
+        loader.sampler.set_epoch(epoch)
+        (key,) = (key for key in loader.sampler if key.index == 70)
+        chosen.append((key, loader.dataset[key]))
+    assert len({sample.index for _, sample in chosen}) > 4
+    for key, sample in chosen:
+        assert sample.index == key.spare[0]
+        again = loader.dataset[key]
         assert again.index == sample.index and torch.equal(again.frames, sample.frames)
         assert [str(e) for e in sample.failed] == [str(e) for e in again.failed] != []
     alone, together = (epoch_of(damaged, workers, batch_size=3) for workers in (0, 2))
     for a, b in zip(alone, together, strict=True):
         assert a[1] == b[1] and torch.equal(a[0], b[0])
+
+
+def test_where_a_batch_has_all_videos_none_can_replace_another(damaged):
+    with pytest.raises(InputError, match=r"broken\.mp4.*no video can take its place.*lower --batch_size"):
+        epoch_of(damaged, 0, batch_size=21)
 
 
 @pytest.mark.parametrize(("broken", "captions", "stops"), [(1, 1, False), (1, 2, False), (1, 3, True), (3, 1, True)])

@@ -56,6 +56,7 @@ def pictures():
         SQUARE | {"do_center_crop": True, "crop_size": 64},
         {"size": {"shortest_edge": 80}, "crop_size": 64},
         {"size": {"height": 73, "width": 73}, "crop_size": {"height": 64, "width": 64}},
+        {"size": [64, 64], "crop_size": [64, 64]},
         CROP | {"do_normalize": False},
         CROP | {"do_rescale": False, "image_mean": [120.0, 110.0, 100.0], "image_std": [60.0, 70.0, 80.0]},
         CROP | HALF | {"rescale_factor": 1 / 127.5},
@@ -123,7 +124,10 @@ def test_every_file_that_may_say_it_is_read(folder, name):
         ({"image_processor_type": "ConvNextImageProcessor"}, "ConvNextImageProcessor"),
         ({"image_mean": [0.5, 0.5]}, "image_mean"),
         ({"image_std": [0.5, 0.0, 0.5]}, "image_std"),
-        ({"size": "large"}, "not understood"),
+        ({"image_mean": 0.5}, "image_mean 0.5"),
+        ({"image_mean": [float("nan")] * 3}, "image_mean [nan"),
+        ({"size": "large"}, "not understood: size large"),
+        ({"crop_size": [64]}, "crop_size [64]"),
         ("text", "not a JSON object"),
     ],
 )
@@ -131,13 +135,28 @@ def test_what_is_not_done_here_is_refused(folder, values, named):
     with pytest.raises(InputError) as caught:
         read_preprocessing(says(folder, values))
     message = str(caught.value)
-    assert named in message and str(folder / "preprocessor_config.json") in message and "\n" not in message
+    assert named in message and "\n" not in message
+    assert message.count(str(folder / "preprocessor_config.json")) == 1
 
 
 @pytest.mark.parametrize("mode", ["longest", "keep"])
 def test_what_open_clip_does_more_is_refused(folder, mode):
     with pytest.raises(InputError, match=mode):
         read_preprocessing(says(folder, {"preprocess_cfg": {"resize_mode": mode}}, "open_clip_config.json"))
+
+
+def test_the_side_of_open_clip_may_be_that_of_its_model(folder):
+    cfg = {"preprocess_cfg": {"resize_mode": "squash"}, "model_cfg": {"vision_cfg": {"image_size": 64}}}
+    assert read_preprocessing(says(folder, cfg, "open_clip_config.json")) == (Preprocessing(whole=True), 64)
+    with pytest.raises(InputError, match="squash without a size"):
+        read_preprocessing(says(folder, {"preprocess_cfg": {"resize_mode": "squash"}}, "open_clip_config.json"))
+
+
+def test_what_lies_beside_a_file_is_read(folder):
+    """Also where the configuration of open_clip tells the activation alone."""
+    says(folder, {"model_cfg": {"quick_gelu": True}}, "open_clip_config.json")
+    says(folder, HALF | CROP)
+    assert read_preprocessing(str(folder / "model.safetensors")) == (Preprocessing((0.5,) * 3, (0.5,) * 3), 64)
 
 
 # the side of the frames

@@ -238,6 +238,24 @@ def test_a_full_disk_at_the_first_checkpoint(training, short):
     assert_same_end(folder, short)
 
 
+def test_a_disk_that_is_full_before_the_first_step_leaves_nothing(training):
+    folder = training.place.folder("full-before")
+    run = training.run("full-before", *SHORT, first=small_files(500))
+    assert run.wait() == [2]
+    (line,) = run.errors().splitlines()
+    assert f"run folder {folder} cannot be written: " in line and not folder.exists()
+
+
+def test_a_run_folder_that_somebody_deletes_is_told(training):
+    folder = training.place.folder("deleted")
+    run = training.run("deleted", "--log_step=1", "--evals_per_epoch=1")
+    assert wait_for(lambda: "step 1 of" in run.output(), run)
+    folder.rename(folder.with_name("elsewhere"))
+    assert run.wait() == [2]
+    (line,) = run.errors().splitlines()
+    assert line.endswith(f"{folder} is gone: somebody has deleted or moved it")
+
+
 SLOW_EVALUATION = ("--diffusion_steps=800", "--num_epochs=1", "--save_every=2")
 
 

@@ -75,6 +75,16 @@ def test_windows_of_a_file_stay_together():
         assert len(rest.clips) == len(clips) - 6
 
 
+def test_links_to_a_file_stay_together(tmp_path):
+    for i in range(4):
+        (tmp_path / f"film{i}.mp4").touch()
+        (tmp_path / f"soft{i}.mp4").symlink_to(tmp_path / f"film{i}.mp4")
+        (tmp_path / f"hard{i}.mp4").hardlink_to(tmp_path / f"film{i}.mp4")
+    names = [f"{kind}{i}" for kind in ("film", "soft", "hard") for i in range(4)]
+    rest, val = hold_out(split_of("custom", *names, path=lambda name: tmp_path / f"{name}.mp4"), seed=24)
+    assert {name[4:] for name in ids(val)} & {name[4:] for name in ids(rest)} == set() and len(val.clips) == 3
+
+
 def test_too_little_to_hold_out_names_the_way_out():
     for train in (split_of("MSRVTT", "video0"), split_of("custom", "a", "b", path=lambda name: Path("film.mp4"))):
         with pytest.raises(InputError, match="--select_on=test"):

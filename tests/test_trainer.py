@@ -86,9 +86,13 @@ def plain_training(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 def test_training_is_what_plain_pytorch_does(split, tmp_path):
     """Groups of parameters, AdamW, weight decay, clipping, warm-up and cosine schedule, bound of the logit scale."""
-    trainer = make_trainer(split, tmp_path)
+    trainer, by_hand = make_trainer(split, tmp_path), make_trainer(split, tmp_path)
+    assert trainer.model.clip.logit_scale.exp().item() == pytest.approx(100, rel=1e-6)  # held before the first step
+    for each in (trainer, by_hand):
+        with torch.no_grad():
+            each.model.clip.logit_scale.fill_(4.7)  # and after it
     trainer.train()
-    expected = plain_training(make_trainer(split, tmp_path))
+    expected = plain_training(by_hand)
     after = dict(trainer.model.named_parameters())
     assert after.keys() == expected.keys()
     for name, parameter in after.items():

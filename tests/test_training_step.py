@@ -479,6 +479,17 @@ def test_clips_of_one_film_are_different_videos_and_repeated_ids_are_not():
     assert same_videos(clips) == [0, 1, 2, 2, 0, 5]
 
 
+def test_links_to_one_file_are_one_video(tmp_path):
+    film = tmp_path / "film.mp4"
+    film.touch()
+    (tmp_path / "soft.mp4").symlink_to(film)
+    (tmp_path / "hard.mp4").hardlink_to(film)
+    (tmp_path / "other.mp4").touch()
+    names = ("film", "soft", "hard", "other")
+    clips = [Clip(name, tmp_path / f"{name}.mp4", (name,)) for name in names]
+    assert same_videos(clips) == [0, 0, 0, 3]
+
+
 @pytest.mark.parametrize("size", [1, 3])
 def test_replacements_repeat_no_video_of_the_batch(size):
     """Whichever samples of a batch of all processes are replaced, and however often."""
@@ -493,8 +504,17 @@ def test_replacements_repeat_no_video_of_the_batch(size):
     for step in range(alone.steps - 2):
         batch = keys[12 * step :][:12]
         assert batch == [key for part in parts for key in part[own * step :][:own]]
-        used = [videos[pair] for key in batch for pair in (key.index, *key.spare)]
-        assert len(used) == len(set(used)) and min(len(key.spare) for key in batch) >= 8
+        used = [videos[pair] for key in batch for pair in (key.index, *key.spare[:8])]
+        assert len(used) == len(set(used)) == 12 * 9
+
+
+@pytest.mark.parametrize(("videos", "spares"), [(12, 0), (13, 1), (20, 8)])
+def test_replacements_are_shared_where_a_batch_holds_most_videos(videos, spares):
+    sampler = EpochSampler([pair // 2 for pair in range(2 * videos)], 5, 12)
+    for key in list(sampler)[:12]:
+        assert len({pair // 2 for pair in key.spare}) == spares
+    batch = {key.index // 2 for key in list(sampler)[:12]}
+    assert not batch & {pair // 2 for key in list(sampler)[:12] for pair in key.spare}
 
 
 def test_noise_is_that_of_the_row():

@@ -136,6 +136,8 @@ def how_to_test(config: Config) -> str:
 
 def what_is_kept(folder: Path) -> str:
     """What a run that bad input has ended leaves, and how to go on."""
+    if not folder.is_dir():
+        return f"{folder} is gone: somebody has deleted or moved it"
     checkpoint = next((path.name for path in [*newest_first(folder), folder / BEST] if path.exists()), None)
     if checkpoint is None:
         return (

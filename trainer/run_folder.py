@@ -118,19 +118,31 @@ def training_folder(config: Config, resume: bool = False) -> Iterator[Path]:
         raise InputError(f"{folder} holds a run already: give another --datetime or --exp_name, or go on with --resume")
     existed = folder.exists()
     try:
+        with _logged_to(_begun(folder, config)):
+            yield folder
+    except InputError as error:
+        if not existed and not isinstance(error, TrainedError):
+            shutil.rmtree(folder, ignore_errors=True)  # it may not even have been made
+        raise
+
+
+def _begun(folder: Path, config: Config) -> logging.Handler:
+    """Make the folder with config.json, and log.txt as a handler."""
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        config.save(folder / CONFIG_FILE)
-        handler = logging.FileHandler(folder / LOG_FILE, encoding="utf-8")
+        with written_whole(folder / CONFIG_FILE) as unfinished:
+            config.save(unfinished)
+        return logging.FileHandler(folder / LOG_FILE, encoding="utf-8")
     except OSError as error:
         raise InputError(f"run folder {folder} cannot be written: {error.strerror}") from error
+
+
+@contextmanager
+def _logged_to(handler: logging.Handler) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logging.getLogger().addHandler(handler)
     try:
-        yield folder
-    except InputError as error:
-        if not existed and not isinstance(error, TrainedError):
-            shutil.rmtree(folder)
-        raise
+        yield
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()

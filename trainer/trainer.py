@@ -120,6 +120,7 @@ class Trainer:
         self.tokens = model.tokenize(self.split.captions)
         self._tell_unknown_words()
         model.freeze(config.freeze_layer_num)
+        clamp_logit_scale(model.clip.logit_scale)  # weights of others may come with more
         model.train().drop_patches(config.patch_dropout)
         self.share_of_flops = self._share_of_flops() if distributed.is_main() else 0.0
         model.prepare(config.gradient_checkpointing, config.compile)
