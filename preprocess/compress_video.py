@@ -161,7 +161,9 @@ def ffmpeg_command(job: Job, output: Path) -> list[str]:
     quiet = ["-nostdin", "-hide_banner", "-loglevel", "error", "-y", "-threads", "1"]
     picture = ["-map", f"0:{stream}", "-vf", f"{begins},{rate},{square},{scale}", "-an", "-sn", "-dn"]
     encoding = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-threads", "1", "-movflags", "+faststart", "-f", "mp4"]
-    return [program, *quiet, "-i", f"file:{job.source}", *picture, *encoding, f"file:{output}"]
+    # FFmpeg would take out the time for which a picture stands in some formats
+    standing = ["-dts_delta_threshold", "40000"]
+    return [program, *quiet, *standing, "-i", f"file:{job.source}", *picture, *encoding, f"file:{output}"]
 
 
 def _last_line(text: str) -> str:

@@ -40,12 +40,12 @@ def decoded(monkeypatch):
     """How many frames have been decoded."""
     count, decode = [0], Film.decode
 
-    def counting(packet):
-        frames = decode(packet)
+    def counting(film, packet):
+        frames = decode(film, packet)
         count[0] += len(frames)
         return frames
 
-    monkeypatch.setattr(Film, "decode", staticmethod(counting))
+    monkeypatch.setattr(Film, "decode", counting)
     return count
 
 
