@@ -299,13 +299,18 @@ def _caption(text: object) -> str:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"not a caption: {text!r:.80}")
     text.encode()  # UnicodeEncodeError, a ValueError, for half a surrogate pair
+    if "\0" in text:
+        raise ValueError(f"a caption with a null character: {text!r:.80}")
     return " ".join(text.split())
 
 
 def _seconds(text: object) -> float:
     """A time. ValueError when it is none."""
     is_number = isinstance(text, str | int | float) and not isinstance(text, bool) and "_" not in str(text)
-    seconds = float(text) if is_number else math.nan  # float() would take 1_30 for 130
+    try:
+        seconds = float(text) if is_number else math.nan  # float() would take 1_30 for 130
+    except OverflowError:
+        seconds = math.inf
     if not 0 <= seconds < 1e9:
         raise ValueError(f"not a time in seconds: {text!r:.80}")
     return seconds
@@ -487,7 +492,7 @@ def _custom_row(row: object) -> tuple[str | None, str, float | None, float | Non
     """Split, video, start, end and caption. ValueError says what is wrong with them."""
     if not isinstance(row, dict) or not {"video", "caption"} <= set(row):
         raise ValueError("it has no video and caption")
-    video, of_split = _name(row["video"]), row.get("split") or None
+    video, of_split = _name(row["video"]), None if row.get("split") == "" else row.get("split")
     as_windows = PureWindowsPath(video)  # both kinds of slash
     if ".." in as_windows.parts or as_windows.anchor or "\0" in video:
         raise ValueError(f"video {video!r} is not a path below --videos_dir")

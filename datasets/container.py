@@ -7,6 +7,7 @@ was cut short. Files are read with PyAV, the libraries of FFmpeg.
 
 import gc
 import os
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -27,14 +28,20 @@ STANDS = 1.0  # seconds that a picture must still stand to belong to a clip that
 FAR = 60.0  # seconds; a clip that ends as far behind twice the length of its film is not timed in seconds of this film
 MOST_ASPECT = 4  # of pixels; those of DVDs are 0.9 to 1.5 times as wide as high
 REMEMBERED_FRAMES = 4_000_000  # of each process, at 8 bytes
+DISORDER = 0.1  # share of the frames that may have no time stamp, or one out of order
+MOMENT = 1.0  # seconds; what goes farther back is the beginning of another recording
+NEAR = 8  # frames at either side of such a place
 SLACK = 0.2  # seconds by which headers are mistaken, as where they count a delay of the first frame in
 # formats whose headers say how long the film is; of others FFmpeg works it out from what is there
 PROMISING = {"mov", "mp4", "matroska", "webm", "avi", "flv", "asf"}
 OWN_LENGTH = {"mov", "mp4", "avi"}  # formats whose headers say it of every stream
 STAMPLESS = {"avi", "mpegvideo", "h264", "hevc", "m4v"}  # formats without time stamps of showing
+LEAST_HELD_BACK, MOST_HELD_BACK = 2, 16  # frames, as FFmpeg takes it for the codecs of such formats
+WRAPPING = {"mpegts", "mpeg"}  # formats whose time stamps have 33 bits
 # formats with one for every packet, and codecs that tell which frames no other one refers to
 STAMPED = {"mov", "mp4", "matroska", "webm", "flv", "mpegts"}
 REFERRING = {"h264", "hevc"}
+UNTOLD = 1e6  # seconds that no film lasts; what programs write that do not know the length yet
 DECODED = 0.9  # share of the packets that must decode
 WHOLE = 0.98  # share of the promised length from which on a film counts as whole
 
@@ -134,18 +141,25 @@ class Film:
             STAMPED
         )  # to which frames none refers, and when each is shown
         self.unit = float(stream.time_base)
+        self.held_back, self.gave_frames = 0, False  # packets that the decoder took before it gave a frame
         self.origin = (self.container.start_time or 0) / av.time_base
+        # time stamps of 33 bits begin anew, so a recording that goes back in time looks like one 26 hours later
+        self.longest_step = 2**32 if self.formats & WRAPPING else 2**62
         self.pixel_aspect = _plausible(stream.sample_aspect_ratio)
 
-    def origin_with(self, first: int) -> float:
-        """Where the file begins, in seconds on the clock of the stream, if its first frame has this time stamp.
+    def origin_with(self, pts: np.ndarray) -> float:
+        """Where the file begins, in seconds on the clock of the stream, if its frames have these time stamps (n,).
 
         Some formats tell only when packets are decoded: FFmpeg's stamps of showing are late there by the delay of the
         decoder, which the first frame does not wait for.
         """
-        if self.formats.isdisjoint(STAMPLESS):
-            return self.origin
-        return self.origin + (first - (self.stream.start_time or 0)) * self.unit
+        delay = 0.0
+        if not self.formats.isdisjoint(STAMPLESS):
+            delay = float(pts[0]) - (self.stream.start_time or 0)
+            if len(pts) > 1:  # more than that: the picture begins late
+                held_back = min(max(self.held_back, LEAST_HELD_BACK), MOST_HELD_BACK)
+                delay = min(delay, held_back * float(np.median(np.diff(pts))))
+        return min(self.origin + delay * self.unit, pts[0] * self.unit)
 
     def packets(self) -> Iterator[av.Packet]:
         """The packets of the picture as they lie in the file, from where it is; an empty one last. Damage ends it."""
@@ -156,13 +170,15 @@ class Film:
         """Whether what comes next is decoded even if no other frame refers to it."""
         self.stream.codec_context.skip_frame = "DEFAULT" if every else "NONREF"
 
-    @staticmethod
-    def decode(packet: av.Packet) -> list[av.VideoFrame]:
+    def decode(self, packet: av.Packet) -> list[av.VideoFrame]:
         """The frames that a packet completes; none where it is damaged."""
         try:
-            return packet.decode()
+            frames = packet.decode()
         except av.FFmpegError:
             return []
+        self.gave_frames |= bool(frames)
+        self.held_back += bool(packet.size) and not self.gave_frames
+        return frames
 
     def frames(self) -> Iterator[av.VideoFrame]:
         """All frames from where it is."""
@@ -283,20 +299,25 @@ def timeline(path: Path, decoded: bool = False) -> Timeline:
 
 
 def _by_packets(film: Film) -> Timeline | None:
-    """None where frames cannot be told by their packets: some have no time stamp or the same, or the first frame that
-    decodes is not the first that is promised."""
+    """None where frames cannot be told by their packets: some have no time stamp or the same, time goes back, or the
+    first frame that decodes is not the first that is promised."""
     packets, first = packet_times(film)
     if not packets or any(packet.pts is None for packet in packets):
         return None
-    packets.sort()  # by when they are shown
+    decoded_at = [packet.dts for packet in packets if packet.dts is not None]
+    if any(early > late for early, late in pairwise(decoded_at)):  # recordings that were put together
+        return None
+    packets.sort(key=lambda packet: packet.pts)
     keys = [packet for packet in packets if packet.is_key]
     # what lies before the first key packet does not decode
     visible = [packet for packet in packets if not packet.hidden and keys and packet.pts >= keys[0].pts]
     pts = np.array([packet.pts for packet in visible], dtype=np.int64)
-    if not visible or (np.diff(pts) <= 0).any() or first not in (None, pts[0]):
+    steps = np.diff(pts)
+    if not visible or ((steps <= 0) | (steps > film.longest_step)).any() or first != pts[0]:
         return None
-    key_pts, key_dts = (np.array(column, dtype=np.int64) for column in list(zip(*keys, strict=True))[:2])
-    origin, end = film.origin_with(pts[0]), _end(pts, visible[-1].length)
+    key_pts = np.array([key.pts for key in keys], dtype=np.int64)
+    key_dts = np.array([key.pts if key.dts is None else key.dts for key in keys], dtype=np.int64)
+    origin, end = film.origin_with(pts), _end(pts, visible[-1].length)
     return Timeline(pts, film.unit, origin, end * film.unit - origin, key_pts, key_dts)
 
 
@@ -304,7 +325,7 @@ class PacketTimes(NamedTuple):
     """What a packet says, in units of the stream."""
 
     pts: int | None  # when its frame is shown
-    dts: int | None  # when it is decoded
+    dts: int | None  # when it is decoded; None: when it is shown
     is_key: bool
     hidden: bool  # by an edit list: decoded, but not shown
     length: int  # 0: not told
@@ -315,12 +336,10 @@ def packet_times(film: Film) -> tuple[list[PacketTimes], int | None]:
     packets, first = [], None
     for packet in film.packets():
         if packet.size:  # the last one is empty
-            dts = packet.pts if packet.dts is None else packet.dts
-            packets.append(
-                PacketTimes(packet.pts, dts, packet.is_keyframe, packet.is_discard, int(packet.duration or 0))
-            )
-            if first is None:
-                first = next((frame.pts for frame in film.decode(packet)), None)
+            length = int(packet.duration or 0)
+            packets.append(PacketTimes(packet.pts, packet.dts, packet.is_keyframe, packet.is_discard, length))
+        if first is None:
+            first = next((frame.pts for frame in film.decode(packet)), None)
     return packets, first
 
 
@@ -331,18 +350,67 @@ def _by_frames(film: Film) -> Timeline:
     if not frames:
         raise InputError(f"video {shown(film.path)} does not decode: no frame can be read")
     shown_at, decoded_at, lengths = zip(*frames, strict=True)
-    stamps = next(filter(_increases, (shown_at, decoded_at)), None)
+    candidates = (_increasing(stamps, film) for stamps in (shown_at, decoded_at))
+    pts = next((stamps for stamps in candidates if stamps is not None), None)
     none = np.empty(0, dtype=np.int64)
-    if stamps is None:
+    if pts is None:
         unit = 1 / _rate(film.stream)
         return Timeline(np.arange(len(frames)), unit, 0.0, len(frames) * unit, none, none, counted=True)
-    pts = np.array(stamps, dtype=np.int64)
-    origin, end = film.origin_with(pts[0]), _end(pts, lengths[-1])
+    origin, end = film.origin_with(pts), _end(pts, lengths[-1])
     return Timeline(pts, film.unit, origin, end * film.unit - origin, none, none, counted=True)
 
 
-def _increases(stamps: Sequence[int | None]) -> bool:
-    return None not in stamps and all(early < late for early, late in pairwise(stamps))
+def _increasing(stamps: Sequence[int | None], film: Film) -> np.ndarray | None:
+    """The time stamps of frames that follow each other, int64 (n,), made to increase; None where too many do not.
+
+    Frames without a stamp, or with one out of order as where a file is damaged, come between their neighbours.
+    """
+    known = np.array([number for number, stamp in enumerate(stamps) if stamp is not None], dtype=np.int64)
+    values = np.array([stamps[number] for number in known], dtype=np.int64)
+    rising = np.diff(values)
+    rising = rising[rising > 0]
+    if not len(known) or not (len(rising) or len(stamps) == 1):
+        return None
+    usual = int(np.median(rising)) if len(rising) else 1
+    values = _joined(values, usual, film)
+    kept = _longest_rising(values)
+    if len(kept) < (1 - DISORDER) * (known[-1] + 1):  # behind the last one: decoders that end leave them out
+        return None
+    known, values = known[kept], values[kept]
+    numbers = np.arange(len(stamps))
+    outside = usual * (np.minimum(numbers - known[0], 0) + np.maximum(numbers - known[-1], 0))
+    times = np.rint(np.interp(numbers, known, values)).astype(np.int64) + outside
+    return np.maximum.accumulate(times - numbers) + numbers  # the same stamp twice: one after the other
+
+
+def _joined(stamps: np.ndarray, usual: int, film: Film) -> np.ndarray:
+    """Time stamps of recordings that were put together, where time goes back: each follows the one before it, a usual
+    step on. Single stamps that are out of order stay as they are."""
+    stamps = stamps.copy()
+    far = round(MOMENT / film.unit)
+    steps = np.diff(stamps)
+    for seam in (np.flatnonzero((steps < -far) | (steps > film.longest_step)) + 1).tolist():
+        before, behind = stamps[max(0, seam - NEAR) : seam], stamps[seam : seam + NEAR]
+        if (np.median(behind) - np.median(before)) * np.sign(steps[seam - 1]) > far:
+            stamps[seam:] += stamps[seam - 1] + usual - stamps[seam]
+    return stamps
+
+
+def _longest_rising(values: np.ndarray) -> list[int]:
+    """The rows of a longest part of values (n,) that never goes down."""
+    tails: list[int] = []  # the least last value of a part of each length
+    rows: list[int] = []  # where it is
+    before: list[int] = []  # of each row, the one before it in its part
+    for row, value in enumerate(values.tolist()):
+        length = bisect_right(tails, value)
+        before.append(rows[length - 1] if length else -1)
+        tails[length : length + 1] = [value]
+        rows[length : length + 1] = [row]
+    part, row = [], rows[-1]
+    while row >= 0:
+        part.append(row)
+        row = before[row]
+    return part[::-1]
 
 
 def _end(pts: np.ndarray, length: int) -> int:
@@ -361,7 +429,7 @@ class Condition:
     decoded: int  # frames
     visible: int  # packets whose frame should have been shown
     there: float  # seconds that the file holds
-    promised: float  # seconds that its header promises; no more than are there where it promises nothing
+    promised: float  # seconds that its header promises; 0 where it promises nothing
 
     @property
     def cut_short(self) -> str:
@@ -384,30 +452,34 @@ def condition_of(path: Path, decode: bool = True) -> Condition:
     with Film(path) as film:
         own = film.stream.duration
         decoded = visible = 0
+        begun = False
         ends: dict[int, float] = {}  # of each stream, seconds on its clock
         with suppress(av.FFmpegError):
             for packet in film.container.demux():
                 if packet.size and packet.pts is not None:
                     end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                     ends[packet.stream_index] = max(end, ends.get(packet.stream_index, end))
-                if packet.stream_index == film.stream.index:
-                    visible += bool(packet.size and not packet.is_discard)
+                if packet.stream == film.stream:  # the index of the last, empty packet of a stream is not to be trusted
+                    begun |= packet.is_keyframe  # what lies before the first key frame of a recording does not decode
+                    visible += bool(begun and packet.size and not packet.is_discard)
                     if decode:
                         decoded += len(film.decode(packet))
         if not decode:
             decoded = visible
-        if not decoded:
+        elif not decoded:
             raise InputError(f"video {shown(path)} does not decode: no frame can be read")
-        there = promised = max(ends.values(), default=0.0) - film.origin
+        there = max(ends.values(), default=0.0) - film.origin
+        promised = 0.0
         if not film.formats.isdisjoint(PROMISING):
             if own and not film.formats.isdisjoint(OWN_LENGTH):
-                there = ends[film.stream.index] - (film.stream.start_time or 0) * film.unit
+                there = ends.get(film.stream.index, 0.0) - (film.stream.start_time or 0) * film.unit
                 # FFmpeg takes what a file that was cut still holds for the length of an AVI, but not for its frames
                 counted = film.stream.frames / _rate(film.stream) if "avi" in film.formats else 0.0
                 promised = max(own * film.unit, counted)
             elif film.container.duration:
                 promised = film.container.duration / av.time_base
-        return Condition(decoded, visible, there, promised)
+                there += max(0.0, film.origin)  # some count from the time 0
+        return Condition(decoded, visible, there, promised if promised < UNTOLD else 0.0)
 
 
 def picture_of(path: Path) -> tuple[float, float]:

@@ -5,6 +5,7 @@ copy takes its place when it is whole, so an interrupted run goes on where it wa
 line for each failure, exit code 1 if there was one.
 """
 
+import hashlib
 import logging
 import os
 import shutil
@@ -101,7 +102,8 @@ def _opens(path: Path) -> bool:
 
 def compress(job: Job) -> str:
     """Make one copy, unless a good one is there. Returns what was wrong, if anything was."""
-    unfinished = job.target.with_name(f".{os.getpid()}-{job.target.name}")
+    name = hashlib.sha256(os.fsencode(job.target.name)).hexdigest()[:16]  # the longest names have no room for more
+    unfinished = job.target.with_name(f".{os.getpid()}-{name}.mp4")
     try:
         if is_done(job):
             return ""
@@ -161,7 +163,9 @@ def ffmpeg_command(job: Job, output: Path) -> list[str]:
     quiet = ["-nostdin", "-hide_banner", "-loglevel", "error", "-y", "-threads", "1"]
     picture = ["-map", f"0:{stream}", "-vf", f"{begins},{rate},{square},{scale}", "-an", "-sn", "-dn"]
     encoding = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-threads", "1", "-movflags", "+faststart", "-f", "mp4"]
-    return [program, *quiet, "-i", f"file:{job.source}", *picture, *encoding, f"file:{output}"]
+    # FFmpeg would take out the time for which a picture stands in some formats, and begin anew where the size changes
+    clock = ["-dts_delta_threshold", "40000", "-reinit_filter", "0"]
+    return [program, *quiet, *clock, "-i", f"file:{job.source}", *picture, *encoding, f"file:{output}"]
 
 
 def _last_line(text: str) -> str:

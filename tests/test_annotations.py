@@ -429,6 +429,9 @@ def test_custom_annotations_without_a_split_serve_for_both_and_say_so(own, tmp_p
         ({"video": "dog", "caption": "x", "start": 4, "end": 3}, "end 3 is not behind start 4"),
         ({"video": "dog", "caption": "x", "split": "dev"}, "'dev' is none of train, val, test"),
         ({"video": "../dog.mp4", "caption": "x"}, "below --videos_dir"),
+        ({"video": "dog", "caption": "x\0y"}, "null character"),
+        ({"video": "dog", "caption": "x", "split": 0}, "split '?0'? is none of train, val, test"),
+        ({"video": "dog", "caption": "x", "end": 10**400}, "not a time in seconds"),
     ],
 )
 @pytest.mark.parametrize("name", ["own.csv", "own.jsonl"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from datasets import container
-from datasets.container import Film, shown, timeline
+from datasets.container import Film, condition_of, shown, timeline
 from datasets.video import decode_clip, decode_clips, frame_indices, read_frames
 from diffusion_lm.errors import InputError
 from tests.conftest import ROOT
@@ -40,12 +40,12 @@ def decoded(monkeypatch):
     """How many frames have been decoded."""
     count, decode = [0], Film.decode
 
-    def counting(packet):
-        frames = decode(packet)
+    def counting(film, packet):
+        frames = decode(film, packet)
         count[0] += len(frames)
         return frames
 
-    monkeypatch.setattr(Film, "decode", staticmethod(counting))
+    monkeypatch.setattr(Film, "decode", counting)
     return count
 
 
@@ -130,6 +130,85 @@ def test_a_picture_that_begins_late(tmp_path, suffix):
         expected = [k for k in range(250) if start <= first + k / 25 + 5e-4 < end]
         assert numbers(decode_clip(path, every, start, end).pixels) == expected
     assert numbers(decode_clip(path, every, 0, 2).pixels) == [0]  # nothing is shown then
+
+
+SOUND = ("-f", "lavfi", "-i", "sine=duration=5")
+
+
+@pytest.mark.parametrize("codec", ["mpeg2video", "libx264"])
+@pytest.mark.parametrize("later", [0.03, -500, 500])
+def test_recordings_that_were_put_together(tmp_path, codec, later):
+    """Where time goes back the second recording follows the first; where it leaps forward, the picture stands."""
+    parts = [tmp_path / name for name in ("a.ts", "b.ts")]
+    for path, begins in zip(parts, (1000, 1000 + later), strict=True):
+        numbered(path, 100, "-c:v", codec, "-pix_fmt", "yuv420p", "-bf", "2", "-output_ts_offset", begins)
+    path = tmp_path / "both.ts"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    clock = timeline(path)
+    seam = later if later > 4 else 4
+    np.testing.assert_allclose(clock.times, [*(np.arange(100) / 25), *(seam + np.arange(100) / 25)], atol=2e-3)
+    assert clock.end == pytest.approx(seam + 4, abs=0.05)
+    assert numbers(decode_clip(path, every, seam + 1, seam + 2).pixels) == list(range(25, 50))
+    assert numbers(decode_clip(path, every, 1, 2).pixels) == list(range(25, 50))
+
+
+@pytest.mark.parametrize("late", [0, 3])
+def test_h264_in_avi(tmp_path, late):
+    """Copied without encoding it has a unit of 1/600 s, stamps of showing out of order, and the last frames have none.
+    The delay of the codec is known to some frames only."""
+    film = numbered(tmp_path / "v.mp4", 100, *H264)
+    sound = ["-map", "1:v", "-map", "0:a", "-c:v", "copy", "-c:a", "mp3"]
+    ffmpeg(*SOUND, "-itsoffset", late, "-i", film, *sound, tmp_path / "v.avi")
+    clock = timeline(tmp_path / "v.avi")
+    np.testing.assert_allclose(clock.times, late + np.arange(100) / 25, atol=0.14)
+    assert numbers(decode_clip(tmp_path / "v.avi", every, late + 1, late + 2).pixels) == pytest.approx(
+        list(range(25, 50)), abs=4
+    )
+
+
+def test_the_same_time_twice(tmp_path):
+    path = numbered(tmp_path / "v.mkv", 100, *at_times("floor(N/2)*0.08"), *H264)
+    np.testing.assert_allclose(timeline(path).times, np.arange(100) // 2 * 0.08, atol=2e-3)
+    assert numbers(decode_clip(path, every, 2, 3).pixels) == list(range(50, 76))
+
+
+def test_stamps_that_are_lost(tmp_path):
+    """Where a file is damaged the clock goes on by the stamps, although frames are gone."""
+    path = numbered(tmp_path / "v.ts", 200, "-c:v", "mpeg2video", "-g", "12", "-bf", "2", "-b:v", "2M")
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 3000] = bytes(3000)
+    path.write_bytes(data)
+    clip = decode_clip(path, every)
+    clock = timeline(path)
+    assert 180 < clip.count < 200
+    behind = clock.times > 5
+    np.testing.assert_allclose(clock.times[behind], np.array(numbers(clip.pixels))[behind] / 25, atol=2e-3)
+
+
+@pytest.mark.parametrize("first", ["sound", "time code"])
+def test_the_picture_is_not_the_first_stream(tmp_path, first):
+    """Also of the shortest films, which decoders give up only at the end."""
+    path = tmp_path / "v.mov"
+    if first == "sound":
+        numbered(path, 3, "-map", "0:a", "-map", "1:v", *H264, "-c:a", "aac", inputs=SOUND)
+    else:
+        ffmpeg("-i", numbered(tmp_path / "v.mp4", 3, *H264), "-c", "copy", "-timecode", "10:00:00:00", path)
+    assert numbers(decode_clip(path, every).pixels) == [0, 1, 2]
+    condition = condition_of(path)
+    assert (condition.decoded, condition.cut_short) == (3, "")
+
+
+def test_what_headers_promise_wrongly(tmp_path):
+    """Times that begin late, headers that were written before the length was known, recordings that begin anywhere."""
+    film = numbered(tmp_path / "v.mp4", 200, *H264, "-g", "40")
+    ffmpeg("-copyts", "-ss", 3, "-i", film, "-c", "copy", tmp_path / "late.mkv")
+    (tmp_path / "pipe.avi").write_bytes(ffmpeg("-i", film, "-c:v", "mpeg4", "-f", "avi", "-"))
+    ffmpeg("-i", film, "-c", "copy", tmp_path / "v.ts")
+    data = (tmp_path / "v.ts").read_bytes()
+    (tmp_path / "between.ts").write_bytes(data[188 * (len(data) // 10 // 188) :])
+    for name in ("late.mkv", "pipe.avi", "between.ts"):
+        assert condition_of(tmp_path / name).cut_short == "", name
 
 
 def test_a_picture_that_stands(tmp_path):

@@ -251,6 +251,30 @@ def test_copies_have_square_pixels_and_the_picture_that_players_show(tmp_path):
     assert facts(tmp_path / "b.mp4")[:2] == [160, 96]
 
 
+def test_copies_of_films_whose_size_changes_and_pictures_that_stand_in_a_ts(tmp_path):
+    """FFmpeg would begin its clock anew, or take the standing away: no copy, or one that is too short."""
+    parts = []
+    for name, filters in (("a.mkv", "null"), ("b.mkv", "scale=320:96,setsar=1/2"), ("c.mkv", "scale=96:160")):
+        parts.append(numbered(tmp_path / name, 50, "-vf", filters, "-c:v", "mpeg2video", "-b:v", "2M"))
+    (tmp_path / "list").write_text("".join(f"file '{part}'\n" for part in parts))
+    ffmpeg("-f", "concat", "-safe", "0", "-i", tmp_path / "list", "-c", "copy", tmp_path / "sizes.mkv")
+    numbered(tmp_path / "stands.ts", 100, *at_times("if(lt(N,50),N/25,30+N/25)"), *H264)
+    for name, end in (("sizes.mkv", 6), ("stands.ts", 34)):
+        copy = tmp_path / "copies" / f"{name}.mp4"
+        assert compress(Job(tmp_path / name, copy, 3, 96)) == ""
+        assert timeline(copy).end == pytest.approx(end, abs=0.34)
+        last = numbers(decode_clip(copy, every, end - 1).pixels)
+        assert last == sorted(last)
+        assert last[0] >= {6: 20, 34: 70}[end]
+
+
+def test_a_copy_may_have_the_longest_name(tmp_path):
+    name = "n" * 251 + ".mp4"
+    numbered(tmp_path / name, 30, *H264)
+    assert compress(Job(tmp_path / name, tmp_path / "copies" / name, 3, 96)) == ""
+    assert [path.name for path in (tmp_path / "copies").iterdir()] == [name]
+
+
 def test_copies_below_the_films_and_hidden_files_are_no_films(tmp_path):
     numbered(tmp_path / "a.mp4", 30, *H264)
     for name in ("._a.mp4", ".hidden.mp4", ".trash/a.mp4"):
