@@ -11,12 +11,14 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import imageio_ffmpeg
+import numpy as np
 
-from datasets.container import WHOLE, Film, condition_of, timeline
+from datasets.container import MOMENT, WHOLE, Film, condition_of, timeline
 from datasets.files import VIDEO_EXTENSIONS, split_name, walk
 from diffusion_lm.command_line import Parser, number
 from diffusion_lm.errors import InputError, RunError
@@ -57,6 +59,8 @@ def main() -> None:
     args = parser.parse_args()
     if not args.input_root.is_dir():
         raise InputError(f"--input_root={args.input_root} is not a folder")
+    if args.output_root.exists() and not args.output_root.is_dir():
+        raise InputError(f"--output_root={args.output_root} is not a folder")
     jobs = find_jobs(args.input_root, args.output_root, args.fps, args.short_side)
     failed = 0
     for job, reason in each(compress, jobs, "videos"):
@@ -74,7 +78,10 @@ def find_jobs(input_root: Path, output_root: Path, fps: float, short_side: int) 
     :raises InputError: there is none, or two would have the same copy, or a copy would lie on its video.
     """
     jobs: dict[Path, Job] = {}
-    copies = output_root.resolve()
+    copies, films = output_root.resolve(), input_root.resolve()
+    if copies == films:
+        raise InputError(f"--output_root={output_root} is --input_root: a copy would replace its video")
+    copies_lie_below = copies not in films.parents
     for path in walk(input_root):
         stem, extension = split_name(path.name)
         if extension.lower() not in VIDEO_EXTENSIONS and (extension or not _opens(path)):
@@ -82,7 +89,7 @@ def find_jobs(input_root: Path, output_root: Path, fps: float, short_side: int) 
         target = output_root / path.relative_to(input_root).parent / f"{stem}.mp4"
         if target.resolve() == path.resolve():
             raise InputError(f"--output_root={output_root}: the copy of {path} would replace it")
-        if copies in path.resolve().parents:
+        if copies_lie_below and copies in path.resolve().parents:
             continue
         if target in jobs:
             raise InputError(f"{jobs[target].source} and {path} would have the same copy {target}")
@@ -109,7 +116,8 @@ def compress(job: Job) -> str:
             return ""
         job.target.parent.mkdir(parents=True, exist_ok=True)
         done = subprocess.run(ffmpeg_command(job, unfinished), capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        reason = _last_line(done.stderr) if done.returncode else what_is_wrong(job, unfinished)
+        failed = _last_line(done.stderr) or f"ffmpeg failed with exit code {done.returncode}"
+        reason = failed if done.returncode else what_is_wrong(job, unfinished)
         if not reason:
             os.replace(unfinished, job.target)
         return reason
@@ -118,7 +126,8 @@ def compress(job: Job) -> str:
     except OSError as error:
         return f"the copy cannot be written: {error}"
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # where it could not be written there is none
+            unfinished.unlink()
 
 
 def is_done(job: Job) -> bool:
@@ -152,7 +161,10 @@ def ffmpeg_command(job: Job, output: Path) -> list[str]:
     """
     with Film(job.source) as film:
         stream = film.stream.index
-    begins = f"setpts=PTS-STARTPTS+{timeline(job.source).times[0]:.6f}/TB"
+    times = timeline(job.source).times
+    usual = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    step = f"PTS-PREV_INPTS+if(lt(PTS-PREV_INPTS,-{MOMENT}/TB),PREV_INPTS-PTS+{usual:.6f}/TB)"  # back: put together
+    times_of_frames = f"setpts='if(isnan(PREV_INPTS),{times[0]:.6f}/TB,PREV_OUTPTS+{step})'"
     square = "scale=w='if(eq(sar,1),iw,round(iw*sar))':h=ih,setsar=1"
     side = f"2*trunc(min({job.short_side},min(iw,ih))/2)"
     scale = f"scale=w='if(gt(iw,ih),-2,{side})':h='if(gt(iw,ih),{side},-2)'"
@@ -161,7 +173,7 @@ def ffmpeg_command(job: Job, output: Path) -> list[str]:
     )
     program = shutil.which("ffmpeg") or imageio_ffmpeg.get_ffmpeg_exe()
     quiet = ["-nostdin", "-hide_banner", "-loglevel", "error", "-y", "-threads", "1"]
-    picture = ["-map", f"0:{stream}", "-vf", f"{begins},{rate},{square},{scale}", "-an", "-sn", "-dn"]
+    picture = ["-map", f"0:{stream}", "-vf", f"{times_of_frames},{rate},{square},{scale}", "-an", "-sn", "-dn"]
     encoding = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-threads", "1", "-movflags", "+faststart", "-f", "mp4"]
     # FFmpeg would take out the time for which a picture stands in some formats, and begin anew where the size changes
     clock = ["-dts_delta_threshold", "40000", "-reinit_filter", "0"]
@@ -169,7 +181,7 @@ def ffmpeg_command(job: Job, output: Path) -> list[str]:
 
 
 def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["ffmpeg failed"])[-1]
+    return (text.strip().splitlines() or [""])[-1]
 
 
 if __name__ == "__main__":

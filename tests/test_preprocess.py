@@ -251,21 +251,23 @@ def test_copies_have_square_pixels_and_the_picture_that_players_show(tmp_path):
     assert facts(tmp_path / "b.mp4")[:2] == [160, 96]
 
 
-def test_copies_of_films_whose_size_changes_and_pictures_that_stand_in_a_ts(tmp_path):
-    """FFmpeg would begin its clock anew, or take the standing away: no copy, or one that is too short."""
+def test_copies_of_films_in_which_the_clock_or_the_size_changes(tmp_path):
+    """FFmpeg would begin its clock anew, or take away what stands: no copy, or one that is too short."""
     parts = []
     for name, filters in (("a.mkv", "null"), ("b.mkv", "scale=320:96,setsar=1/2"), ("c.mkv", "scale=96:160")):
         parts.append(numbered(tmp_path / name, 50, "-vf", filters, "-c:v", "mpeg2video", "-b:v", "2M"))
     (tmp_path / "list").write_text("".join(f"file '{part}'\n" for part in parts))
     ffmpeg("-f", "concat", "-safe", "0", "-i", tmp_path / "list", "-c", "copy", tmp_path / "sizes.mkv")
     numbered(tmp_path / "stands.ts", 100, *at_times("if(lt(N,50),N/25,30+N/25)"), *H264)
-    for name, end in (("sizes.mkv", 6), ("stands.ts", 34)):
+    half = numbered(tmp_path / "half.flv", 100, *H264).read_bytes()
+    (tmp_path / "both.flv").write_bytes(half + half[13:])  # without its second head
+    for name, end in (("sizes.mkv", 6), ("stands.ts", 34), ("both.flv", 8)):
         copy = tmp_path / "copies" / f"{name}.mp4"
         assert compress(Job(tmp_path / name, copy, 3, 96)) == ""
         assert timeline(copy).end == pytest.approx(end, abs=0.34)
         last = numbers(decode_clip(copy, every, end - 1).pixels)
         assert last == sorted(last)
-        assert last[0] >= {6: 20, 34: 70}[end]
+        assert last[0] >= {6: 20, 34: 70, 8: 70}[end]
 
 
 def test_a_copy_may_have_the_longest_name(tmp_path):
@@ -310,3 +312,20 @@ def test_compress_video_refuses_what_would_destroy(tmp_path):
         assert done.returncode == 2
         assert "would replace it" in done.stderr or "would have the same copy" in done.stderr
         assert not np.any([path.is_dir() for path in tmp_path.iterdir()])
+
+
+def test_folders_of_copies(tmp_path):
+    """Beside, around or below the films; not a file, nor below one."""
+    (tmp_path / "in").mkdir()
+    numbered(tmp_path / "in" / "a.mp4", 30, *H264)
+    (tmp_path / "file").touch()
+    root = f"--input_root={tmp_path / 'in'}"
+    for output, code, said in (
+        (tmp_path, 0, "1 of 1 videos are in"),
+        (tmp_path / "file", 2, "file is not a folder"),
+        (tmp_path / "file" / "below", 1, "the copy cannot be written"),
+    ):
+        done = run_program("preprocess/compress_video.py", root, f"--output_root={output}")
+        assert done.returncode == code, done.stderr
+        assert said in done.stdout + done.stderr and "Traceback" not in done.stderr
+    assert (tmp_path / "a.mp4").is_file()
