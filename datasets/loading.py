@@ -10,6 +10,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -82,6 +83,12 @@ class TrainPairs(Dataset):
 
     def __len__(self) -> int:
         return len(self.clip_of_caption)
+
+    @cached_property
+    def videos(self) -> list[int]:
+        """The video of each pair, by `same_videos`."""
+        owner = same_videos(self.clips)
+        return [owner[clip] for clip in self.clip_of_caption]
 
     def __getitem__(self, key: Key) -> Sample | InputError:
         epoch, first, spare = Key(*key)
@@ -351,19 +358,13 @@ def same_videos(clips: Sequence[Clip]) -> list[int]:
     ]
 
 
-def _videos(pairs: TrainPairs) -> list[int]:
-    """The video of each pair."""
-    owner = same_videos(pairs.clips)
-    return [owner[clip] for clip in pairs.clip_of_caption]
-
-
 def batch_that_fits(pairs: TrainPairs, batch_size: int, parts: int) -> int:
     """--batch_size, or what is left of it where there are fewer videos than a batch of `parts` times as many pairs has,
     as it holds each of them once. That is told.
 
     :param parts: processes x chunks.
     """
-    count = len(set(_videos(pairs)))
+    count = len(set(pairs.videos))
     fitting = max(1, count // parts)
     if fitting >= batch_size or len(pairs) < batch_size * parts:
         return batch_size
@@ -382,7 +383,7 @@ def train_loader(
     :param batch_size: B, of this process, which is `rank` of `size`.
     :raises InputError: there are fewer videos than a batch of all processes holds.
     """
-    videos = _videos(pairs)
+    videos = pairs.videos
     sampler = EpochSampler(videos, seed, batch_size, rank, size)
     whole, count = batch_size * size, len(set(videos))
     several = "" if size == 1 else f" in {size} processes"

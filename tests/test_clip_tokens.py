@@ -17,6 +17,7 @@ CLEANED = [
     ("“Quoted” ‘once’", "\"quoted\" 'once'"),
     ("cats &amp; dogs", "cats & dogs"),
     ("cats &amp;amp; dogs", "cats & dogs"),
+    ("1 < 2 &amp;amp; 3", "1 < 2 & 3"),  # ftfy takes a text with < for HTML, and leaves its entities
     ("R&B &lt;live&gt; &quot;here&quot;&nbsp;now", 'r&b <live> "here" now'),
     ("cafÃ© donâ€™t", "café don't"),
     ("ﬁre in ＦＵＬＬ width", "fire in full width"),

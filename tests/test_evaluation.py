@@ -16,7 +16,7 @@ from tests.made_up import TEST_VIDEOS, call_program, make_diffusion_lm, make_msr
 from tests.precision import TOLERANCE
 from tests.processes import launch
 from trainer import evaluation
-from trainer.device import choose_precision
+from trainer.device import choose_precision, set_up
 from trainer.evaluation import SharedCaptions, format_table
 
 MATRICES = ("strict", "published", "undiffused", "mean_pooled")
@@ -117,6 +117,14 @@ def test_reranking(evaluate):
 def test_auto_is_what_the_cpu_is_fast_at(monkeypatch, amx, dtype):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert choose_precision("auto", torch.device("cpu")) == dtype
+
+
+def test_float32_is_not_tf32():
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    set_up(torch.device("cpu"), 0)
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
