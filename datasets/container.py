@@ -163,8 +163,13 @@ class Film:
 
     def packets(self) -> Iterator[av.Packet]:
         """The packets of the picture as they lie in the file, from where it is; an empty one last. Damage ends it."""
-        with suppress(av.FFmpegError):
-            yield from self.container.demux(self.stream)
+        return self.all_packets(self.stream)
+
+    def all_packets(self, *streams: av.VideoStream) -> Iterator[av.Packet]:
+        """The same of some streams, or of all."""
+        # IndexError: at its end PyAV stumbles over streams that turned up on the way
+        with suppress(av.FFmpegError, IndexError):
+            yield from self.container.demux(*streams)
 
     def decode_all(self, every: bool) -> None:
         """Whether what comes next is decoded even if no other frame refers to it."""
@@ -454,16 +459,15 @@ def condition_of(path: Path, decode: bool = True) -> Condition:
         decoded = visible = 0
         begun = False
         ends: dict[int, float] = {}  # of each stream, seconds on its clock
-        with suppress(av.FFmpegError):
-            for packet in film.container.demux():
-                if packet.size and packet.pts is not None:
-                    end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-                    ends[packet.stream_index] = max(end, ends.get(packet.stream_index, end))
-                if packet.stream == film.stream:  # the index of the last, empty packet of a stream is not to be trusted
-                    begun |= packet.is_keyframe  # what lies before the first key frame of a recording does not decode
-                    visible += bool(begun and packet.size and not packet.is_discard)
-                    if decode:
-                        decoded += len(film.decode(packet))
+        for packet in film.all_packets():
+            if packet.size and packet.pts is not None:
+                end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                ends[packet.stream_index] = max(end, ends.get(packet.stream_index, end))
+            if packet.stream == film.stream:  # the index of the last, empty packet of a stream is not to be trusted
+                begun |= packet.is_keyframe  # what lies before the first key frame of a recording does not decode
+                visible += bool(begun and packet.size and not packet.is_discard)
+                if decode:
+                    decoded += len(film.decode(packet))
         if not decode:
             decoded = visible
         elif not decoded:

@@ -159,7 +159,10 @@ class _Reader:
                 return None
             self.next = found + 1
             if found == number:
-                self.last = number, _pixels(frame, self.converter, self.film.pixel_aspect)
+                try:
+                    self.last = number, _pixels(frame, self.converter, self.film.pixel_aspect)
+                except av.FFmpegError as error:  # damage may look like pixels of another kind
+                    raise InputError(f"video {shown(self.path)} does not decode: damaged at frame {number}") from error
                 return self.last[1]
         return None
 

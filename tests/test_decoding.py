@@ -199,6 +199,20 @@ def test_the_picture_is_not_the_first_stream(tmp_path, first):
     assert (condition.decoded, condition.cut_short) == (3, "")
 
 
+def test_streams_that_turn_up_on_the_way(tmp_path):
+    """A stream of data that begins in the middle of a FLV."""
+    path = numbered(tmp_path / "v.flv", 100, *H264, "-c:a", "mp3", inputs=SOUND)
+    data = bytearray(path.read_bytes())
+    at = 13
+    while at < len(data):  # what kind a tag is, and its length
+        if data[at] == 8 and at > len(data) // 2:
+            data[at] = 18  # of script data
+        at += 15 + int.from_bytes(data[at + 1 : at + 4], "big")
+    path.write_bytes(data)
+    assert numbers(decode_clip(path, every).pixels) == list(range(100))
+    assert condition_of(path).decoded == 100
+
+
 def test_what_headers_promise_wrongly(tmp_path):
     """Times that begin late, headers that were written before the length was known, recordings that begin anywhere."""
     film = numbered(tmp_path / "v.mp4", 200, *H264, "-g", "40")
