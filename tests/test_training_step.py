@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from datasets.annotations import Clip
-from datasets.loading import EpochSampler, batches_without_repeats, most_batches, same_videos
+from datasets.epochs import EpochSampler, batches_without_repeats, most_batches, same_videos
 from diffusion_lm.denoiser import Denoiser
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.training import Share, Training, TrainingSettings
