@@ -121,8 +121,9 @@ class Film:
             # as a file: a name may look like a protocol, and a playlist must not lead elsewhere
             self.container = av.open(f"file:{os.fspath(path)}", options={"protocol_whitelist": "file"})
         except (av.FFmpegError, OSError, ValueError) as error:
-            why = "not a video, or cut short" if os.access(path, os.R_OK) else "no permission to read it"
-            raise InputError(f"video {shown(path)} does not open: {why}") from error
+            if not os.access(path, os.R_OK):
+                raise InputError(f"video {shown(path)} does not open: no permission to read it") from error
+            raise InputError(f"video {shown(path)} does not open: not a video, or cut short") from error
         self.formats = set(self.container.format.name.split(","))
         stream = self.container.streams.best("video")
         if stream is None or stream.disposition & Disposition.attached_pic:
