@@ -87,7 +87,7 @@ def training_splits(config: Config) -> TrainingSplits:
         how = f"held out of the training videos by --seed={config.seed}"
     if len(val.clips) < FEW:
         logger.warning(
-            "only %d validation videos choose model_best.pth: R@1 among so few tells little; %s",
+            "model_best.pth is chosen on only %d validation video(s): R@1 among so few tells little; %s",
             len(val.clips),
             TEST_CHOOSES,
         )

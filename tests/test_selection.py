@@ -172,7 +172,7 @@ def test_few_validation_videos_are_told(tmp_path, caplog):
     make_msrvtt(tmp_path)
     splits = training_splits(config_for("MSRVTT", tmp_path / "data", tmp_path / "videos"))
     assert len(splits.val.clips) == 1 < FEW
-    assert "only 1 validation videos" in caplog.text
+    assert "only 1 validation video" in caplog.text
     with pytest.raises(InputError, match="MSRVTT has no val split"):
         load_split("MSRVTT", "val", tmp_path / "data" / "MSRVTT", tmp_path / "videos")
 
