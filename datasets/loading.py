@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from datasets.annotations import Clip, Split
-from datasets.container import timeline
 from datasets.epochs import EpochSampler, Key, same_videos
 from datasets.failures import FailedVideos
 from datasets.frame_cache import CacheSettings, FrameCache
+from datasets.timeline import timeline
 from datasets.transforms import OPENAI, Preprocessing, apply_seeded, test_transform, train_transform
 from datasets.video import ReadClip, read_clips
 from diffusion_lm.errors import InputError

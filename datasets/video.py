@@ -13,7 +13,8 @@ import numpy as np
 from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from datasets.container import Film, Timeline, shown, timeline
+from datasets.container import Film, shown
+from datasets.timeline import Timeline, timeline
 from diffusion_lm.errors import InputError
 
 # Threads of OpenCV's own would hang a worker that is forked after they started; frames are too small for them anyway.
@@ -176,7 +177,7 @@ class _Reader:
         begins = int(np.searchsorted(self.clock.pts, self.clock.key_pts[key]))  # first frame that it gives
         if self.next <= number and begins - SEEK_COST < self.next:
             return True
-        packets = self.film.go_to(self.clock, key)
+        packets = self.film.go_to(self.clock.key_pts, self.clock.key_dts, key)
         if packets is None:  # from the beginning, passing over what is not needed
             self._open()
             packets = self.film.packets_from(self.clock.key_pts[key])

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from config import Config
 from datasets.annotations import Split, own_validation, read_split
-from datasets.container import condition_of, shown, timeline
+from datasets.container import condition_of, shown
+from datasets.timeline import timeline
 from diffusion_lm.errors import InputError, RunError
 from preprocess.parallel import each
 from trainer.run_folder import run_program

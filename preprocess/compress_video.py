@@ -18,8 +18,9 @@ from typing import NamedTuple
 import imageio_ffmpeg
 import numpy as np
 
-from datasets.container import MOMENT, WHOLE, Film, condition_of, timeline
+from datasets.container import WHOLE, Film, condition_of
 from datasets.files import VIDEO_EXTENSIONS, split_name, walk
+from datasets.timeline import MOMENT, timeline
 from diffusion_lm.command_line import Parser, number
 from diffusion_lm.errors import InputError, RunError
 from preprocess.check_data import check_video

@@ -7,8 +7,9 @@ import av
 import numpy as np
 import pytest
 
-from datasets import container
-from datasets.container import Film, condition_of, shown, timeline
+from datasets import timeline as timelines
+from datasets.container import Film, condition_of, shown
+from datasets.timeline import timeline
 from datasets.video import decode_clip, decode_clips, frame_indices, read_frames
 from diffusion_lm.errors import InputError
 from tests.conftest import ROOT
@@ -329,13 +330,13 @@ def test_a_file_that_changed_is_read_again(tmp_path):
 
 
 def test_what_is_remembered_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(container, "REMEMBERED_FRAMES", 120)
-    monkeypatch.setattr(container, "_memory", container._Memory())
+    monkeypatch.setattr(timelines, "REMEMBERED_FRAMES", 120)
+    monkeypatch.setattr(timelines, "_memory", timelines._Memory())
     paths = [make(tmp_path / f"{i}.mp4", *H264, seconds=2) for i in range(4)]
     for path in (*paths, paths[0]):
         timeline(path)
-    assert [key[0] for key in container._memory.timelines] == [str(paths[3]), str(paths[0])]
-    assert container._memory.frames == 100
+    assert [key[0] for key in timelines._memory.timelines] == [str(paths[3]), str(paths[0])]
+    assert timelines._memory.frames == 100
 
 
 # what is in them

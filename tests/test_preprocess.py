@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from datasets.annotations import load_split
-from datasets.container import timeline
 from datasets.frame_cache import CacheSettings, FrameCache
+from datasets.timeline import timeline
 from datasets.video import decode_clip
 from preprocess.check_data import check_video
 from preprocess.compress_video import Job, compress

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.container import shown, timeline
+from datasets.container import shown
 from datasets.files import VIDEO_EXTENSIONS, split_name, walk
+from datasets.timeline import timeline
 from diffusion_lm.errors import InputError
 from diffusion_lm.machine import cores
 from video_index.store import IndexedClip, Store
