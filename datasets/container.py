@@ -1,7 +1,7 @@
 """A video file as a player takes it: which stream is its picture, what lies in it, and whether it is whole.
 
-What headers say of rates and counts is only a promise, and is used nowhere but to tell a file that was cut short, and of
-what kind it is. Files are read with PyAV, the libraries of FFmpeg.
+What headers say of rates and counts is only a promise, and is used nowhere but to tell a file that was cut short, and
+of what kind it is. Files are read with PyAV, the libraries of FFmpeg.
 """
 
 import gc
@@ -20,7 +20,7 @@ from av.stream import Disposition
 from diffusion_lm.errors import InputError
 
 MOST_ASPECT = 4  # of pixels; those of DVDs are 0.9 to 1.5 times as wide as high
-SLACK = 0.2  # seconds by which headers are mistaken, as where they count a delay of the first frame in
+SLACK = 0.2  # seconds by which headers are mistaken, as where they count in a delay of the first frame
 # formats whose headers say how long the film is; of others FFmpeg works it out from what is there
 PROMISING = {"mov", "mp4", "matroska", "webm", "avi", "flv", "asf"}
 OWN_LENGTH = {"mov", "mp4", "avi"}  # formats whose headers say it of every stream
