@@ -114,5 +114,6 @@ def test_a_run_tells_the_wait_of_a_process_that_does_not_log(tmp_path):
     records = [json.loads(line) for line in (place.folder("slow") / "metrics.jsonl").read_text().splitlines()]
     assert len(records) == 3
     for record in records:
-        assert record["speed/data_wait"] > 0.5 and record["speed/pairs_per_s"] < 4 / 0.6
+        # hundreds, and no wait, where only the process that logs is looked at; what is saved meanwhile is no training
+        assert record["speed/data_wait"] > 0.5 and record["speed/pairs_per_s"] < 20
     assert "loading is the bottleneck" in run.output()
