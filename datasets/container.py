@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -135,21 +136,22 @@ class Film:
                 self.container.seek(int(key_dts[max(0, key - earlier)]), stream=self.stream)
             except av.FFmpegError:
                 break
-            packets = self.packets()
-            for packet in packets:
-                if packet.pts == pts and packet.is_keyframe:
-                    return _with_first(packet, packets)
-                if packet.dts is not None and packet.dts > dts:
-                    break  # it lies before the place that the seek has found
+            if (packets := self.packets_from(pts, dts)) is not None:
+                return packets
         return None
 
-    def packets_from(self, pts: int) -> Iterator[av.Packet]:
-        """The packets from a key packet on, found by passing over all that lies before it."""
+    def packets_from(self, pts: int, dts: int | None = None) -> Iterator[av.Packet] | None:
+        """The packets from a key packet on, found by passing over all that lies between here and it.
+
+        :param dts: when it is decoded: what is decoded later tells that it lies before here; None looks at all packets.
+        """
         packets = self.packets()
         for packet in packets:
             if packet.pts == pts and packet.is_keyframe:
-                yield packet
-                yield from packets
+                return chain((packet,), packets)
+            if dts is not None and packet.dts is not None and packet.dts > dts:
+                break
+        return None
 
     def close(self) -> None:
         """Close the file."""
@@ -176,11 +178,6 @@ os.register_at_fork(before=_free_decoders)
 def _plausible(aspect: Fraction | None) -> float:
     """Width of a pixel by its height; 1 where the file says nothing or what cannot be."""
     return float(aspect) if aspect and 1 / MOST_ASPECT <= aspect <= MOST_ASPECT else 1.0
-
-
-def _with_first(packet: av.Packet, packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
-    yield packet
-    yield from packets
 
 
 def shown(path: str | Path) -> str:

@@ -161,10 +161,10 @@ class FilmClips(IterableDataset):
         runs = []
         for _, group in groupby(range(len(self.clips)), key=lambda index: self.clips[index].path):
             indices = list(group)
-            length = RUN_CLIPS if split and len(indices) > RUN_CLIPS and _seeks(self.clips[indices[0]].path) else None
-            runs += (
-                [indices[start : start + length] for start in range(0, len(indices), length)] if length else [indices]
-            )
+            length = len(indices)
+            if split and length > RUN_CLIPS and _seeks(self.clips[indices[0]].path):
+                length = RUN_CLIPS
+            runs += [indices[start : start + length] for start in range(0, len(indices), length)]
         return runs
 
     def _samples(self, indices: Sequence[int]) -> Iterator[Sample | tuple[int, InputError]]:

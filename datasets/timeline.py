@@ -4,6 +4,7 @@ One clock holds everywhere: seconds from the beginning of the file, where the fi
 stamps of the frames.
 """
 
+import math
 import os
 from bisect import bisect_right
 from collections import OrderedDict
@@ -49,13 +50,13 @@ class Timeline:
         The picture that is on screen when the clip begins belongs to it where it stands for STANDS of it, or no other
         one begins in it. Behind the last frame it is the last.
         """
-        times = self.times
-        low = 0 if start is None else int(np.searchsorted(times, start - TOLERANCE))
-        high = len(times) if end is None else int(np.searchsorted(times, end - TOLERANCE))
+        n = len(self.pts)
+        low = 0 if start is None else int(np.searchsorted(self.pts, math.ceil(self._stamp(start - TOLERANCE))))
+        high = n if end is None else int(np.searchsorted(self.pts, math.ceil(self._stamp(end - TOLERANCE))))
         if start is not None and self.number_at(start) < low:
-            following = times[low] if low < len(times) else np.inf
+            following = self.pts[low] * self.unit - self.origin if low < n else math.inf
             low -= high <= low or following - start >= STANDS
-        low = min(low, len(times) - 1)
+        low = min(low, n - 1)
         return low, max(high, low + 1)
 
     def beyond(self, start: float | None, end: float | None) -> str:
@@ -69,7 +70,11 @@ class Timeline:
 
     def number_at(self, time: float) -> int:
         """The frame on screen at a time in seconds; before the first one that is shown, that."""
-        return max(0, int(np.searchsorted(self.times, time + TOLERANCE, side="right")) - 1)
+        return max(0, int(np.searchsorted(self.pts, math.floor(self._stamp(time + TOLERANCE)), side="right")) - 1)
+
+    def _stamp(self, time: float) -> float:
+        """A time in seconds as a time stamp, so that a long film is searched without working out all of its times."""
+        return (time + self.origin) / self.unit
 
     def key_before(self, number: int) -> int:
         """The last key packet from which frame `number` can be decoded, as a row of `key_pts`."""

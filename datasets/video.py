@@ -153,8 +153,7 @@ class _Reader:
         """A frame in RGB; None when it is not where its time stamp says."""
         if self.last and self.last[0] == number:
             return self.last[1]
-        if not self._come_near(number):
-            return None
+        self._come_near(number)
         for found, frame in self.decoded:
             if found is None or found > number:
                 return None
@@ -167,23 +166,22 @@ class _Reader:
                 return self.last[1]
         return None
 
-    def _come_near(self, number: int) -> bool:
-        """Bring the decoder to a place from which it comes to a frame; whether there is one."""
+    def _come_near(self, number: int) -> None:
+        """Bring the decoder to a place from which it comes to a frame."""
         if self.clock.counted:
             if number < self.next:
                 self._from_the_beginning()
-            return True
+            return
         key = self.clock.key_before(number)
         begins = int(np.searchsorted(self.clock.pts, self.clock.key_pts[key]))  # first frame that it gives
         if self.next <= number and begins - SEEK_COST < self.next:
-            return True
+            return
         packets = self.film.go_to(self.clock.key_pts, self.clock.key_dts, key)
         if packets is None:  # from the beginning, passing over what is not needed
             self._open()
-            packets = self.film.packets_from(self.clock.key_pts[key])
+            packets = self.film.packets_from(self.clock.key_pts[key]) or iter(())
         self.next = begins
         self.decoded = self._numbered(packets, begins)
-        return True
 
     def _from_the_beginning(self) -> None:
         self._open()

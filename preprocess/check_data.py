@@ -84,7 +84,7 @@ def check_clips(video: tuple[Path, Sequence[tuple[float | None, float | None]]])
     path, spans = video
     state, reason = check_video(path)
     problems = [] if state == "whole" else [(state, reason)]
-    if state != "unreadable":
+    if state != "unreadable" and any(span != (None, None) for span in spans):
         clock = timeline(path)
         problems += [
             (NOT_IN_VIDEO, reason) for reason in dict.fromkeys(clock.beyond(*span) for span in spans) if reason
