@@ -26,6 +26,7 @@ from datasets.transforms import Preprocessing
 from diffusion_lm.errors import InputError
 from diffusion_lm.files import written_whole
 from diffusion_lm.progress import progress
+from model.clip import clean_caption
 from model.retrieval import RetrievalModel, Texts, Videos
 from model.textdiffs import TextDiffs
 from modules.metrics import text_to_video, video_to_text
@@ -54,10 +55,10 @@ class SharedCaptions:
 
     @classmethod
     def of(cls, split: Split) -> "SharedCaptions":
-        """Captions are equal as CLIP reads them: in lower case, with single spaces."""
+        """Captions are equal where CLIP reads the same, see `clean_caption`."""
         owners: dict[str, Counter[int]] = defaultdict(Counter)
         for caption, clip in zip(split.captions, split.clip_of_caption, strict=True):
-            owners[" ".join(caption.lower().split())][clip] += 1
+            owners[clean_caption(caption)][clip] += 1
         shared = [clips for clips in owners.values() if len(clips) > 1]
         wrong = sum(clips.total() - max(clips.values()) for clips in shared)
         texts = len(split.captions)
