@@ -45,7 +45,7 @@ def main() -> None:
         if here.is_main:
             check_writable(output, config.save_embeddings, config.save_sims)
         model.to(device).eval()
-        if config.sweep and model.diffuses:
+        if config.sweep and model.samples:
             parse_sweep(config.sweep, config.diffusion_steps)  # bad input must not wait for the evaluation
 
         # 3. data
@@ -92,7 +92,7 @@ def main() -> None:
         )  # fmt: skip
 
         # 6. other ways of sampling
-        if config.sweep and model.diffuses:
+        if config.sweep and model.samples:
             rows = sweep(evaluator, model, embeddings, evaluation, config)
             logger.info(format_sweep(rows))
             if here.is_main:

@@ -198,7 +198,7 @@ def rerank(quick: bool, figures: Figures) -> list[str]:
     size, topk = (200, 10) if quick else (1000, 50)
     model = build("tiny", 4, 1)
     captions, texts, frames = problem(size, size)
-    model.moves_text = False  # the first stage alone
+    model.rescores = False  # the first stage alone
     first = choose_candidates(engine(model, captions, texts, frames).undiffused, topk)
     everything = slice(None)
     diffused = int((first.candidates_of_texts(everything) | first.candidates_of_videos(everything)).sum())

@@ -1,7 +1,7 @@
 """Builds a model: fresh for training, or from a checkpoint."""
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from config import Config
-from config.config import CLIP_INPUT_RES, DIFFUSION_ARCHS, RECIPES
+from config.config import CLIP_INPUT_RES, DIFFUSION_ARCHS
 from datasets.transforms import OPENAI, Preprocessing
 from diffusion_lm import weights
 from diffusion_lm.denoiser import Denoiser, DenoiserConfig
@@ -29,13 +29,16 @@ from model.published import (
     rename_published,
     shown_settings,
 )
+from model.published_textdiffs import PublishedTextDiffs
 from model.retrieval import RetrievalModel
-from model.textdiffs import Objective, TextDiffs
+from model.textdiffs import TextDiffs
 from model.tmass import TMass
 from model.xpool import XPool
 from modules.frame_pooling import SimplePooling
 from modules.stochastic_text import Prior
 from modules.text_diffusion import TextDiffusion
+from modules.text_potential import TextPotential
+from modules.video_encoder import VideoEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +49,6 @@ MODEL_SETTINGS = (
     "arch", "clip_arch", "clip_path", "num_frames", "input_res", "num_mha_heads", "recipe", "diffusion_steps",
     "diffusion_text_len", "pooling_type", "k", "attention_temperature", "stochastic_prior", "stochastic_prior_std",
 )  # fmt: skip
-LATER_MODEL_SETTINGS = ("condition",)  # the same; checkpoints that do not know them were trained as published
-# a checkpoint brings its own of these too, but the command line may change them
-SCORING_SETTINGS = ("score_fusion", "fused_pooling", "round_last")
 
 
 def _xpool(config: Config, clip: CLIPModel, tokenizer: CLIPTokenizer) -> XPool:
@@ -93,13 +93,12 @@ def create_model(config: Config) -> RetrievalModel:
     if pretrained is None:
         model = _assemble(config, clip, tokenizer)
     else:
-        teacher = pretrained.build(config.num_frames)
-        student = Denoiser(pretrained.denoiser_config, len(pretrained.vocabulary), config.num_frames)
-        if not published:
-            teacher.reset_condition_to_no_op()
-            student.load_state_dict(teacher.state_dict())
         random_table = pretrained.random_table if published else None
-        model = _assemble(config, clip, tokenizer, student, teacher, pretrained.vocabulary, random_table)
+        parts = _Diffusion(pretrained.denoiser_config, pretrained.vocabulary, random_table)
+        model = _assemble(config, clip, tokenizer, parts)
+        pretrained.fill(_denoisers(model).teacher)
+        if not published:
+            pretrained.fill(model.potential.student)
     model.set_preprocessing(preprocessing)
     return model
 
@@ -201,11 +200,7 @@ def _take_settings(config: Config, trained: dict[str, Any], path: Path) -> None:
 
     :raises InputError: one on the command line contradicts them.
     """
-    trained = RECIPES["published"] | trained
-    for name in SCORING_SETTINGS:
-        if name not in config.explicit:
-            setattr(config, name, trained[name])
-    for name in (*MODEL_SETTINGS, *LATER_MODEL_SETTINGS):
+    for name in MODEL_SETTINGS:
         if name not in trained or (name == "clip_path" and name in config.explicit):
             continue  # the weights come from the checkpoint: a path only says where the tokenizer lies now
         given = getattr(config, name)
@@ -238,11 +233,9 @@ def _build_from(
     """A model of the sizes that a checkpoint says."""
     if "denoiser" not in parts:
         return _assemble(config, clip, tokenizer)
-    vocabulary = Vocabulary(parts["vocabulary"])
-    sizes = DenoiserConfig(**parts["denoiser"])
-    student, teacher = (Denoiser(sizes, len(vocabulary), config.num_frames) for _ in range(2))
+    vocabulary, sizes = Vocabulary(parts["vocabulary"]), DenoiserConfig(**parts["denoiser"])
     random_table = torch.empty(len(vocabulary), sizes.channels) if config.recipe == "published" else None
-    return _assemble(config, clip, tokenizer, student, teacher, vocabulary, random_table)
+    return _assemble(config, clip, tokenizer, _Diffusion(sizes, vocabulary, random_table))
 
 
 def description(model: RetrievalModel) -> dict[str, Any]:
@@ -251,8 +244,8 @@ def description(model: RetrievalModel) -> dict[str, Any]:
         "clip_config": model.clip.config.to_dict(),
         "preprocessing": asdict(model.preprocessing),
     }
-    if isinstance(model, TextDiffs):
-        parts["denoiser"] = model.text_diffusion.student.config.to_dict()
+    if isinstance(model, TextDiffs | PublishedTextDiffs):
+        parts["denoiser"] = _denoisers(model).student.config.to_dict()
         parts["vocabulary"] = model.vocabulary.token_to_id
     return parts
 
@@ -287,39 +280,65 @@ def check_embed_dim(config: Config, clip: CLIPModel) -> None:
     config.embed_dim = actual
 
 
+@dataclass(frozen=True)
+class _Diffusion:
+    """What the denoisers of a model are built from."""
+
+    sizes: DenoiserConfig
+    vocabulary: Vocabulary
+    random_table: torch.Tensor | None  # (V, C), of the published recipe
+
+
+def _denoisers(model: TextDiffs | PublishedTextDiffs) -> TextPotential | TextDiffusion:
+    """The part of a model that has its student and its teacher."""
+    return model.potential if isinstance(model, TextDiffs) else model.text_diffusion
+
+
 def _assemble(
-    config: Config,
-    clip: CLIPModel,
-    tokenizer: CLIPTokenizer | None,
-    student: Denoiser | None = None,
-    teacher: Denoiser | None = None,
-    vocabulary: Vocabulary | None = None,
-    random_table: torch.Tensor | None = None,
+    config: Config, clip: CLIPModel, tokenizer: CLIPTokenizer | None, parts: _Diffusion | None = None
 ) -> RetrievalModel:
-    if config.arch in WITHOUT_DIFFUSION:
+    if parts is None:
         return WITHOUT_DIFFUSION[config.arch](config, clip, tokenizer)
-    diffusion = TextDiffusion(
-        student,
-        teacher,
+    return (_published if config.recipe == "published" else _textdiffs)(config, clip, tokenizer, parts)
+
+
+def _published(
+    config: Config, clip: CLIPModel, tokenizer: CLIPTokenizer | None, parts: _Diffusion
+) -> PublishedTextDiffs:
+    student, teacher = (Denoiser(parts.sizes, len(parts.vocabulary), config.num_frames) for _ in range(2))
+    process, width = GaussianDiffusion.sqrt(config.diffusion_steps), clip.config.projection_dim
+    diffusion = TextDiffusion(student, teacher, process, width, config.diffusion_text_len, parts.random_table)
+    return PublishedTextDiffs(
+        clip,
+        tokenizer,
+        diffusion,
+        parts.vocabulary,
+        config.num_mha_heads,
+        config.transformer_dropout,
+        seed=config.seed,
+        sampler=config.sampler,
+        sampling_steps=config.sampling_steps,
+    )
+
+
+def _textdiffs(config: Config, clip: CLIPModel, tokenizer: CLIPTokenizer | None, parts: _Diffusion) -> TextDiffs:
+    vision, words = clip.config.vision_config, len(parts.vocabulary)
+    patches = (vision.image_size // vision.patch_size) ** 2
+    encoder = VideoEncoder(vision.hidden_size, config.num_frames, patches)
+    potential = TextPotential(
+        Denoiser(parts.sizes, words, video_width=encoder.width),
+        Denoiser(parts.sizes, words),
+        encoder,
         GaussianDiffusion.sqrt(config.diffusion_steps),
-        clip.config.projection_dim,
         config.diffusion_text_len,
-        random_table,
     )
     return TextDiffs(
         clip,
         tokenizer,
-        diffusion,
-        vocabulary,
+        potential,
+        parts.vocabulary,
         config.num_mha_heads,
         config.transformer_dropout,
-        shared_noise=config.recipe != "published",
         seed=config.seed,
-        sampler=config.sampler,
-        sampling_steps=config.sampling_steps,
-        objective=Objective(config.cond_negatives, config.hard_share, config.undiffused_loss_weight),
-        sentence_condition=config.condition == "sentence",
-        score_fusion=config.score_fusion,
-        fused_pooling=config.fused_pooling,
-        round_last=config.round_last != "no",
+        negatives=config.hard_negatives,
     )

@@ -26,7 +26,7 @@ from datasets.transforms import Preprocessing
 from diffusion_lm.errors import InputError
 from diffusion_lm.files import written_whole
 from diffusion_lm.progress import progress
-from model.clip import clean_caption
+from model.clip import EncodedVideos, clean_caption
 from model.retrieval import RetrievalModel, Texts, Videos
 from model.textdiffs import TextDiffs
 from modules.metrics import text_to_video, video_to_text
@@ -34,7 +34,7 @@ from modules.parallel import map_in_order, one_thread_per_item
 from modules.similarity import Share, Similarity, automatic_block, similarity
 from trainer import distributed
 from trainer.device import autocast
-from trainer.embeddings import Embeddings
+from trainer.embeddings import Embeddings, new_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ class Evaluator:
     ) -> Similarity:
         """The score matrices, complete in every process."""
         if self.config.compile:
-            model.compile_sampling()
+            model.compile_scoring()
         with autocast(self.device, self.dtype), one_thread_per_item(self.device) as workers:
             texts, videos = self._ready(model, embeddings)
             logger.info("scoring %d texts x %d videos", len(texts), len(videos))
@@ -174,10 +174,11 @@ class Evaluator:
             return similarity(model, texts, videos, self.own_text, block, rerank_topk, share, folder, workers)
 
     @torch.no_grad()
-    def score_steps(
+    def word_ratios(
         self, model: TextDiffs, embeddings: Embeddings, text_index: Tensor, video_index: Tensor
-    ) -> np.ndarray:
-        """How the strict scores of P pairs move over the S steps of the sampling, (S, P), in this process alone.
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """How much better each word of a text is predicted with a video than without, in nats, for P pairs (P, l), and
+        the ids of these words (P, l); in this process alone.
 
         :param text_index: (P,), `video_index` likewise; on the CPU.
         """
@@ -185,18 +186,17 @@ class Evaluator:
             texts, videos = self._ready(model, embeddings)
             given = self.config.batch_size_split or self.config.chunk_size
             block = given or automatic_block(model.pair_bytes, self.device, len(text_index))
-            parts = [
-                torch.stack([*model.score_steps(texts, videos, *pairs)]).float().cpu().numpy()
-                for pairs in zip(text_index.split(block), video_index.split(block), strict=True)
-            ]
-            return np.concatenate(parts, axis=1)
+            pairs = zip(text_index.split(block), video_index.split(block), strict=True)
+            ratios = torch.cat([model.word_ratios(texts, videos, *pair) for pair in pairs])
+            return ratios.cpu().numpy(), texts.word_ids[text_index.to(self.device)].cpu().numpy()
 
     def _ready(self, model: RetrievalModel, embeddings: Embeddings) -> tuple[Texts, Videos]:
         """Texts and videos of the split, ready to be scored."""
         more = {n: rows.to(self.device) for n, rows in self._tokenized(model).items() if n != "token_ids"}
         texts = model.texts(self.split.captions, embeddings.texts.to(self.device), **more)
         names = [str(clip.path) for clip in self.split.clips]
-        return texts, model.videos(embeddings.frames.to(self.device), names)
+        encoded = embeddings.videos
+        return texts, model.videos(EncodedVideos(encoded.frames.to(self.device), encoded.tokens), names)
 
     def _block_pairs(self, model: RetrievalModel) -> int:
         """The same in every process: the partition into blocks is one."""
@@ -220,8 +220,8 @@ class Evaluator:
         with folder as name:
             yield Path(name)
 
-    def _encode_videos(self, model: RetrievalModel, workers: int) -> Tensor:
-        """Frame features (M, F, D) of all videos, in the order of the split."""
+    def _encode_videos(self, model: RetrievalModel, workers: int) -> EncodedVideos:
+        """All videos, in the order of the split."""
         loaded = progress(
             batches(self.loader, beyond=self.beyond.of_clip),
             "encoding videos",
@@ -229,20 +229,44 @@ class Evaluator:
             "batches",
             shown=distributed.is_main(),
         )
-        frames = (frames for frames, _ in loaded)
+        folder = Path(self.config.output_dir) if self.config.save_memory_mode else None
+        tokens = None if model.token_shape is None else new_tokens(len(self.split.clips), model.token_shape, folder)
+
+        def encode(batch: tuple[Tensor, Tensor]) -> Tensor:
+            """Frame features of a batch; the tokens go where they are kept."""
+            encoded = model.encode_videos(batch[0].to(self.device, non_blocking=True))
+            if tokens is not None:
+                tokens[batch[1]] = encoded.tokens.to("cpu", tokens.dtype)
+            return encoded.frames
+
         shape = (self.config.num_frames, model.embed_dim)
-        features = self._encode(model.encode_videos, frames, workers, self.videos_of, shape)
+        features = self._encode(encode, loaded, workers, self.videos_of, shape)
+        if tokens is not None:
+            self._share_tokens(tokens)
         for reasons in distributed.gather_objects(self.beyond.reasons):
             self.beyond.reasons |= reasons
         if self.beyond.reasons:
             logger.warning(self.beyond.summary())
-        return features
+        return EncodedVideos(features, tokens)
+
+    def _share_tokens(self, tokens: Tensor) -> None:
+        """Complete the tokens of all videos (M, S, W) in every process, some batches at a time."""
+        if distributed.size() == 1:
+            return
+        own = self.videos_of[distributed.rank()].split(self.config.batch_size)
+        for turn in range(max(len(share.split(self.config.batch_size)) for share in self.videos_of)):
+            index = own[turn] if turn < len(own) else torch.empty(0, dtype=torch.long)
+            halves = tokens[index].view(torch.int16)  # which every backend can exchange
+            rows = distributed.gather_rows(index, everywhere=True)
+            tokens[rows] = distributed.gather_rows(halves, everywhere=True).view(tokens.dtype)
 
     def _encode_texts(self, model: RetrievalModel, workers: int) -> Tensor:
         """Text features (N, D) of all captions, in the order of the split."""
         ids = self._tokenized(model)["token_ids"][self.texts_of[distributed.rank()]]
         parts = (part for part in ids.split(self.config.batch_size) if len(part))
-        return self._encode(model.encode_texts, parts, workers, self.texts_of, (model.embed_dim,))
+        return self._encode(
+            lambda part: model.encode_texts(part.to(self.device)), parts, workers, self.texts_of, (model.embed_dim,)
+        )
 
     def _tokenized(self, model: RetrievalModel) -> dict[str, Tensor]:
         """What the model reads of all captions, made once."""
@@ -251,12 +275,12 @@ class Evaluator:
         return self.tokens
 
     def _encode(
-        self, encoder: Callable[[Tensor], Tensor], inputs: Iterable[Tensor], workers: int, shares: list[Tensor],
+        self, encoder: Callable[[Any], Tensor], inputs: Iterable[Any], workers: int, shares: list[Tensor],
         shape: tuple[int, ...],
     ) -> Tensor:  # fmt: skip
         """Features (items, *shape) of all items, in every process, from batches of the share of this one."""
         features = [torch.empty(0, *shape, device=self.device)]
-        features += map_in_order(lambda batch: encoder(batch.to(self.device, non_blocking=True)), inputs, workers)
+        features += map_in_order(encoder, inputs, workers)
         return _gathered(torch.cat(features), shares)
 
 

@@ -116,7 +116,8 @@ def flops_per_pair(
             pair = model.encode_pairs(
                 frames.to(device), **{name: rows.to(device) for name, rows in tokens.items()}, noise=noise
             )
-        (pair.texts.sum() + pair.frames.sum() + pair.embeddings.sum() + sum(pair.penalties.values())).backward()
+        videos = (part for part in pair.videos if part is not None)
+        sum(part.sum() for part in (pair.texts, pair.embeddings, *videos, *pair.penalties.values())).backward()
     model.zero_grad(set_to_none=True)
     set_random_state(before, device)
     return counter.get_total_flops()

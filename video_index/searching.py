@@ -169,7 +169,7 @@ class Searcher:
     def _refined(self, texts: Texts, videos: Videos, ranking: _Ranking, pooled: int) -> _Ranking:
         """The second stage for the first `pooled` pairs of a ranking, then the third where there is one."""
         ranking = ranking.rescored(self._pooled(texts, videos, ranking.head(pooled)), "pooled")
-        if not self.model.moves_text:
+        if not self.model.rescores:
             return ranking
         best = ranking.head(min(self.config.rerank_topk or pooled, pooled))
         return ranking.rescored(self._moved(texts, videos, best), "moved")
