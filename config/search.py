@@ -82,7 +82,8 @@ class SearchConfig(Config):
     )
     rerank_topk: int = flag(
         20,
-        "then the text is moved (diffused, sampled) towards each of the best N; 0: towards all that were pooled",
+        "then each of the best N is scored by how well it explains the words (T-MASS: by samples around the text); 0:"
+        " each that was pooled",
         group="search",
         minimum=0,
         archs=("clip_stochastic", "clip_tmass"),

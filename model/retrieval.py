@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -36,7 +37,7 @@ class Videos:
     keys: Tensor  # (M, F, heads, D / heads)
     values: Tensor  # (M, F, heads, D / heads)
     names: Sequence[str] | None = None  # for messages
-    tokens: Tensor | None = None  # (M, S, W) on the CPU or in a file, for the text potential
+    tokens: Tensor | None = None  # (M, S, W) on the CPU, or what reads rows of a file by index; for the text potential
     frame_channels: Tensor | None = None  # (M, F, C), for the published text diffusion
 
     def __len__(self) -> int:
@@ -81,8 +82,9 @@ class EncodedPairs:
 
 
 def split_rows(rows: NamedTuple, size: int) -> list[NamedTuple]:
-    """Chunks of a named tuple of tensors with B rows each."""
-    return [type(rows)(*chunk) for chunk in zip(*(tensor.split(size) for tensor in rows), strict=True)]
+    """Chunks of a named tuple of tensors with B rows each; what is None stays None."""
+    columns = (repeat(None) if tensor is None else tensor.split(size) for tensor in rows)
+    return [type(rows)(*chunk) for chunk in zip(*columns, strict=False)]
 
 
 def join_rows(parts: Sequence[NamedTuple]) -> NamedTuple:
