@@ -436,8 +436,11 @@ def test_tokens_are_read_of_the_clips_of_the_third_stage_alone(tmp_path, monkeyp
 def test_scores_of_indexed_videos_are_those_of_the_model(made, search, runs, videos, tmp_path, precision):
     made(videos, f"--precision={precision}")
     exact = ("--pool_topk=0", "--rerank_topk=0", f"--precision={precision}", "--json")
-    found = answers(search("query", *SENTENCES, f"--index={tmp_path / 'index'}", *exact))
+    index = f"--index={tmp_path / 'index'}"
+    found = answers(search("query", *SENTENCES, index, *exact))
     paths = sorted(videos.rglob("*.mp4"))
+    describe = (f"--describe={paths[0]}", "--captions=-")
+    (described,) = answers(search("query", index, *describe, *exact, stdin="\n".join(SENTENCES)))
     with autocast(precision):
         encoded = join_rows([slow_encoded(runs.one, path) for path in paths])
         scores = slow_scores(runs.one, SENTENCES, encoded)
@@ -447,6 +450,9 @@ def test_scores_of_indexed_videos_are_those_of_the_model(made, search, runs, vid
         told = {hit["file"]: hit["score"] for hit in answer["hits"]}
         told = torch.tensor([told[str(path)] for path in paths])
         torch.testing.assert_close(told, expected, atol=TOLERANCE[precision], rtol=0)
+    told = {hit["caption"]: hit["score"] for hit in described["hits"]}
+    told = torch.tensor([told[sentence] for sentence in SENTENCES])
+    torch.testing.assert_close(told, scores[:, 0], atol=TOLERANCE[precision], rtol=0)
 
 
 def test_sentences_are_ranked_by_the_models_own_score_and_the_best_part(runs, three_colours, tmp_path):
