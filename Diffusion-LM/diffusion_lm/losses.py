@@ -81,5 +81,6 @@ def rounding_loss(denoiser: Denoiser, x_start: Tensor, word_ids: Tensor) -> Tens
     """
     # float32 always: half precision cannot tell the scores of thousands of words apart
     with torch.autocast(x_start.device.type, enabled=False):
-        blocks = zip(x_start.float().flatten(0, 1).split(ROUNDING_BLOCK), word_ids.flatten().split(ROUNDING_BLOCK), strict=True)
-        return sum(F.cross_entropy(denoiser.logits(x), ids, reduction="sum") for x, ids in blocks) / word_ids.numel()
+        rows, ids = x_start.float().flatten(0, 1), word_ids.flatten()
+        blocks = zip(rows.split(ROUNDING_BLOCK), ids.split(ROUNDING_BLOCK), strict=True)
+        return sum(F.cross_entropy(denoiser.logits(x), of, reduction="sum") for x, of in blocks) / word_ids.numel()
