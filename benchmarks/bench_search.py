@@ -39,7 +39,8 @@ from model.clip import TINY_FOLDER, build_clip
 from model.retrieval import RetrievalModel
 from model.textdiffs import TextDiffs
 from model.xpool import XPool
-from modules.text_diffusion import TextDiffusion
+from modules.text_potential import TextPotential
+from modules.video_encoder import VideoEncoder
 from trainer.device import set_up
 from trainer.run_folder import run_program
 from video_index.encoding import Encoder, update
@@ -62,11 +63,13 @@ Figures = dict[str, dict[str, float]]
 def textdiffs() -> TextDiffs:
     """As the demo's, untrained."""
     vocabulary = Vocabulary.from_captions([query["query"] for query in QUERIES])
-    student, teacher = (Denoiser(DENOISERS[DENOISER], len(vocabulary), FRAMES) for _ in range(2))
     clip = build_clip(CLIPConfig.from_pretrained(TINY_FOLDER).to_dict(), TINY_FOLDER)
-    width = clip[0].config.projection_dim
-    diffusion = TextDiffusion(student, teacher, GaussianDiffusion.sqrt(STEPS), width, LENGTH)
-    return TextDiffs(*clip, diffusion, vocabulary).eval()
+    vision = clip[0].config.vision_config
+    encoder = VideoEncoder(vision.hidden_size, FRAMES, (vision.image_size // vision.patch_size) ** 2)
+    student = Denoiser(DENOISERS[DENOISER], len(vocabulary), video_width=encoder.width)
+    teacher = Denoiser(DENOISERS[DENOISER], len(vocabulary))
+    potential = TextPotential(student, teacher, encoder, GaussianDiffusion.sqrt(STEPS), LENGTH)
+    return TextDiffs(*clip, potential, vocabulary).eval()
 
 
 def wide_xpool() -> XPool:
