@@ -28,8 +28,6 @@ def main() -> None:
     from trainer.evaluation import Evaluator, format_table, write_results
     from trainer.sweep import format_sweep, parse_sweep, sweep, write_sweep
 
-    for note in config.notes():
-        logger.info(note)
     here = distributed.find_processes()
     device = choose_device(config.gpu, here)
     dtype = choose_precision(config.precision, device)
@@ -40,6 +38,8 @@ def main() -> None:
 
         # 2. model
         path, model, selection, trained_on = chosen_model(config)
+        for note in config.notes():  # now that the checkpoint has told its arch and recipe
+            logger.info(note)
         logger.info(f"checkpoint {path}" if path else "no --load_epoch: this is the model before training")
         output = Path(config.output_json or (path.parent if path else config.run_dir) / RESULTS_FILE)
         if here.is_main:

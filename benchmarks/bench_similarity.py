@@ -28,8 +28,8 @@ from diffusion_lm.command_line import Parser, home_path
 from diffusion_lm.denoiser import DENOISERS, Denoiser, nearest_word
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
-from model.clip import TINY_FOLDER, build_clip
-from model.textdiffs import TextDiffs
+from model.clip import TINY_FOLDER, EncodedVideos, build_clip
+from model.published_textdiffs import PublishedTextDiffs
 from modules.metrics import text_to_video, video_to_text
 from modules.noise import sampling_noise
 from modules.parallel import one_thread_per_item
@@ -63,14 +63,14 @@ PARTS = ("speed", "rerank", "memory", "growth", "gpu")
 Figures = dict[str, dict[str, float | None]]
 
 
-def build(denoiser: str, length: int, steps: int, sampling: int | None = None) -> TextDiffs:
-    """TextDiffs with random weights, whose condition has an effect."""
+def build(denoiser: str, length: int, steps: int, sampling: int | None = None) -> PublishedTextDiffs:
+    """The published TextDiffs with random weights, whose condition has an effect."""
     torch.manual_seed(0)
     vocabulary = Vocabulary.from_captions([" ".join(WORDS)])
     student, teacher = (Denoiser(DENOISERS[denoiser], len(vocabulary), FRAMES) for _ in range(2))
     diffusion = TextDiffusion(student, teacher, GaussianDiffusion.sqrt(steps), WIDTH, length)
     clip = build_clip(CLIPConfig.from_pretrained(TINY_FOLDER).to_dict() | {"projection_dim": WIDTH}, TINY_FOLDER)
-    return TextDiffs(*clip, diffusion, vocabulary, sampling_steps=sampling).eval()
+    return PublishedTextDiffs(*clip, diffusion, vocabulary, sampling_steps=sampling).eval()
 
 
 def problem(texts: int, videos: int) -> tuple[list[str], Tensor, Tensor]:
@@ -86,7 +86,7 @@ def problem(texts: int, videos: int) -> tuple[list[str], Tensor, Tensor]:
 
 @torch.no_grad()
 def engine(
-    model: TextDiffs,
+    model: PublishedTextDiffs,
     captions: list[str],
     texts: Tensor,
     frames: Tensor,
@@ -97,13 +97,13 @@ def engine(
     device = next(model.parameters()).device
     with autocast(device, dtype), one_thread_per_item(device) as workers:
         word_ids = model.tokenize(captions)["word_ids"].to(device)
-        prepared = model.texts(captions, texts.to(device), word_ids), model.videos(frames.to(device))
+        prepared = model.texts(captions, texts.to(device), word_ids), model.videos(EncodedVideos(frames.to(device)))
         own_text = torch.arange(len(captions)) if len(captions) == len(frames) else None
         return similarity(model, *prepared, own_text, rerank_topk=topk, workers=workers)
 
 
 @torch.no_grad()
-def published_loop(model: TextDiffs, captions: list[str], texts: Tensor, frames: Tensor) -> Tensor:
+def published_loop(model: PublishedTextDiffs, captions: list[str], texts: Tensor, frames: Tensor) -> Tensor:
     """Strict scores (texts, videos) as the published loop computes them."""
     diffusion, process = model.text_diffusion, model.sampling_diffusion
     channels = diffusion.student.config.channels
@@ -128,7 +128,7 @@ def published_loop(model: TextDiffs, captions: list[str], texts: Tensor, frames:
 
 
 @contextmanager
-def attention(model: TextDiffs, implementation: str) -> Iterator[None]:
+def attention(model: PublishedTextDiffs, implementation: str) -> Iterator[None]:
     """The attention of the denoiser: `eager`, all that transformers had for BERT when it was published, or `sdpa`."""
     config = model.text_diffusion.student.input_transformers.config
     before, config._attn_implementation = config._attn_implementation, implementation
@@ -174,7 +174,7 @@ def speed(quick: bool, figures: Figures) -> list[str]:
             *half_precision(model, data, texts / middle["eager"], figures)]  # fmt: skip
 
 
-def half_precision(model: TextDiffs, data: tuple, baseline: float, figures: Figures) -> list[str]:
+def half_precision(model: PublishedTextDiffs, data: tuple, baseline: float, figures: Figures) -> list[str]:
     """The same in bf16; a smaller problem where the processor computes bf16 slower than fp32."""
     cpu = torch.device("cpu")
     reason = ""

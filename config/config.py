@@ -24,6 +24,10 @@ DIFFUSION_ARCHS = ("clip_stochastic",)
 TMASS = ("clip_tmass",)
 BASELINE = ("clip_baseline",)
 BEFORE_THE_FLAG = {"select_on": "test"}  # what runs did that are older than a flag, where its default is another
+REMOVED = {  # flags that older configurations have, and what they were for --recipe=published; None: any
+    "cond_negatives": 0, "hard_share": None, "undiffused_loss_weight": 0.0, "score_fusion": 0.0, "fused_pooling": None,
+    "condition": "tokens", "round_last": "yes",
+}  # fmt: skip
 CROSS_ATTENTION_ARCHS = ("clip_stochastic", "clip_tmass", "clip_transformer")
 
 
@@ -616,9 +620,9 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":
-        """A Config of plain values, which may be older than some flags; names that this version does not know are an
-        error that lists them."""
-        values = BEFORE_THE_FLAG | values
+        """A Config of plain values, which may be older than some flags; names that no version has known are an error
+        that lists them."""
+        values = up_to_date(values)
         unknown = sorted(set(values) - {f.name for f in fields(cls)})
         if unknown:
             raise InputError(f"configuration has unknown settings: {', '.join(unknown)}")
@@ -638,6 +642,11 @@ class Config:
             return cls.from_dict(values)
         except (OSError, ValueError) as error:  # ValueError: neither UTF-8 nor JSON, or settings that are not known
             raise InputError(f"{path} is not a configuration: {error}") from error
+
+
+def up_to_date(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that may be older than some flags: without those that are no more, and with what others meant then."""
+    return BEFORE_THE_FLAG | {name: value for name, value in values.items() if name not in REMOVED}
 
 
 def flag_parser(

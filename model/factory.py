@@ -9,7 +9,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from config import Config
-from config.config import CLIP_INPUT_RES, DIFFUSION_ARCHS
+from config.config import CLIP_INPUT_RES, DIFFUSION_ARCHS, REMOVED
 from datasets.transforms import OPENAI, Preprocessing
 from diffusion_lm import weights
 from diffusion_lm.denoiser import Denoiser, DenoiserConfig
@@ -82,11 +82,13 @@ def create_model(config: Config) -> RetrievalModel:
 
     `config` takes the side of the frames from the CLIP, unless it is given.
 
-    :raises InputError: CLIP or the pre-trained Diffusion-LM is not there, or its pictures are prepared in another way
-        than is known here.
+    :raises InputError: CLIP or the pre-trained Diffusion-LM is not there, its pictures are prepared in another way than
+        is known here, or patches that the model reads would be left out.
     """
-    published = config.recipe == "published"
-    pretrained = load_teacher(config, published) if config.arch in DIFFUSION_ARCHS else None
+    published, diffuses = config.recipe == "published", config.arch in DIFFUSION_ARCHS
+    if config.patch_dropout and diffuses and not published:
+        raise InputError("--patch_dropout leaves out patches that --recipe=textdiffs reads: leave it out")
+    pretrained = load_teacher(config, published) if diffuses else None
     clip, tokenizer = load_clip(config.clip_arch, config.clip_path)
     check_embed_dim(config, clip)
     preprocessing = _take_preprocessing(config, clip)
@@ -142,7 +144,7 @@ def restore_model(config: Config, checkpoint: dict[str, Any], path: Path) -> Ret
 def from_published(config: Config, checkpoint: dict[str, Any], family: Family, path: Path) -> dict[str, Any]:
     """A published checkpoint as one of ours. `config` takes the settings that it shows.
 
-    Words, and for --recipe=published the table that they are rounded to, come from the Diffusion-LM folder.
+    Words, and the table that they are rounded to, come from the Diffusion-LM folder.
 
     :return: what `restore_model` reads, with the tensors that nothing computes with under "published".
     :raises InputError: a setting on the command line contradicts the checkpoint, the folder is not the one that it was
@@ -157,16 +159,13 @@ def from_published(config: Config, checkpoint: dict[str, Any], family: Family, p
     parts: dict[str, Any] = {"clip_config": CLIP_CONFIGS[config.clip_arch]}
     ours = rename_published(state, family)
     if config.arch in DIFFUSION_ARCHS:
-        if "recipe" not in config.explicit:
-            config.recipe = "published"  # it was trained so
         pretrained = load_teacher(config, published_first=True)
         _check_words(state, pretrained, path)
         parts |= {
             "denoiser": pretrained.denoiser_config.to_dict(),
             "vocabulary": pretrained.vocabulary.token_to_id,
         }
-        if config.recipe == "published":
-            ours[ROUNDING_TABLE] = pretrained.random_table
+        ours[ROUNDING_TABLE] = pretrained.random_table
     with torch.device("meta"):
         model = _build_from(config, parts, clip_of(CLIPConfig.from_dict(parts["clip_config"])), None)
     check_names(state, model.state_dict(), family, path)
@@ -216,6 +215,7 @@ def _build_ours(config: Config, checkpoint: dict[str, Any], path: Path) -> Retri
     trained = checkpoint.get("config")
     if not isinstance(trained, dict) or not trained.keys() >= set(MODEL_SETTINGS) or "clip_config" not in checkpoint:
         raise not_known(path)
+    _check_recipe(trained, checkpoint["state_dict"], path)
     _take_settings(config, trained, path)
     if "sampling_steps" not in config.explicit:
         config.sampling_steps = config.diffusion_steps
@@ -225,6 +225,17 @@ def _build_ours(config: Config, checkpoint: dict[str, Any], path: Path) -> Retri
     model = _build_from(config, checkpoint, clip, tokenizer)
     model.set_preprocessing(Preprocessing(**checkpoint.get("preprocessing", {})))  # older ones had all OpenAI's
     return model
+
+
+def _check_recipe(trained: dict[str, Any], state: dict[str, torch.Tensor], path: Path) -> None:
+    """:raises InputError: a checkpoint has a text diffusion that moves the text, but not as published."""
+    moves_text = any(name.startswith("text_diffusion.") for name in state)
+    own_ways = any(trained.get(name) not in (None, value) for name, value in REMOVED.items() if value is not None)
+    if moves_text and (own_ways or trained["recipe"] != "published"):
+        raise InputError(
+            f"{path} was trained with a recipe of TextDiffs that has changed since: train anew, or evaluate it with "
+            f"the version of this project that wrote it"
+        )
 
 
 def _build_from(

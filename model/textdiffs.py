@@ -188,15 +188,23 @@ class TextDiffs(XPool):
         NEVER for the others: (T, 2, V)."""
         base = super().similarities(pairs, videos, own)[:, 0]
         wrong = hardest_videos(base, own, self.negatives)
-        text = torch.arange(len(own), device=own.device).repeat_interleave(wrong.shape[1])
-        memory = [layer.rows(wrong.flatten()) for layer in self.potential.student.video_memory(videos.tokens)]
-        read = pairs.reading
-        noised = NoisedWords(read.word_ids, read.x_t, read.t).rows(text)
-        ratios = (self.potential.log_p(noised, memory).sum(1) - read.prior[text]).view_as(wrong)
+        ratios = pairs.reading.own_ratio[:, None]
+        if wrong.shape[1]:  # there is none in a batch of one video
+            ratios = torch.cat([ratios, self._ratios(pairs.reading, videos.tokens, wrong)], dim=1)
         chosen = torch.cat([own[:, None], wrong], dim=1)
-        ratios = torch.cat([read.own_ratio[:, None], ratios], dim=1)
         scores = base.gather(1, chosen) + self.potential.weight * ratios / self.clip.logit_scale.exp()
         return torch.stack([base, torch.full_like(base, NEVER).scatter(1, chosen, scores)], dim=1)
+
+    def _ratios(self, read: ReadPairs, tokens: Tensor, videos: Tensor) -> Tensor:
+        """Log ratio of T captions, each with K videos of the batch, (T, K).
+
+        :param tokens: of all videos (V, S, W).
+        :param videos: (T, K) in [0, V).
+        """
+        text = torch.arange(len(videos), device=videos.device).repeat_interleave(videos.shape[1])
+        memory = [layer.rows(videos.flatten()) for layer in self.potential.student.video_memory(tokens)]
+        noised = NoisedWords(read.word_ids, read.x_t, read.t).rows(text)
+        return (self.potential.log_p(noised, memory).sum(1) - read.prior[text]).view_as(videos)
 
 
 def without_padding(word_ids: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent
 DONE = "comparison.json"  # in the folder of a run: its figures
-FROZEN = "text_diffusion.teacher."  # needed in training only
+FROZEN = ("text_diffusion.teacher.", "potential.teacher.")  # of both recipes of TextDiffs
 COLUMNS = (("t2v", "R1"), ("t2v", "R5"), ("v2t", "R1"), ("v2t", "R5"))
 
 
@@ -135,7 +135,7 @@ def call(program: str, flags: list[str]) -> None:
 
 
 def count_parameters(path: Path) -> int:
-    """Parameters that scoring needs, of a checkpoint."""
+    """Parameters of a checkpoint, without those of the teacher, which are the same for all videos and runs."""
     from trainer.checkpoints import load_checkpoint  # with torch, slow to import
 
     state = load_checkpoint(path)["state_dict"]

@@ -9,15 +9,13 @@ compgen -G "Diffusion-LM/diffusion_models/MovingShapes/ema_*.pt" >/dev/null ||
     python Diffusion-LM/train.py --dataset_name=MovingShapes --denoiser=tiny --text_len=20 --steps=500 --log_step=100 --resume
 
 heads="--transformer_dropout=0 --noclip_lr=1e-3" # as in demo.sh
-published_score="--score_fusion=0 --fused_pooling=text --round_last=yes"
-textdiffs="--arch=clip_stochastic --diffusion_text_len=20 --sampler=ddim --sampling_steps=2 --rerank_topk=20 $heads"
+textdiffs="--arch=clip_stochastic --diffusion_text_len=20 --rerank_topk=20 $heads"
 python scripts/compare.py --dataset_name=MovingShapes --split=large --clip_arch=tiny-shapes --num_frames=6 --batch_size=64 \
     --clip_lr=5e-4 --num_epochs=3 --video_sample_type=rand --num_workers=2 --log_step=25 \
     --frame_cache=data/frame_cache --no_tensorboard --exp_name=compare_pretrained \
     --method "X-Pool: --arch=clip_transformer $heads" \
     --method "TextDiffs: $textdiffs" \
     --method "CLIP, mean: --arch=clip_baseline" \
-    --method "TextDiffs, published score: $textdiffs $published_score" \
+    --method "TextDiffs, published: $textdiffs --recipe=published --sampler=ddim --sampling_steps=2" \
     --method "T-MASS: --arch=clip_tmass $heads" \
-    --method "TextDiffs, K=4, fused: $textdiffs --cond_negatives=4 --condition=sentence --score_fusion=0.5 --fused_pooling=text --round_last=no" \
     "$@"

@@ -1,9 +1,9 @@
-"""Is the condition of the diffusion used? Scores a checkpoint with the condition of the wrong videos.
+"""Does the text diffusion look at the video? Scores a checkpoint while it is shown the wrong videos.
 
 python scripts/condition_use.py --load_epoch=0 --datetime=RUN [flags of test.py]
 
-The frames are pooled from the right video as ever; only what the diffusion is conditioned on comes from another one. If
-the recall stays, the diffusion does not look at the video.
+The frames are pooled from the right video as ever; only what the diffusion sees comes from another one. If the recall
+stays, it does not look at the video.
 """
 
 import logging
@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 
 from config import Config
+from config.config import DIFFUSION_ARCHS
 from diffusion_lm.errors import InputError
 from model.retrieval import Videos
 from trainer.evaluation import table
@@ -22,11 +23,12 @@ logger = logging.getLogger(__name__)
 
 
 def shuffled_condition(videos: Videos, order: torch.Tensor) -> Videos:
-    """Videos whose diffusion is conditioned on others.
+    """Videos of which the diffusion is shown others.
 
-    :param order: the video that each one's condition comes from (M,).
+    :param order: the video that is shown in the place of each (M,), on the CPU.
     """
-    return replace(videos, features=videos.features[order], frame_channels=videos.frame_channels[order])
+    shown = {"tokens": videos.tokens, "frame_channels": videos.frame_channels}
+    return replace(videos, **{name: value[order] for name, value in shown.items() if value is not None})
 
 
 def main() -> None:
@@ -43,7 +45,7 @@ def main() -> None:
 
     # 2. model and data
     model = chosen_model(config).model
-    if not model.diffuses:
+    if config.arch not in DIFFUSION_ARCHS:
         raise InputError(f"--arch={config.arch} has no diffusion")
     model.to(device).eval()
     places = (config.dataset_dir, config.videos_dir, config.msrvtt_train_file, config.allow_missing)
@@ -53,8 +55,8 @@ def main() -> None:
     embeddings = evaluator.encode(model)
 
     # 3. scores with the condition of the right and of the wrong videos
-    order = torch.randperm(len(split.clips), generator=torch.Generator().manual_seed(config.seed)).to(device)
-    conditions = {"own condition": torch.arange(len(order), device=device), "shuffled condition": order}
+    order = torch.randperm(len(split.clips), generator=torch.Generator().manual_seed(config.seed))
+    conditions = {"own condition": torch.arange(len(order)), "shuffled condition": order}
     lines, makes_videos = [], model.videos
     for label, chosen in conditions.items():
         model.videos = lambda *args, chosen=chosen: shuffled_condition(makes_videos(*args), chosen)

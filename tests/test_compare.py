@@ -20,7 +20,7 @@ METHODS = [
     "--method",
     "Mean: --arch=clip_baseline",
     "--method",
-    "Text diffs, K=2: --cond_negatives=2 --score_fusion=0.5",
+    "Text diffs, K=2: --hard_negatives=2",
 ]
 
 

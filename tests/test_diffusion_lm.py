@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
+from torch.nn import MultiheadAttention
 
 from diffusion_lm import weights
-from diffusion_lm.denoiser import DENOISERS, Denoiser, DenoiserConfig, nearest_word
+from diffusion_lm.denoiser import DENOISERS, Denoiser, DenoiserConfig, VideoAttention, nearest_word
 from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.losses import end_to_end_loss
@@ -55,7 +56,7 @@ def test_loss_terms_equal_a_token_by_token_computation(denoiser, diffusion):
 
     table, bias = denoiser.word_embedding.weight.double(), denoiser.lm_head.bias.double()
     abar = [math.prod(1 - b for b in sqrt_betas(STEPS)[: i + 1]) for i in range(STEPS)]
-    regression = prior = rounding = 0.0
+    regression = prior = rounding = words = 0.0
     for n in range(3):
         x_0 = torch.stack([table[i] + math.sqrt(1 - abar[0]) * x_noise[n, p] for p, i in enumerate(ids[n].tolist())])
         x_t = math.sqrt(abar[t[n]]) * x_0 + math.sqrt(1 - abar[t[n]]) * q_noise[n]
@@ -64,12 +65,15 @@ def test_loss_terms_equal_a_token_by_token_computation(denoiser, diffusion):
         for p in range(5):
             regression += (predicted[p] - target[p]).pow(2).mean().item() / 15
             prior += (math.sqrt(abar[-1]) * x_0[p]).pow(2).mean().item() / 15
-            scores = table @ x_0[p] + bias
-            rounding -= math.log((scores[ids[n, p]].exp() / scores.exp().sum()).item()) / 15
+            for x, term in ((x_0[p], "rounding"), (predicted[p].double(), "words")):
+                scores = table @ x + bias
+                nats = -math.log((scores[ids[n, p]].exp() / scores.exp().sum()).item()) / 15
+                rounding, words = (rounding + nats, words) if term == "rounding" else (rounding, words + nats)
     assert loss.x_start.item() == pytest.approx(regression, rel=1e-5)
     assert loss.prior.item() == pytest.approx(prior, rel=1e-5)
     assert loss.rounding.item() == pytest.approx(rounding, rel=1e-5)
-    assert loss.total.item() == pytest.approx(regression + prior + rounding, rel=1e-5)
+    assert loss.words.item() == pytest.approx(words, rel=1e-5)
+    assert loss.total.item() == pytest.approx(regression + prior + rounding + words, rel=1e-5)
 
 
 def test_rounding_loss_of_many_tokens_is_the_mean_over_all(denoiser, diffusion):
@@ -82,7 +86,7 @@ def test_rounding_loss_of_many_tokens_is_the_mean_over_all(denoiser, diffusion):
     torch.testing.assert_close(loss.rounding, -log_p.mean())
 
 
-@pytest.mark.parametrize("term", ["x_start", "prior", "rounding"])
+@pytest.mark.parametrize("term", ["x_start", "prior", "rounding", "words"])
 def test_every_term_moves_the_word_table(denoiser, diffusion, term):
     ids = torch.tensor([[0, 5, 1, 3]])
     loss = end_to_end_loss(denoiser, diffusion, ids, torch.tensor([6]), randn(1, 4, 4), randn(1, 4, 4, seed=1))
@@ -162,22 +166,72 @@ def test_respacing_outside_the_process_is_refused(diffusion, sampling_steps):
 
 
 @torch.no_grad()
-def test_no_op_condition_leaves_the_unconditional_network(denoiser):
-    conditioned = Denoiser(SMALL, 11, num_frames=5).eval()
-    conditioned.load_state_dict(denoiser.state_dict(), strict=False)
-    conditioned.reset_condition_to_no_op()
+def test_a_fresh_video_attention_leaves_the_unconditional_network(denoiser):
+    seeing = Denoiser(SMALL, 11, video_width=6).eval()
+    seeing.load_state_dict(denoiser.state_dict(), strict=False)
     x, times = randn(3, 6, 4), torch.tensor([0.0, 300.0, 900.0])
     for seed in range(3):
-        condition = 10 * randn(3, 6, 5, seed=seed)
-        torch.testing.assert_close(conditioned(x, times, condition), denoiser(x, times), atol=1e-5, rtol=0)
+        memory = seeing.video_memory(10 * randn(3, 5, 6, seed=seed))
+        torch.testing.assert_close(seeing.denoise(x, times, memory=memory), denoiser(x, times), atol=1e-5, rtol=0)
 
 
-def test_no_op_condition_can_learn():
-    """Zero weight on the condition, but a gradient: training can move away from the no-op."""
-    conditioned = Denoiser(SMALL, 11, num_frames=5)
-    conditioned.reset_condition_to_no_op()
-    conditioned(randn(3, 6, 4), torch.zeros(3), randn(3, 6, 5)).square().mean().backward()
-    assert conditioned.sims_decoder[0].weight.grad[:, SMALL.hidden_size :].abs().sum() > 0
+def test_a_fresh_video_attention_can_learn():
+    """It adds nothing, but has a gradient: training can move away from that."""
+    seeing = Denoiser(SMALL, 11, video_width=6)
+    seeing.denoise(
+        randn(3, 6, 4), torch.zeros(3), memory=seeing.video_memory(randn(3, 5, 6))
+    ).square().mean().backward()
+    assert all(attention.out.weight.grad.abs().sum() > 0 for attention in seeing.video_attention)
+
+
+@torch.no_grad()
+def test_video_attention_is_that_of_torch():
+    """With the weights of nn.MultiheadAttention, which has queries, keys and values side by side."""
+    attention, expected = VideoAttention(8, 6, 2), MultiheadAttention(8, 2, kdim=6, vdim=6, batch_first=True)
+    x, tokens = randn(3, 4, 8), randn(3, 5, 6, seed=1)
+    for parameter in attention.parameters():
+        parameter.copy_(torch.randn_like(parameter))
+    expected.q_proj_weight.copy_(attention.query.weight)
+    keys, values = attention.key_value.weight.chunk(2)
+    expected.k_proj_weight.copy_(keys)
+    expected.v_proj_weight.copy_(values)
+    expected.in_proj_bias.copy_(torch.cat([attention.query.bias, attention.key_value.bias]))
+    expected.out_proj.load_state_dict(attention.out.state_dict())
+    normed = attention.norm(x)
+    found = attention(x, attention.memory(tokens))
+    torch.testing.assert_close(found, expected(normed, tokens, tokens)[0], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_each_layer_sees_the_video_before_its_own_attention(denoiser):
+    seeing = Denoiser(SMALL, 11, video_width=6).eval()
+    for attention in seeing.video_attention:
+        attention.out.weight.normal_()
+    x_t, times, memory = randn(3, 6, 4), torch.tensor([0.0, 300.0, 900.0]), seeing.video_memory(randn(3, 5, 6, seed=1))
+    seen = []
+    for layer in seeing.input_transformers.layer:
+        layer.register_forward_hook(lambda _, given, output: seen.append((given[0], output)))
+    seeing(x_t, times)
+    before = seen[0][0]  # what comes into the first layer where there is no video
+    seen.clear()
+    predicted = seeing.denoise(x_t, times, memory=memory)
+    for attention, layer, (given, output) in zip(seeing.video_attention, memory, seen, strict=True):
+        torch.testing.assert_close(given, before + attention(before, layer))
+        before = output
+    torch.testing.assert_close(predicted, seeing.output_down_proj(seen[-1][1]))
+    one = [layer.rows(torch.tensor([2])) for layer in memory]
+    torch.testing.assert_close(seeing.denoise(x_t[2:], times[2:], memory=one), predicted[2:], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["num_frames", "video_width"])
+def test_layers_that_see_a_video_keep_their_values_when_a_diffusion_lm_is_filled_in(denoiser, folder, kind):
+    seeing = Denoiser(SMALL, 11, **{kind: 5})
+    before = {name: tensor.clone() for name, tensor in seeing.state_dict().items()}
+    weights.load(folder).fill(seeing)
+    own, filled = denoiser.state_dict(), seeing.state_dict()
+    assert own.keys() < filled.keys()
+    for name, tensor in filled.items():
+        assert torch.equal(tensor, own[name] if name in own else before[name]), name
 
 
 def test_nearest_word_equals_a_search_by_distance():
@@ -352,7 +406,8 @@ def test_published_folder_loads(conformance_dir, tmp_path):
     loaded = weights.load(tmp_path)
     assert loaded.denoiser_config.num_attention_heads == 12
     assert loaded.denoiser_config == DENOISERS["base"]
-    rebuilt = loaded.build(num_frames=12).state_dict()
+    rebuilt = loaded.build().state_dict()
+    assert rebuilt.keys() == state.keys() - {"position_ids"}
     assert all(torch.equal(rebuilt[name], tensor) for name, tensor in state.items() if name != "position_ids")
 
 

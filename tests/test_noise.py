@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from modules.noise import prior_of_training, prior_samples, sampling_noise, training_noise
+from modules.noise import caption_noise, prior_of_training, prior_samples, sampling_noise, training_noise
 from modules.stochastic_text import Prior
 
 STEPS, LENGTH, CHANNELS = 3, 20, 16
@@ -61,6 +61,11 @@ def test_fewer_steps_start_alike():
     assert some.steps.shape == (len(CAPTIONS), 0, LENGTH, CHANNELS)
 
 
+def test_fewer_draws_are_the_first_of_more():
+    some, more = (caption_noise(CAPTIONS, 1, draws, LENGTH, CHANNELS) for draws in (2, 6))
+    assert some.shape == (len(CAPTIONS), 2, LENGTH, CHANNELS) and torch.equal(some, more[:, :2])
+
+
 def test_every_row_step_seed_and_stream_of_training_has_noise_of_its_own():
     others = [{"seed": 2}, {"seed": 1 + 2**32}, {"step": 6}, {"step": 0}, {"stream": 1}]
     assert_unrelated(torch.cat([trained(range(4)), *(trained(range(4), **other) for other in others)]))
@@ -75,8 +80,10 @@ def test_the_rows_of_a_batch_may_lie_in_several_processes():
         assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
 
 
-def test_times_of_training_are_all_equally_likely():
-    """Of 5,000 draws each of 10 steps gets 500, within 5 standard deviations."""
-    times = training_noise(1, 5, 0, range(5000), 10, 1, 1).t
+@pytest.mark.parametrize("least", [0, 4])
+def test_times_of_training_are_all_equally_likely(least):
+    """Of 5,000 draws each of the steps from the first on gets its share, within 5 standard deviations."""
+    times, share = training_noise(1, 5, 0, range(5000), 10, 1, 1, least).t, 1 / (10 - least)
     counts = times.bincount(minlength=10)
-    assert counts.shape == (10,) and (counts - 500).abs().max() < 5 * (5000 * 0.1 * 0.9) ** 0.5
+    assert counts.shape == (10,) and not counts[:least].any()
+    assert (counts[least:] - 5000 * share).abs().max() < 5 * (5000 * share * (1 - share)) ** 0.5

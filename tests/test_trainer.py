@@ -62,7 +62,7 @@ def plain_training(trainer: Trainer) -> dict[str, torch.Tensor]:
         loader.sampler.set_epoch(epoch)
         for frames, index in batches(loader):
             texts = model.encode_texts(model.tokenize([trainer.split.captions[i] for i in index])["token_ids"])
-            pooled = model.pool_frames(texts, model.encode_videos(frames))  # (videos, texts, D)
+            pooled = model.pool_frames(texts, model.encode_videos(frames).frames)  # (videos, texts, D)
             logits = model.clip.logit_scale.exp() * F.cosine_similarity(texts[:, None], pooled.transpose(0, 1), dim=-1)
             loss = (F.cross_entropy(logits, right) + F.cross_entropy(logits.t(), right)) / 2
             gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))

@@ -87,13 +87,17 @@ def new_tokens(videos: int, token_shape: tuple[int, int], folder: Path | None = 
     the tensor.
 
     :param folder: where the file lies; None: in memory.
+    :raises InputError: it cannot be written.
     """
     shape = (videos, *token_shape)
     if folder is None:
         return torch.empty(shape, dtype=TOKENS_DTYPE)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        halves = np.memmap(file, np.int16, "w+", shape=shape)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            halves = np.memmap(file, np.int16, "w+", shape=shape)
+    except OSError as error:
+        raise InputError(f"--output_dir={folder} cannot be written: {error.strerror}") from error
     return torch.from_numpy(halves).view(TOKENS_DTYPE)
 
 

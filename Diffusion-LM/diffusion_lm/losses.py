@@ -40,10 +40,10 @@ def end_to_end_loss(
     rounding term -log p(ids | x_0) keeps the words apart, which the regression alone would shrink to one point. The
     prior term is |sqrt(abar_T) x_0|^2. Gradients reach the word table through all of them.
 
-    The last term, -log p(ids | x_t), is not in Diffusion-LM; Dieleman et al. 2022 ("Continuous diffusion for
-    categorical data") train with it alone. Regression leaves the scores of words given a vague x_0 far too sure: at the
-    noisiest step they cost twice as many nats as the frequencies of the words. As a likelihood, which is what TextDiffs
-    asks for, they would be worthless.
+    The last term, -log p(ids | x_t), is not in Diffusion-LM (Dieleman et al. 2022, "Continuous diffusion for
+    categorical data", train with it alone). Regression leaves the scores of words given a vague x_0 far too sure: at
+    the noisiest step twice as many nats as the frequencies of the words have. As a likelihood, which is what TextDiffs
+    asks a teacher for, they would be worthless.
 
     :param word_ids: (N, L).
     :param t: integer steps (N,) in [0, T).
@@ -81,7 +81,6 @@ def rounding_loss(denoiser: Denoiser, x_start: Tensor, word_ids: Tensor) -> Tens
     """
     # float32 always: half precision cannot tell the scores of thousands of words apart
     with torch.autocast(x_start.device.type, enabled=False):
-        blocks = zip(
-            x_start.float().flatten(0, 1).split(ROUNDING_BLOCK), word_ids.flatten().split(ROUNDING_BLOCK), strict=True
-        )
-        return sum(F.cross_entropy(denoiser.logits(x), ids, reduction="sum") for x, ids in blocks) / word_ids.numel()
+        rows, ids = x_start.float().flatten(0, 1), word_ids.flatten()
+        blocks = zip(rows.split(ROUNDING_BLOCK), ids.split(ROUNDING_BLOCK), strict=True)
+        return sum(F.cross_entropy(denoiser.logits(x), of, reduction="sum") for x, of in blocks) / word_ids.numel()
