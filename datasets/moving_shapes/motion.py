@@ -56,6 +56,11 @@ def kind_of(pair: int) -> str:
     return KINDS[pair % len(KINDS)]
 
 
+def video_ids(pair: int) -> tuple[str, str]:
+    """Names of the twins of a pair."""
+    return f"{SPLIT}{2 * pair:04d}", f"{SPLIT}{2 * pair + 1:04d}"
+
+
 def twins_of(seed: int, pair: int) -> Twins:
     """The twins of a pair, from (seed, pair) alone."""
     kind = kind_of(pair)
