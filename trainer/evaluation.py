@@ -300,9 +300,9 @@ class Evaluator:
         own = self.videos_of[distributed.rank()].split(self.config.batch_size)
         for turn in range(max(len(share.split(self.config.batch_size)) for share in self.videos_of)):
             index = own[turn] if turn < len(own) else torch.empty(0, dtype=torch.long)
-            halves = tokens[index].view(torch.int16)  # which every backend can exchange
+            sent = tokens[index].view(torch.uint8)  # which every backend can exchange
             rows = distributed.gather_rows(index, everywhere=True)
-            tokens[rows] = distributed.gather_rows(halves, everywhere=True).view(tokens.dtype)
+            tokens[rows] = distributed.gather_rows(sent, everywhere=True).view(tokens.dtype)
 
     def _encode_texts(self, model: RetrievalModel, workers: int) -> Tensor:
         """Text features (N, D) of all captions, in the order of the split."""
