@@ -119,9 +119,10 @@ class Config:
     msrvtt_train_file: str = flag("9k", "training split of MSR-VTT", group="data", choices=("7k", "9k"))
     split: str = flag(
         "usual",
-        "test split: of MovingShapes also a large one, 500 videos that begin with the usual 100",
+        "test split: of MovingShapes also a large one, 500 videos that begin with the usual 100, and one of motion: "
+        "200 pairs of videos that differ in one fact",
         group="data",
-        choices=("usual", "large"),
+        choices=("usual", "large", "motion"),
         needs="dataset_name=MovingShapes",
     )
     num_frames: int = flag(
@@ -605,7 +606,7 @@ class Config:
     @property
     def test_split(self) -> str:
         """The name of the split that is tested on."""
-        return "test-large" if self.split == "large" and self.dataset_name == "MovingShapes" else "test"
+        return "test" if self.split == "usual" or self.dataset_name != "MovingShapes" else f"test-{self.split}"
 
     @property
     def dataset_dir(self) -> Path:

@@ -160,6 +160,21 @@ def video_ranks(
     return found
 
 
+def winoground(scores: np.ndarray) -> dict[str, float]:
+    """Scores of P pairs of twins (Thrush et al. 2022), in percent; a tie counts against the model.
+
+    text: for both videos the right caption wins; video: for both captions the right video wins; group: both. Chance is
+    25, 25 and 16.7.
+
+    :param scores: (P, 2, 2), [pair, caption, video]; caption i is that of video i.
+    """
+    right = np.diagonal(scores, axis1=1, axis2=2)  # (P, 2)
+    text = (right > scores[:, [1, 0], [0, 1]]).all(1)  # the other caption with the same video
+    video = (right > scores[:, [0, 1], [1, 0]]).all(1)
+    found = {"text": text, "video": video, "group": text & video}
+    return {name: 100.0 * int(won.sum()) / len(won) for name, won in found.items()}
+
+
 class _Weights:
     """Weighs blocks of a matrix by the dual softmax over an axis, if wanted."""
 
