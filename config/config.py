@@ -261,8 +261,25 @@ class Config:
         archs=DIFFUSION_ARCHS,
         metavar="TOKENS",
     )
+    read_captions: int = flag(
+        5,
+        "captions of each video of a batch, where it has so many, that the text diffusion learns to read in it",
+        group="diffusion",
+        minimum=1,
+        archs=DIFFUSION_ARCHS,
+        recipe="textdiffs",
+        metavar="R",
+    )
+    potential_lr: float = flag(
+        3e-3,
+        "learning rate of the layers that read the video; a fifth of it is that of the network they are added to",
+        group="diffusion",
+        minimum=0,
+        archs=DIFFUSION_ARCHS,
+        recipe="textdiffs",
+    )
     hard_negatives: int = flag(
-        4,
+        2,
         "wrong videos of the batch, the most similar ones, with which each caption is also read in training",
         group="diffusion",
         minimum=1,

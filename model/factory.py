@@ -98,9 +98,9 @@ def create_model(config: Config) -> RetrievalModel:
         random_table = pretrained.random_table if published else None
         parts = _Diffusion(pretrained.denoiser_config, pretrained.vocabulary, random_table)
         model = _assemble(config, clip, tokenizer, parts)
-        pretrained.fill(_denoisers(model).teacher)
+        pretrained.fill(model.text_diffusion.teacher if published else model.potential.student)
         if not published:
-            pretrained.fill(model.potential.student)
+            model.potential.word_table.copy_(pretrained.state_dict["word_embedding.weight"])
     model.set_preprocessing(preprocessing)
     return model
 
@@ -256,7 +256,8 @@ def description(model: RetrievalModel) -> dict[str, Any]:
         "preprocessing": asdict(model.preprocessing),
     }
     if isinstance(model, TextDiffs | PublishedTextDiffs):
-        parts["denoiser"] = _denoisers(model).student.config.to_dict()
+        diffusion = model.potential if isinstance(model, TextDiffs) else model.text_diffusion
+        parts["denoiser"] = diffusion.student.config.to_dict()
         parts["vocabulary"] = model.vocabulary.token_to_id
     return parts
 
@@ -300,11 +301,6 @@ class _Diffusion:
     random_table: torch.Tensor | None  # (V, C), of the published recipe
 
 
-def _denoisers(model: TextDiffs | PublishedTextDiffs) -> TextPotential | TextDiffusion:
-    """The part of a model that has its student and its teacher."""
-    return model.potential if isinstance(model, TextDiffs) else model.text_diffusion
-
-
 def _assemble(
     config: Config, clip: CLIPModel, tokenizer: CLIPTokenizer | None, parts: _Diffusion | None = None
 ) -> RetrievalModel:
@@ -338,7 +334,7 @@ def _textdiffs(config: Config, clip: CLIPModel, tokenizer: CLIPTokenizer | None,
     encoder = VideoEncoder(vision.hidden_size, config.num_frames, patches)
     potential = TextPotential(
         Denoiser(parts.sizes, words, video_width=encoder.width),
-        Denoiser(parts.sizes, words),
+        torch.empty(words, parts.sizes.channels),
         encoder,
         GaussianDiffusion.sqrt(config.diffusion_steps),
         config.diffusion_text_len,
@@ -352,4 +348,5 @@ def _textdiffs(config: Config, clip: CLIPModel, tokenizer: CLIPTokenizer | None,
         config.transformer_dropout,
         seed=config.seed,
         negatives=config.hard_negatives,
+        captions_read=config.read_captions,
     )

@@ -1,6 +1,6 @@
 """What every retrieval model is: CLIP, frames pooled for each text, and a score for each pair."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -108,6 +108,7 @@ class RetrievalModel(ClipRetrieval):
     samples = False  # whether it runs the sampling chain of a text diffusion, which `set_sampling` changes
     needs_mean_pooled = False  # whether `similarities` reads the mean over the texts of the pooled videos
     token_shape: tuple[int, int] | None = None  # (S, W) of the tokens of a video, for models that read them
+    captions_read = 1  # captions of each video that `encode_pairs` reads, the pair's own included
     mean_penalties = False  # whether penalties are averaged over the pairs of a batch, not summed
     pair_bytes = 0  # memory that one pair of a block of `score_pairs` takes, about
 
@@ -115,6 +116,7 @@ class RetrievalModel(ClipRetrieval):
         super().__init__(clip, tokenizer)
         self.pool_frames = pool_frames
         self.loss_weights = {"retrieval": 1.0}  # of the retrieval losses of `similarities`
+        self.potential_rates: Mapping[str, float] = {}  # shares of potential_lr, of parameters whose names begin so
 
     def texts(self, captions: Sequence[str], features: Tensor, word_ids: Tensor | None = None) -> Texts:
         """Captions and their features (N, D), ready to be scored."""

@@ -13,7 +13,7 @@ from model.clip import EncodedVideos
 from model.retrieval import EncodedPairs, PairScores, Texts, Videos
 from model.xpool import XPool
 from modules.losses import hardest_videos
-from modules.noise import TrainingNoise, caption_noise, training_noise
+from modules.noise import TrainingNoise, caption_noise, reading_noise
 from modules.text_potential import LEAST_NOISE, READ_AT, NoisedWords, TextPotential, is_word
 
 NEVER = -1e3  # similarity of a text with a video of the batch that it is not read against: no share in a softmax
@@ -38,7 +38,8 @@ class TextDiffs(XPool):
     :param potential: student, teacher and the encoder of the videos.
     :param vocabulary: words of the diffusion.
     :param seed: of all noise.
-    :param negatives: K, wrong videos against which the potential of each text is trained.
+    :param negatives: K, wrong videos with which each text is also read in training.
+    :param captions_read: R, captions of each video that are read with it in training.
     """
 
     rescores = mean_penalties = True
@@ -52,13 +53,15 @@ class TextDiffs(XPool):
         num_mha_heads: int = 1,
         transformer_dropout: float = 0.3,
         seed: int = 24,
-        negatives: int = 4,
-        word_loss_weight: float = 1.0,
+        negatives: int = 2,
+        captions_read: int = 5,
     ) -> None:
         super().__init__(clip, tokenizer, num_mha_heads, transformer_dropout)
         self.potential, self.vocabulary, self.seed = potential, vocabulary, seed
-        self.negatives, self.word_loss_weight = negatives, word_loss_weight
+        self.negatives, self.captions_read = negatives, captions_read
         self.loss_weights = {"retrieval": 1.0, "potential": 1.0}
+        # layers that start from nothing learn fastest; the language network, which is trained already, slowly
+        self.potential_rates = {"potential.student.video_attention.": 1.0, "potential.student.": 0.2, "potential.": 1.0}
 
     @property
     def token_shape(self) -> tuple[int, int]:
@@ -70,9 +73,14 @@ class TextDiffs(XPool):
         return super().tokenize(captions) | {"word_ids": self.vocabulary.encode(captions, self.potential.text_length)}
 
     def select(self, tokens: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
-        """Rows `index` of what `tokenize` gave, ids cut to the longest caption among them."""
-        chosen = super().select(tokens, index)
-        return chosen | {"word_ids": without_padding(chosen["word_ids"])}
+        """Rows of what `tokenize` gave, ids cut to the longest caption among them.
+
+        :param index: (B,), or (B, R): of the first column, and the words of all; -1 is a caption without words.
+        """
+        index = index.view(len(index), -1)
+        chosen = super().select(tokens, index[:, 0])
+        word_ids = torch.where(index[..., None] < 0, PAD, tokens["word_ids"][index])
+        return chosen | {"word_ids": without_padding(word_ids)}
 
     def networks(self) -> list[nn.Module]:
         """CLIP's encoders and that of the videos; the denoisers are called by other names than `forward`."""
@@ -108,8 +116,7 @@ class TextDiffs(XPool):
         texts = super().texts(captions, features, without_padding(word_ids))
         parts = []
         for rows in torch.arange(len(texts)).split(TEXTS_AT_ONCE):
-            drawn = [self.potential.prior(noised) for noised in self._draws(texts, rows)]
-            parts.append(torch.stack(drawn).mean(0))
+            parts.append(torch.stack([self.potential.log_p(noised) for noised in self._draws(texts, rows)]).mean(0))
         return replace(texts, prior=torch.cat(parts))
 
     def score_pairs(
@@ -157,29 +164,37 @@ class TextDiffs(XPool):
     # Training
 
     def draw_noise(self, step: int, rows: range) -> tuple[TrainingNoise]:
-        """t and noise for rows of the batch of a training step, on the CPU; the same for all videos of a text."""
+        """t and noise for the captions that are read with rows of the batch of a training step, on the CPU; the same
+        for all videos of a text."""
         steps = self.potential.diffusion.num_steps
+        times = range(min(steps - 1, round(LEAST_NOISE * steps)), steps)
         shape = (self.potential.text_length, self.potential.student.config.channels)
-        least = min(steps - 1, round(LEAST_NOISE * steps))
-        return (training_noise(self.seed, step, 0, rows, steps, *shape, least),)
+        return (reading_noise(self.seed, step, rows, self.captions_read, times, *shape),)
 
     def encode_pairs(
         self, frames: Tensor, token_ids: Tensor, word_ids: Tensor, noise: tuple[TrainingNoise]
     ) -> EncodedPairs:
-        """Encode pairs and read each caption with its own video.
+        """Encode pairs, and read captions with the video of each pair and its own caption without one.
 
         :param frames: uint8 (B, F, 3, R, R).
         :param token_ids: (B, tokens).
-        :param word_ids: (B, l).
+        :param word_ids: of the captions that are read, the pair's own first (B, R, l).
         :param noise: rows of what `draw_noise` gave, on the device.
         """
         pairs = super().encode_pairs(frames, token_ids)
-        (drawn,) = noise
-        noised = self.potential.noised(word_ids, *drawn)
-        log_p = self.potential.log_p(noised, self.potential.student.video_memory(pairs.videos.tokens))
-        prior = self.potential.prior(noised).sum(1)
-        words = self.word_loss_weight * -log_p.sum(1) / is_word(word_ids).sum(1).clamp(min=1)
-        return replace(pairs, penalties={"words": words}, reading=ReadPairs(*noised, prior, log_p.sum(1) - prior))
+        count = word_ids.shape[1]
+        drawn = TrainingNoise(*(part[:, :count] for part in noise[0]))
+        noised = self.potential.noised(word_ids.flatten(0, 1), *(part.flatten(0, 1) for part in drawn))
+        own = NoisedWords(*(part.unflatten(0, (-1, count))[:, 0] for part in noised))
+        with_video = self.potential.log_p(noised, self.potential.student.video_memory(pairs.videos.tokens))
+        with_video, without = with_video.unflatten(0, (-1, count)), self.potential.log_p(own)
+        log_p = torch.cat([with_video, without[:, None]], dim=1)
+        words = is_word(torch.cat([word_ids, word_ids[:, :1]], dim=1)).sum(2)
+        nats = -(log_p.sum(2) / words.clamp(min=1)).sum(1) / (words > 0).sum(1).clamp(min=1)  # a word
+        prior = without.sum(1).detach()
+        return replace(
+            pairs, penalties={"words": nats}, reading=ReadPairs(*own, prior, with_video[:, 0].sum(1) - prior)
+        )
 
     def similarities(
         self, pairs: EncodedPairs, videos: EncodedVideos, own: Tensor, mean_pooled: Tensor | None = None
@@ -208,5 +223,5 @@ class TextDiffs(XPool):
 
 
 def without_padding(word_ids: Tensor) -> Tensor:
-    """Word ids (N, L) up to the end of the longest caption: (N, l). Where they are on a GPU, this waits for it."""
-    return word_ids[:, : int((word_ids != PAD).sum(1).max())]
+    """Word ids (..., L) up to the end of the longest caption: (..., l). Where they are on a GPU, this waits for it."""
+    return word_ids[..., : int((word_ids != PAD).sum(-1).max())]

@@ -92,7 +92,7 @@ def _generator_of_row(seed: int, stream: int, step: int, row: int) -> np.random.
 
 
 def training_noise(
-    seed: int, step: int, stream: int, rows: range, diffusion_steps: int, length: int, channels: int, least: int = 0
+    seed: int, step: int, stream: int, rows: range, diffusion_steps: int, length: int, channels: int
 ) -> TrainingNoise:
     """The noise of one training step, for each pair a function of (seed, step, stream, its row in the batch) alone.
 
@@ -100,12 +100,46 @@ def training_noise(
 
     :param stream: separates independent draws of the same step.
     :param rows: of the batch of all processes.
-    :param least: the first step that is drawn.
     """
     t = np.empty(len(rows), dtype=np.int64)
     noise = np.empty((len(rows), 2, length, channels), dtype=np.float32)
     for place, row in enumerate(rows):
         generator = _generator_of_row(seed, stream, step, row)
-        t[place] = generator.integers(least, diffusion_steps)
+        t[place] = generator.integers(diffusion_steps)
         generator.standard_normal(dtype=np.float32, out=noise[place])
     return TrainingNoise(torch.from_numpy(t), torch.from_numpy(noise[:, 0]), torch.from_numpy(noise[:, 1]))
+
+
+def reading_noise(
+    seed: int, step: int, rows: range, draws: int, times: range, length: int, channels: int
+) -> TrainingNoise:
+    """The noise of one training step for the captions that are read with each video, as above.
+
+    :param draws: R, captions of each video.
+    :param times: the steps of the diffusion that are drawn from.
+    :return: t (B, R), x_start and q (B, R, L, C).
+    """
+    t = np.empty((len(rows), draws), dtype=np.int64)
+    noise = np.empty((len(rows), 2, draws, length, channels), dtype=np.float32)
+    for place, row in enumerate(rows):
+        generator = _generator_of_row(seed, 0, step, row)
+        t[place] = generator.integers(times.start, times.stop, draws)
+        generator.standard_normal(dtype=np.float32, out=noise[place])
+    return TrainingNoise(torch.from_numpy(t), torch.from_numpy(noise[:, 0]), torch.from_numpy(noise[:, 1]))
+
+
+def other_captions(own: Sequence[int], same_video: Sequence[Sequence[int]], count: int, seed: int, step: int,
+                   rows: range) -> Tensor:  # fmt: skip
+    """For each pair of a training step other captions of its video, in an order that is a function as above.
+
+    :param own: the caption of each pair.
+    :param same_video: all captions of the video of each pair.
+    :param count: of each pair.
+    :return: (B, count), -1 where a video has no more.
+    """
+    chosen = torch.full((len(own), count), -1)
+    for place, (caption, captions, row) in enumerate(zip(own, same_video, rows, strict=True)):
+        others = [other for other in captions if other != caption]
+        order = _generator_of_row(seed, 1, step, row).permutation(len(others))[:count]
+        chosen[place, : len(order)] = torch.tensor([others[i] for i in order], dtype=torch.long)
+    return chosen

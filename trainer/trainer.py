@@ -28,6 +28,7 @@ from diffusion_lm.progress import progress
 from diffusion_lm.vocabulary import SPECIAL_TOKENS, UNK
 from model.retrieval import RetrievalModel
 from modules.losses import clamp_logit_scale
+from modules.noise import other_captions
 from trainer import distributed
 from trainer.anomaly import find_anomalies
 from trainer.checkpoints import BEST, delete_old, epoch_file, load_checkpoint, newest_first, save_checkpoint, step_file
@@ -50,20 +51,20 @@ SHOWN_PAIRS = 8  # of a batch, in an error
 
 
 def parameter_groups(model: RetrievalModel, config: Config) -> list[dict]:
-    """CLIP parameters at clip_lr, the rest at noclip_lr; no weight decay on biases, norms, tables and scales."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    """CLIP parameters at clip_lr, those of the text potential at their shares of potential_lr, the rest at noclip_lr;
+    no weight decay on biases, norms, tables and scales."""
+    rates = {name: share * config.potential_lr for name, share in model.potential_rates.items()}
+    rates["clip."] = config.clip_lr
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
+            rate = next((rate for prefix, rate in rates.items() if name.startswith(prefix)), config.noclip_lr)
             decays = parameter.ndim >= 2 and id(parameter) not in tables
-            groups.setdefault((name.startswith("clip."), decays), []).append(parameter)
+            groups.setdefault((rate, decays), []).append(parameter)
     return [
-        {
-            "params": parameters,
-            "lr": config.clip_lr if is_clip else config.noclip_lr,
-            "weight_decay": config.weight_decay if decays else 0.0,
-        }
-        for (is_clip, decays), parameters in groups.items()
+        {"params": parameters, "lr": rate, "weight_decay": config.weight_decay if decays else 0.0}
+        for (rate, decays), parameters in groups.items()
     ]
 
 
@@ -118,6 +119,9 @@ class Trainer:
         self.loader = train_loader(pairs, own, config.num_workers, config.seed, device.type == "cuda", rank, size)
         self.steps_of_epoch = self.loader.sampler.steps
         self.tokens = model.tokenize(self.split.captions)
+        self.captions_of_clip: list[list[int]] = [[] for _ in self.split.clips]
+        for caption, clip in enumerate(self.split.clip_of_caption):
+            self.captions_of_clip[clip].append(caption)
         self._tell_unknown_words()
         model.freeze(config.freeze_layer_num)
         clamp_logit_scale(model.clip.logit_scale)  # weights of others may come with more
@@ -223,7 +227,7 @@ class Trainer:
         :param index: captions (B,), on the CPU.
         """
         noise = self.model.draw_noise(self.step, self.rows)
-        losses = self.training_step(frames, self.model.select(self.tokens, index), noise)
+        losses = self.training_step(frames, self.model.select(self.tokens, self._read_with(index)), noise)
         loss = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         try:
@@ -248,6 +252,16 @@ class Trainer:
         self.recent.append(torch.stack(list(values.values())).detach())  # reading it here would wait for the device
         if self.config.detect_anomaly:
             self._read_recent(self.epoch_step + 1)
+
+    def _read_with(self, index: Tensor) -> Tensor:
+        """Captions (B,), and behind each the others of its video that the model reads too: (B, R), -1 for none."""
+        count = self.model.captions_read - 1
+        if count == 0:
+            return index
+        clips, captions = self.split.clip_of_caption, index.tolist()
+        same_video = [self.captions_of_clip[clips[caption]] for caption in captions]
+        others = other_captions(captions, same_video, count, self.config.seed, self.step, self.rows)
+        return torch.cat([index[:, None], others], dim=1)
 
     def _step_was_taken(self) -> bool:
         """Update the loss scale; whether the optimizer's step was taken, which fp16 leaves out where gradients are

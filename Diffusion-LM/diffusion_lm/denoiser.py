@@ -39,10 +39,13 @@ class DenoiserConfig:
         return asdict(self)
 
 
+# What is trained here has more channels than Diffusion-LM's 16: with so few, the scores of words at all places are a
+# matrix of rank 16, which cannot say how likely each word is.
+CHANNELS = 64
 DENOISERS = {
-    "base": DenoiserConfig(),
-    "small": DenoiserConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=1536),
-    "tiny": DenoiserConfig(hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=512),
+    "base": DenoiserConfig(channels=CHANNELS),
+    "small": DenoiserConfig(384, 6, 6, 1536, CHANNELS),
+    "tiny": DenoiserConfig(128, 3, 4, 512, CHANNELS),
 }
 
 
@@ -88,9 +91,13 @@ class VideoAttention(nn.Module):
         return VideoMemory(*(self._split(part) for part in self.key_value(tokens).chunk(2, dim=-1)))
 
     def forward(self, x: Tensor, memory: VideoMemory) -> Tensor:
-        """What words x (N, L, H) find in a video each: (N, L, H)."""
-        found = F.scaled_dot_product_attention(self._split(self.query(self.norm(x))), *memory)
-        return self.out(found.transpose(1, 2).flatten(2))
+        """What words x (N, L, H) find in videos: (N, L, H).
+
+        :param memory: of N videos, or of fewer, each for equally many texts that lie together.
+        """
+        query = self.query(self.norm(x)).view(len(memory.keys), -1, x.shape[-1])
+        found = F.scaled_dot_product_attention(self._split(query), *memory)
+        return self.out(found.transpose(1, 2).flatten(2)).view_as(x)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
