@@ -95,9 +95,12 @@ class TextDiffs(XPool):
         self.potential.compile_scoring()
 
     def encode_videos(self, frames: Tensor) -> EncodedVideos:
-        """Frames uint8 (B, F, 3, R, R) -> their features and the tokens of the videos."""
+        """Frames uint8 (B, F, 3, R, R) -> their features and the tokens of the videos.
+
+        CLIP learns by contrast alone: the nats of words would outweigh it.
+        """
         features, patches = self.frame_features(frames)
-        return EncodedVideos(features, self.potential.video_encoder(patches))
+        return EncodedVideos(features, self.potential.video_encoder(patches.detach()))
 
     @property
     def pair_bytes(self) -> int:
@@ -189,8 +192,8 @@ class TextDiffs(XPool):
         with_video = self.potential.log_p(noised, self.potential.student.video_memory(pairs.videos.tokens))
         with_video, without = with_video.unflatten(0, (-1, count)), self.potential.log_p(own)
         log_p = torch.cat([with_video, without[:, None]], dim=1)
-        words = is_word(torch.cat([word_ids, word_ids[:, :1]], dim=1)).sum(2)
-        nats = -(log_p.sum(2) / words.clamp(min=1)).sum(1) / (words > 0).sum(1).clamp(min=1)  # a word
+        readings = 1 + is_word(word_ids).any(2).sum(1)  # a video may have fewer captions than are read
+        nats = -log_p.sum((1, 2)) / readings
         prior = without.sum(1).detach()
         return replace(
             pairs, penalties={"words": nats}, reading=ReadPairs(*own, prior, with_video[:, 0].sum(1) - prior)
