@@ -101,7 +101,7 @@ def main() -> None:
 
         # 7. the page
         if report:
-            report.trace(evaluator, model, embeddings)
+            report.read_words(evaluator, model, embeddings)
             logger.info("report: %s", report.write(output.parent, evaluation))
 
 

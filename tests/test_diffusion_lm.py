@@ -13,16 +13,21 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch.nn import MultiheadAttention
 
+from config import Config
+from datasets.moving_shapes import render, scene_of
 from diffusion_lm import weights
 from diffusion_lm.denoiser import DENOISERS, Denoiser, DenoiserConfig, VideoAttention, nearest_word
 from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.losses import end_to_end_loss
-from diffusion_lm.sampling import sample_captions
+from diffusion_lm.sampling import sample_captions, sample_words
 from diffusion_lm.schedule import sqrt_betas
 from diffusion_lm.training import EndlessBatches, ExponentialAverage, recovered, split_held_out
 from diffusion_lm.vocabulary import END, PAD, START, UNK, Vocabulary
+from model.factory import create_model
 from tests import precision
+from tests.made_up import CAPTIONS, make_diffusion_lm, write_video
+from trainer.checkpoints import save_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = DenoiserConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, channels=4)
@@ -439,6 +444,66 @@ def test_unknown_words_are_not_generated(denoiser, diffusion):
     assert "UNK" not in " ".join(sample_captions(denoiser, diffusion, vocabulary, 5, 8, seed=5))
 
 
+VERSES = ["a b c d", "e f g a b"]
+
+
+@pytest.fixture(scope="module")
+def reader():
+    """A network that has learned by heart, from noise alone, which of two captions goes with which of two videos of
+    three tokens; with its vocabulary and the videos (2, 3, 8)."""
+    torch.manual_seed(3)
+    vocabulary, videos, process = Vocabulary.from_captions(VERSES), randn(2, 3, 8), GaussianDiffusion.sqrt(4)
+    network = Denoiser(replace(SMALL, dropout=0.0), len(vocabulary), video_width=8)
+    ids, optimizer = vocabulary.encode(VERSES, 8), torch.optim.Adam(network.parameters(), 3e-3)
+    words = (ids != PAD) & (ids != START)  # as TextDiffs counts them
+    for step in range(300):
+        t = torch.full((2,), step % 4)
+        x_t = process.q_sample(network.word_embedding(ids), t, torch.randn(2, 8, SMALL.channels))
+        logits = network.logits(network.denoise(x_t, process.model_times[t], memory=network.video_memory(videos)))
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(logits[words], ids[words]).backward()
+        optimizer.step()
+    return network.eval(), vocabulary, videos, process
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+@torch.no_grad()
+def test_what_was_learned_of_a_video_is_read_in_it(reader, sampler):
+    network, vocabulary, videos, process = reader
+    for caption, video in zip(VERSES, videos, strict=True):
+        memory = network.video_memory(video[None])
+        assert sample_captions(network, process, vocabulary, 5, 8, 7, sampler, memory=memory) == [caption] * 5
+
+
+@torch.no_grad()
+def test_each_caption_is_of_its_own_video(reader):
+    network, vocabulary, videos, process = reader
+    ids = sample_words(network, process, randn(2, 5, 8, SMALL.channels), memory=network.video_memory(videos))
+    assert [vocabulary.decode(row) for row in ids.tolist()] == VERSES
+    assert ids[:, 0].tolist() == [START, START]
+
+
+@torch.no_grad()
+def test_one_step_with_a_video_is_the_mean_of_the_words():
+    """By the probabilities of those that are known, written out, not what the network predicts."""
+    torch.manual_seed(5)
+    network = Denoiser(SMALL, 11, video_width=6).eval()
+    for layer in (network.output_down_proj[2], *(attention.out for attention in network.video_attention)):
+        layer.weight.normal_()
+    process, noise = GaussianDiffusion.sqrt(1), randn(2, 2, 8, SMALL.channels)
+    memory = network.video_memory(randn(2, 3, 6))
+    predicted = network.denoise(noise[:, 0], process.model_times[torch.tensor([0, 0])], memory=memory)
+    scores, table = network.logits(predicted).exp(), network.word_embedding.weight
+    ids = sample_words(network, process, noise, memory=memory)
+    known = [word for word in range(11) if word != UNK]
+    for n in range(2):
+        assert ids[n, 0] == START
+        for place in range(1, 8):
+            mean = sum(scores[n, place, word] * table[word] for word in known) / scores[n, place, known].sum()
+            assert ids[n, place] == min(known, key=lambda word: (table[word] - mean).square().sum())
+    assert not torch.equal(ids, nearest_word(predicted, table))
+
+
 # -- programs --------------------------------------------------------------------------------------------------------
 
 
@@ -581,6 +646,68 @@ def test_output_dir_that_is_a_file_is_named(call, captions_file, tmp_path):
 )
 def test_sample_refuses_bad_input_in_one_line(arguments, complaint, call, folder):
     code, out, err = call("sample.py", *([] if arguments == ["nowhere"] else [folder]), *arguments)
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith("sample.py: error: ") and complaint in line
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Checkpoints by name of TextDiffs before training, of the published recipe and of X-Pool, on the tiny CLIP."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    make_diffusion_lm(folder / "teacher", CAPTIONS)
+    flags = ["--clip_arch=tiny", "--num_frames=2", "--diffusion_text_len=9", f"--diffusion_lm={folder / 'teacher'}"]
+    more = {"textdiffs": [], "published": ["--recipe=published"], "xpool": ["--arch=clip_transformer"]}
+    for name, given in more.items():
+        torch.manual_seed(0)
+        config = Config.parse([*flags, *given])
+        save_checkpoint(folder / f"{name}.pth", create_model(config), config, 1, 1)
+    write_video(folder / "film.mp4", render(scene_of(5, "test", 0)))
+    return folder
+
+
+def test_sample_reads_a_video(call, runs):
+    """A student before its training is the teacher: whatever the video, a ratio is 0."""
+    video, checkpoint = f"--video={runs / 'film.mp4'}", f"--checkpoint={runs / 'textdiffs.pth'}"
+    code, out, err = call("sample.py", video, checkpoint, "--num=4", "--gpu=cpu", "--sampling_steps=3")
+    assert (code, err) == (0, "")
+    known = {word for caption in CAPTIONS for word in caption.split()}
+    for line in out.splitlines():
+        ratio, *words = line.split()
+        assert float(ratio) == pytest.approx(0, abs=0.01) and set(words) <= known
+    assert len(out.splitlines()) == 4
+    assert call("sample.py", video, checkpoint, "--num=4", "--gpu=cpu", "--sampling_steps=3")[1] == out
+
+
+def test_what_the_video_explains_best_comes_first(call, runs):
+    """Of a student that was moved at random."""
+    checkpoint = torch.load(runs / "textdiffs.pth", weights_only=True)
+    for name, tensor in checkpoint["state_dict"].items():
+        if ".video_attention." in name and ".out." in name:
+            tensor.copy_(randn(*tensor.shape))
+    torch.save(checkpoint, runs / "moved.pth")
+    _, out, _ = call("sample.py", f"--video={runs / 'film.mp4'}", f"--checkpoint={runs / 'moved.pth'}", "--gpu=cpu")
+    ratios = [float(line.split()[0]) for line in out.splitlines()]
+    assert len(ratios) == 10 and ratios == sorted(ratios, reverse=True) and ratios[0] != 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--video=film.mp4"], "--checkpoint"),
+        (["--checkpoint=textdiffs.pth"], "--video"),
+        (["teacher", "--video=film.mp4", "--checkpoint=textdiffs.pth"], "two models"),
+        (["--video=textdiffs.pth", "--checkpoint=textdiffs.pth"], "textdiffs.pth does not open"),
+        (["--video=absent.mp4", "--checkpoint=textdiffs.pth"], "absent.mp4"),
+        (["--video=film.mp4", "--checkpoint=absent.pth"], "absent.pth"),
+        (["--video=film.mp4", "--checkpoint=film.mp4"], "film.mp4"),
+        (["--video=film.mp4", "--checkpoint=published.pth"], "--recipe=published"),
+        (["--video=film.mp4", "--checkpoint=xpool.pth"], "--arch=clip_transformer"),
+    ],
+)
+def test_sample_names_what_cannot_read_a_video(arguments, complaint, call, runs):
+    paths = [argument.replace("=", f"={runs}/") for argument in arguments]
+    code, out, err = call("sample.py", *paths, "--gpu=cpu")
     assert (code, out) == (2, "")
     (line,) = err.splitlines()
     assert line.startswith("sample.py: error: ") and complaint in line
