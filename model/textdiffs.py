@@ -35,7 +35,7 @@ class TextDiffs(XPool):
 
     s is CLIP's logit scale and w is learned: with w = 1 the logits are cosines times s plus nats.
 
-    :param potential: student, teacher and the encoder of the videos.
+    :param potential: the network that reads captions, and the encoder of the videos.
     :param vocabulary: words of the diffusion.
     :param seed: of all noise.
     :param negatives: K, wrong videos with which each text is also read in training.

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent
 DONE = "comparison.json"  # in the folder of a run: its figures
-FROZEN = ("text_diffusion.teacher.", "potential.teacher.")  # of both recipes of TextDiffs
+FROZEN = "text_diffusion.teacher."  # needed in training only
 COLUMNS = (("t2v", "R1"), ("t2v", "R5"), ("v2t", "R1"), ("v2t", "R5"))
 
 
