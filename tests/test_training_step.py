@@ -36,12 +36,8 @@ M_MMAP_THRESHOLD = -3
 
 
 class Settings:
-    clip_lr, noclip_lr, potential_lr, weight_decay = (
-        1e-5,
-        1e-4,
-        1e-4,
-        0.2,
-    )  # AdamW blows up the rounding of small gradients
+    clip_lr, noclip_lr, weight_decay = 1e-5, 1e-4, 0.2  # AdamW blows up the rounding of gradients that are almost 0
+    potential_lr = 1e-4
 
 
 def make_model(arch: str, dropout: bool = False):
@@ -578,9 +574,9 @@ def test_replacements_are_shared_where_a_batch_holds_most_videos(videos, spares)
     assert not batch & {pair // 2 for key in list(sampler)[:12] for pair in key.spare}
 
 
-@pytest.mark.parametrize(("arch", "steps"), [("published", range(3)), ("textdiffs", range(4, 10))])
+@pytest.mark.parametrize(("arch", "steps"), [("published", range(3)), ("textdiffs", range(6, 10))])
 def test_noise_is_that_of_the_row(arch, steps):
-    """The published diffusion draws all steps, TextDiffs those of the noisier 60 %."""
+    """The published diffusion draws all steps, TextDiffs those of the noisier 40 %."""
     model = make_model(arch)
     whole = model.draw_noise(7, range(8))[0]
     part = model.draw_noise(7, range(3, 6))[0]
@@ -588,6 +584,6 @@ def test_noise_is_that_of_the_row(arch, steps):
     many = model.draw_noise(7, range(2000))[0]
     assert many.x_start.mean().abs() < 0.01 and (many.x_start.std() - 1).abs() < 0.01
     assert torch.corrcoef(many.x_start.flatten(1)[:50]).fill_diagonal_(0).abs().max() < 0.5
-    counts = many.t.bincount(minlength=steps.stop)
+    counts = many.t.flatten().bincount(minlength=steps.stop)
     assert len(counts) == steps.stop and not counts[: steps.start].any()
-    assert counts[steps.start :].min() > 0.8 * 2000 / len(steps)
+    assert counts[steps.start :].min() > 0.8 * many.t.numel() / len(steps)
