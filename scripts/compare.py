@@ -191,7 +191,7 @@ def markdown(rows: list[dict[str, Any]], dataset: str) -> str:
         [
             *lines,
             "",
-            f"{dataset}, {size}; strict protocol unless it says published; of the checkpoint that the validation split chose.",
+            f"{dataset}, {size}; strict protocol unless it says published; the validation split chose the checkpoints.",
             "",
         ]
     )
