@@ -341,8 +341,10 @@ class Trainer:
 
     def _share_of_flops(self) -> float:
         """Share of the device's matrix rate that one pair per second takes."""
-        tokens = self.model.select(self.tokens, torch.tensor([0]))
-        frames = torch.zeros(1, self.config.num_frames, 3, self.config.input_res, self.config.input_res).byte()
+        count, side = 1 + self.model.negatives, self.config.input_res
+        index = self._read_with(torch.arange(len(self.rows)))[:count]  # captions of any videos
+        tokens = self.model.select(self.tokens, index)
+        frames = torch.zeros(len(index), self.config.num_frames, 3, side, side, dtype=torch.uint8)
         flops = flops_per_pair(self.model, frames, tokens, self.device, self.dtype)
         return flops / matmul_rate(self.device, self.dtype)
 
