@@ -118,6 +118,7 @@ class Trainer:
         self.rows, self.batch_size = range(rank * own, (rank + 1) * own), own * size
         self.loader = train_loader(pairs, own, config.num_workers, config.seed, device.type == "cuda", rank, size)
         self.steps_of_epoch = self.loader.sampler.steps
+        self.epoch, self.epoch_step, self.step = 1, 0, 0  # the epoch being trained, steps done of it and of all
         self.tokens = model.tokenize(self.split.captions)
         self.captions_of_clip: list[list[int]] = [[] for _ in self.split.clips]
         for caption, clip in enumerate(self.split.clip_of_caption):
@@ -134,7 +135,6 @@ class Trainer:
         warmup = math.ceil(total * config.warmup_proportion)
         self.scheduler = get_cosine_schedule_with_warmup(self.optimizer, warmup, total)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        self.epoch, self.epoch_step, self.step = 1, 0, 0  # the epoch being trained, steps done of it and of all
         self.evaluated = True  # unless an evaluation is due at this step
         self.best = -1.0
         self.window: deque[dict[str, float]] = deque(maxlen=config.eval_window_size)
