@@ -3,11 +3,13 @@
     python benchmarks/bench_similarity.py [--quick] [--json FILE] [--plot FILE]
         [--parts speed,rerank,memory,growth,gallery,gpu]
 
-All parts but `gallery` score with the published diffusion. The baseline is the published loop as DESIGN describes it: one video at a time with all captions, fp32, captions
-tokenised for every video, attention without a fused kernel, every step on its own, (videos, texts, D) tensors kept and
-grouped afterwards. It runs in the same process with the same weights and the same noise.
+All parts but `gallery` score with the published diffusion. The baseline is the published loop as DESIGN describes it:
+one video at a time with all captions, fp32, captions tokenised for every video, attention without a fused kernel, every
+step on its own, (videos, texts, D) tensors kept and grouped afterwards. It runs in the same process with the same
+weights and the same noise.
 """
 
+import functools
 import json
 import logging
 import os
@@ -294,7 +296,8 @@ def gallery(quick: bool, figures: Figures) -> list[str]:
                 tokens[rows] = torch.randn(len(rows), *model.token_shape, dtype=tokens.dtype)
             read = model.texts(captions, features, model.tokenize(captions)["word_ids"])
             seen = model.videos(EncodedVideos(frames, tokens))
-            spent, scores = timed(lambda: similarity(model, read, seen, rerank_topk=1, workers=workers))
+            score = functools.partial(similarity, model, read, seen, rerank_topk=1, workers=workers)
+            spent, scores = timed(score)
         extra = watch.extra_gb()
         figures["memory_gb"][f"gallery_{place}"], figures["seconds"][f"gallery_{place}"] = extra, spent
         lines.append(
