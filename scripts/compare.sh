@@ -6,7 +6,7 @@ set -euo pipefail
 
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # idle threads leave the cores to the processes that decode videos
 compgen -G "Diffusion-LM/diffusion_models/MovingShapes/ema_*.pt" >/dev/null ||
-    python Diffusion-LM/train.py --dataset_name=MovingShapes --denoiser=tiny --text_len=20 --steps=500 --log_step=100 --resume
+    python Diffusion-LM/train.py --dataset_name=MovingShapes --denoiser=tiny --text_len=20 --steps=1500 --log_step=100 --resume
 
 heads="--transformer_dropout=0 --noclip_lr=1e-3" # as in demo.sh
 textdiffs="--arch=clip_stochastic --diffusion_text_len=20 --rerank_topk=20 $heads"

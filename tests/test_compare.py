@@ -130,6 +130,7 @@ def test_one_seed_has_no_deviation_and_many_captions_no_published_score():
 def test_methods_and_seeds():
     method = Method.parse("T-MASS, normal: --arch=clip_tmass --stochastic_prior=normal")
     assert method == Method("T-MASS, normal", ("--arch=clip_tmass", "--stochastic_prior=normal"))
+    assert Method.parse("c: a/b.py --k=2") == Method("c", ("--k=2",), "a/b.py")
     assert parse_seeds("1,22") == [1, 22]
     with pytest.raises(InputError):
         parse_seeds("")
