@@ -109,6 +109,7 @@ class RetrievalModel(ClipRetrieval):
     needs_mean_pooled = False  # whether `similarities` reads the mean over the texts of the pooled videos
     token_shape: tuple[int, int] | None = None  # (S, W) of the tokens of a video, for models that read them
     captions_read = 1  # captions of each video that `encode_pairs` reads, the pair's own included
+    negatives = 0  # wrong videos of a batch that `similarities` looks at more closely for each text
     mean_penalties = False  # whether penalties are averaged over the pairs of a batch, not summed
     pair_bytes = 0  # memory that one pair of a block of `score_pairs` takes, about
 

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parent.parent
 BEST = "model_best.pth"
 DONE = "comparison.json"  # in the folder of a run: its figures
-FROZEN = "text_diffusion.teacher."  # needed in training only
+FROZEN = ("text_diffusion.teacher.", "potential.word_table")  # what stays as it was pre-trained
 COLUMNS = (("t2v", "R1"), ("t2v", "R5"), ("v2t", "R1"), ("v2t", "R5"))
 
 
@@ -149,7 +149,7 @@ def call(program: str, flags: list[str]) -> None:
 
 
 def count_parameters(path: Path) -> int:
-    """Parameters of a checkpoint, without those of the teacher, which are the same for all videos and runs."""
+    """Parameters of a checkpoint, without those that are not trained."""
     from trainer.checkpoints import load_checkpoint  # with torch, slow to import
 
     state = load_checkpoint(path)["state_dict"]

@@ -19,7 +19,7 @@ def noised(model: TextDiffs, word_ids: list[int], t: int, x_start_noise: Tensor,
         share *= 1 - beta
         alphas_cumprod.append(share)
     words = word_ids + [PAD] * (model.potential.text_length - len(word_ids))
-    table = model.potential.teacher.word_embedding.weight
+    table = model.potential.word_table
     rows = []
     for place, word in enumerate(words):
         x_0 = table[word] + math.sqrt(1 - alphas_cumprod[0]) * x_start_noise[place]
@@ -58,6 +58,6 @@ def ratio(model: TextDiffs, caption: str, tokens: Tensor) -> float:
     for draw, t in enumerate(round(share * steps) for share in (0.7, 0.8, 0.9)):
         x_t = noised(model, word_ids, t, noise[2 * draw], noise[2 * draw + 1])
         with_video = log_p(potential.student, word_ids, x_t, t * 1000 / steps, tokens)
-        without = log_p(potential.teacher, word_ids, x_t, t * 1000 / steps)
+        without = log_p(potential.student, word_ids, x_t, t * 1000 / steps)
         total += (sum(with_video) - sum(without)) / 3
     return total

@@ -73,14 +73,14 @@ def small_textdiffs(
         return PublishedTextDiffs(*clip, diffusion, vocabulary, **options).eval()
     vision = clip[0].config.vision_config
     encoder = VideoEncoder(vision.hidden_size, num_frames, (vision.image_size // vision.patch_size) ** 2)
-    student, teacher = Denoiser(SMALL, len(vocabulary), video_width=encoder.width), Denoiser(SMALL, len(vocabulary))
-    student.load_state_dict(teacher.state_dict(), strict=False)
+    student = Denoiser(SMALL, len(vocabulary), video_width=encoder.width)
+    word_table = student.word_embedding.weight.detach().clone()
     if scaled:
         with torch.no_grad():
-            for denoiser in (student, teacher):
-                denoiser.output_down_proj[2].weight.mul_(20)
+            student.word_embedding.weight.add_(0.1 * torch.randn_like(word_table))  # as training moves it
+            student.output_down_proj[2].weight.mul_(20)
             for attention in student.video_attention:
                 attention.key_value.weight.mul_(3)
                 attention.out.weight.normal_()
-    potential = TextPotential(student, teacher, encoder, process, length)
+    potential = TextPotential(student, word_table, encoder, process, length)
     return TextDiffs(*clip, potential, vocabulary, **options).eval()

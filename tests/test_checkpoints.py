@@ -18,7 +18,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from config import Config
 from diffusion_lm import weights
-from diffusion_lm.denoiser import DENOISERS, Denoiser
+from diffusion_lm.denoiser import Denoiser, DenoiserConfig
 from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from model.clip import TINY_FOLDER
@@ -285,7 +285,8 @@ def of_before(parse, path, line, settings):
     """A checkpoint file as it was written then, and the model in it."""
     model = saved(parse, path, line)
     checkpoint = load_checkpoint(path)
-    del checkpoint["config"]["hard_negatives"]
+    for flag in ("hard_negatives", "read_captions", "potential_lr"):
+        del checkpoint["config"][flag]
     checkpoint["config"] |= settings
     torch.save(checkpoint, path)
     return model
@@ -479,13 +480,13 @@ def conditions():
     return [torch.rand(5, 9, 3, generator=generator) * 2 - 1 for _ in range(2)]
 
 
-def test_teacher_and_student_start_as_the_pretrained_diffusion(parse, teacher):
-    """What this says of scores is in test_text_potential.py."""
+def test_the_student_starts_as_the_pretrained_diffusion(parse, teacher):
+    """And words are noised where it has them. What this says of scores is in test_text_potential.py."""
     potential, pretrained = create_model(parse()).potential, weights.load(teacher).build()
-    assert_equal_states(potential.teacher.state_dict(), pretrained.state_dict())
     student = {n: t for n, t in potential.student.state_dict().items() if not n.startswith("video_attention.")}
     assert_equal_states(student, pretrained.state_dict())
-    assert potential.student.word_embedding.weight.data_ptr() != potential.teacher.word_embedding.weight.data_ptr()
+    assert torch.equal(potential.word_table, pretrained.word_embedding.weight)
+    assert potential.student.word_embedding.weight.data_ptr() != potential.word_table.data_ptr()
 
 
 def test_published_recipe_starts_at_random(parse, teacher, conditions):
@@ -681,7 +682,7 @@ def test_names_and_shapes_of_the_published_checkpoint(conformance_dir):
     vocabulary_size = listed["textdiffs.diffusion.run_diffusion.student_model.lm_head.bias"][0][0]
     with torch.device("meta"):
         clip = CLIPModel(CLIPConfig())  # its default is ViT-B/32
-        student, teacher = (Denoiser(DENOISERS["base"], vocabulary_size, 12) for _ in range(2))
+        student, teacher = (Denoiser(DenoiserConfig(), vocabulary_size, 12) for _ in range(2))
         diffusion = TextDiffusion(student, teacher, GaussianDiffusion.sqrt(10), 512, 64)
         model = PublishedTextDiffs(clip, small_clip()[1], diffusion, None)
     ours = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -693,7 +694,7 @@ def test_published_diffusion_lm_folder(conformance_dir):
     published = json.loads((conformance_dir / "published_diffusion_lm.json").read_text())
     listed = {name: value[0] for name, value in published["state_dict"].items() if name != "position_ids"}
     with torch.device("meta"):
-        denoiser = Denoiser(DENOISERS["base"], listed["word_embedding.weight"][0])
+        denoiser = Denoiser(DenoiserConfig(), listed["word_embedding.weight"][0])
     assert {name: list(tensor.shape) for name, tensor in denoiser.state_dict().items()} == listed
 
 

@@ -90,7 +90,9 @@ FLAGS = {
     "stochastic_prior_std": (2.0, ANY),
     "stochasic_trials": (10, ANY),
     "recipe": ("published", "textdiffs"),
-    "hard_negatives": (2, 4),
+    "hard_negatives": (4, 2),
+    "read_captions": (1, 5),
+    "potential_lr": (1e-4, 3e-3),
     "select_on": ("test", "val"),
 }
 SWITCHES = ("no_tensorboard", "noloss_record", "save_memory_mode", "raw_video", "skip_eval", "DSL")
@@ -213,7 +215,15 @@ def test_flags_of_other_methods_are_noted_in_one_line(arch, flag):
 
 
 @pytest.mark.parametrize(
-    "flag", ["--diffusion_steps=5", "--recipe=published", "--hard_negatives=2", "--diffusion_lm=/x"]
+    "flag",
+    [
+        "--diffusion_steps=5",
+        "--recipe=published",
+        "--hard_negatives=2",
+        "--read_captions=1",
+        "--potential_lr=1e-4",
+        "--diffusion_lm=/x",
+    ],
 )
 def test_flags_of_the_diffusion_are_noted_for_xpool_only(flag):
     (line,) = parse(f"--arch=clip_transformer {flag}").notes()
@@ -225,7 +235,8 @@ def test_flags_of_the_diffusion_are_noted_for_xpool_only(flag):
 @pytest.mark.parametrize(
     ("flag", "recipe", "other"),
     [("--sampler=ddim", "published", "textdiffs"), ("--sampling_steps=5", "published", "textdiffs"),
-     ("--sweep=ddim:2", "published", "textdiffs"), ("--hard_negatives=2", "textdiffs", "published")],
+     ("--sweep=ddim:2", "published", "textdiffs"), ("--hard_negatives=2", "textdiffs", "published"),
+     ("--read_captions=1", "textdiffs", "published"), ("--potential_lr=1e-4", "textdiffs", "published")],
 )  # fmt: skip
 def test_flags_of_one_recipe_are_noted_for_the_other(flag, recipe, other):
     assert parse(f"--recipe={recipe} {flag}").notes() == []
@@ -307,6 +318,8 @@ def test_flags_that_were_not_given_are_not_noted():
         ("--noclip_lr=inf", "--noclip_lr"),
         ("--sampling_steps=11", "--sampling_steps"),
         ("--hard_negatives=0", "--hard_negatives"),
+        ("--read_captions=0", "--read_captions"),
+        ("--potential_lr=-1", "--potential_lr"),
         ("--dataset_name=MSRVTTX", "MSRVTTX"),
         ("--arch=clip", "--arch"),
         ("--metric=v2v", "--metric"),

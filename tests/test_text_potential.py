@@ -25,7 +25,7 @@ SIZES = f"--clip_arch=tiny --num_frames={FRAMES} --diffusion_steps={STEPS} --dif
 
 @pytest.fixture
 def untrained(teacher):
-    """As train.py begins, with the teacher's vocabulary."""
+    """As train.py begins, with the vocabulary of the Diffusion-LM."""
     torch.manual_seed(1)
     return create_model(Config.parse([*SIZES.split(), f"--diffusion_lm={teacher}"])).eval()
 
@@ -72,8 +72,8 @@ def test_before_training_the_video_says_nothing_of_the_words(untrained):
     noise = torch.randn(2, len(CAPTIONS), LENGTH, 16)
     found = potential.noised(texts.word_ids, torch.tensor([0, 3, 6, 9]), *noise)
     memory = potential.student.video_memory(videos.tokens[: len(CAPTIONS)].float())
-    torch.testing.assert_close(potential.log_p(found, memory), potential.prior(found), atol=1e-5, rtol=1e-5)
-    assert potential.prior(found).sum() < -5  # these are no zeros
+    torch.testing.assert_close(potential.log_p(found, memory), potential.log_p(found), atol=1e-5, rtol=1e-5)
+    assert potential.log_p(found).sum() < -5  # these are no zeros
 
 
 def test_before_training_the_weight_of_the_ratio_is_one(untrained):
@@ -81,7 +81,7 @@ def test_before_training_the_weight_of_the_ratio_is_one(untrained):
 
 
 def test_the_student_can_learn_from_the_video_from_the_first_step(untrained):
-    """The outputs of the cross-attention are 0, but not their gradients; the teacher gets none."""
+    """The outputs of the cross-attention are 0, but not their gradients."""
     potential = untrained.potential.train()
     memory = potential.student.video_memory(torch.randn(2, *untrained.token_shape))
     found = potential.noised(
@@ -89,8 +89,6 @@ def test_the_student_can_learn_from_the_video_from_the_first_step(untrained):
     )
     potential.log_p(found, memory).sum().backward()
     assert all(attention.out.weight.grad.abs().max() > 0 for attention in potential.student.video_attention)
-    assert not any(parameter.requires_grad for parameter in potential.teacher.parameters())
-    assert potential.student.training and not potential.teacher.training
 
 
 # likelihoods
@@ -110,7 +108,7 @@ def test_likelihoods_are_those_of_the_formula(model, cut):
     t, noise = torch.tensor([9, 0, 5, 7]), torch.randn(2, len(CAPTIONS), LENGTH, 16)
     tokens = torch.randn(len(CAPTIONS), *model.token_shape)
     found = potential.noised(word_ids, t, *noise)
-    with_video, without = potential.log_p(found, potential.student.video_memory(tokens)), potential.prior(found)
+    with_video, without = potential.log_p(found, potential.student.video_memory(tokens)), potential.log_p(found)
     assert with_video.shape == without.shape == word_ids.shape
     for row, ids in enumerate(word_ids.tolist()):
         x_t = noised(model, ids, int(t[row]), *noise[:, row])
@@ -118,11 +116,25 @@ def test_likelihoods_are_those_of_the_formula(model, cut):
         counted, time = is_word(word_ids[row]), t[row].item() * 1000 / STEPS
         for values, expected in (
             (with_video, log_p(potential.student, ids, x_t, time, tokens[row])),
-            (without, log_p(potential.teacher, ids, x_t, time)),
+            (without, log_p(potential.student, ids, x_t, time)),
         ):
             assert values[row][counted].tolist() == pytest.approx(expected, abs=1e-4)
             assert not values[row][~counted].any()
     assert (with_video - without).abs().max() > 0.3
+
+
+@torch.no_grad()
+def test_noise_is_put_on_words_that_do_not_move(model):
+    """x_t is a function of seed and caption, whatever training makes of the word scores."""
+    potential, word_ids = model.potential, model.tokenize(CAPTIONS)["word_ids"]
+    t, noise = torch.tensor([9, 0, 5, 7]), torch.randn(2, len(CAPTIONS), LENGTH, 16)
+    before, table = potential.noised(word_ids, t, *noise), potential.student.word_embedding.weight
+    scores, moved = potential.log_p(before), table + 1
+    kept, table.data = table.data, moved
+    assert torch.equal(potential.noised(word_ids, t, *noise).x_t, before.x_t)
+    assert not torch.equal(potential.log_p(before), scores)
+    table.data = kept
+    assert "word_table" in potential.state_dict() and "word_table" not in dict(potential.named_parameters())
 
 
 @torch.no_grad()

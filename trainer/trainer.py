@@ -118,6 +118,7 @@ class Trainer:
         self.rows, self.batch_size = range(rank * own, (rank + 1) * own), own * size
         self.loader = train_loader(pairs, own, config.num_workers, config.seed, device.type == "cuda", rank, size)
         self.steps_of_epoch = self.loader.sampler.steps
+        self.epoch, self.epoch_step, self.step = 1, 0, 0  # the epoch being trained, steps done of it and of all
         self.tokens = model.tokenize(self.split.captions)
         self.captions_of_clip: list[list[int]] = [[] for _ in self.split.clips]
         for caption, clip in enumerate(self.split.clip_of_caption):
@@ -134,7 +135,6 @@ class Trainer:
         warmup = math.ceil(total * config.warmup_proportion)
         self.scheduler = get_cosine_schedule_with_warmup(self.optimizer, warmup, total)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        self.epoch, self.epoch_step, self.step = 1, 0, 0  # the epoch being trained, steps done of it and of all
         self.evaluated = True  # unless an evaluation is due at this step
         self.best = -1.0
         self.window: deque[dict[str, float]] = deque(maxlen=config.eval_window_size)
@@ -341,8 +341,10 @@ class Trainer:
 
     def _share_of_flops(self) -> float:
         """Share of the device's matrix rate that one pair per second takes."""
-        tokens = self.model.select(self.tokens, torch.tensor([0]))
-        frames = torch.zeros(1, self.config.num_frames, 3, self.config.input_res, self.config.input_res).byte()
+        count, side = 1 + self.model.negatives, self.config.input_res
+        index = self._read_with(torch.arange(len(self.rows)))[:count]  # captions of any videos
+        tokens = self.model.select(self.tokens, index)
+        frames = torch.zeros(len(index), self.config.num_frames, 3, side, side, dtype=torch.uint8)
         flops = flops_per_pair(self.model, frames, tokens, self.device, self.dtype)
         return flops / matmul_rate(self.device, self.dtype)
 
