@@ -68,8 +68,8 @@ def textdiffs() -> TextDiffs:
     vision = clip[0].config.vision_config
     encoder = VideoEncoder(vision.hidden_size, FRAMES, (vision.image_size // vision.patch_size) ** 2)
     student = Denoiser(DENOISERS[DENOISER], len(vocabulary), video_width=encoder.width)
-    teacher = Denoiser(DENOISERS[DENOISER], len(vocabulary))
-    potential = TextPotential(student, teacher, encoder, GaussianDiffusion.sqrt(STEPS), LENGTH)
+    table = student.word_embedding.weight.detach().clone()
+    potential = TextPotential(student, table, encoder, GaussianDiffusion.sqrt(STEPS), LENGTH)
     return TextDiffs(*clip, potential, vocabulary).eval()
 
 

@@ -1,12 +1,15 @@
 """The similarity engine against the published loop, its memory, and how its time grows.
 
-    python benchmarks/bench_similarity.py [--quick] [--json FILE] [--plot FILE] [--parts speed,rerank,memory,growth,gpu]
+    python benchmarks/bench_similarity.py [--quick] [--json FILE] [--plot FILE]
+        [--parts speed,rerank,memory,growth,gallery,gpu]
 
-The baseline is the published loop as DESIGN describes it: one video at a time with all captions, fp32, captions
-tokenised for every video, attention without a fused kernel, every step on its own, (videos, texts, D) tensors kept and
-grouped afterwards. It runs in the same process with the same weights and the same noise.
+All parts but `gallery` score with the published diffusion. The baseline is the published loop as DESIGN describes it:
+one video at a time with all captions, fp32, captions tokenised for every video, attention without a fused kernel, every
+step on its own, (videos, texts, D) tensors kept and grouped afterwards. It runs in the same process with the same
+weights and the same noise.
 """
 
+import functools
 import json
 import logging
 import os
@@ -18,6 +21,7 @@ from contextlib import contextmanager
 from operator import truediv
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -30,12 +34,16 @@ from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
 from model.clip import TINY_FOLDER, EncodedVideos, build_clip
 from model.published_textdiffs import PublishedTextDiffs
+from model.textdiffs import TextDiffs
 from modules.metrics import text_to_video, video_to_text
 from modules.noise import sampling_noise
 from modules.parallel import one_thread_per_item
 from modules.similarity import Similarity, automatic_block, choose_candidates, similarity
 from modules.text_diffusion import TextDiffusion
+from modules.text_potential import TextPotential
+from modules.video_encoder import VideoEncoder
 from trainer.device import autocast, choose_device, choose_precision, set_up
+from trainer.embeddings import new_tokens
 from trainer.run_folder import run_program
 
 logger = logging.getLogger(__name__)
@@ -59,7 +67,8 @@ WORDS = [
     "red",
     "big",
 ]
-PARTS = ("speed", "rerank", "memory", "growth", "gpu")
+PARTS = ("speed", "rerank", "memory", "growth", "gallery", "gpu")
+PATCHES = 49  # of a frame, as ViT-B/32 has
 Figures = dict[str, dict[str, float | None]]
 
 
@@ -264,6 +273,41 @@ def growth(quick: bool, figures: Figures) -> list[str]:
 
 
 @torch.no_grad()
+def gallery(quick: bool, figures: Figures) -> list[str]:
+    """Memory and seconds of the text potential over a large gallery with the tokens of ViT-B/32, each video read with
+    the best of a few texts: tokens in memory, and in a file as with --save_memory_mode."""
+    videos, texts = (200, 4) if quick else (10_000, 4)
+    torch.manual_seed(0)
+    vocabulary = Vocabulary.from_captions([" ".join(WORDS)])
+    clip = build_clip(CLIPConfig.from_pretrained(TINY_FOLDER).to_dict() | {"projection_dim": WIDTH}, TINY_FOLDER)
+    encoder = VideoEncoder(clip[0].config.vision_config.hidden_size, FRAMES, PATCHES)
+    student = Denoiser(DENOISERS["tiny"], len(vocabulary), video_width=encoder.width)
+    table = student.word_embedding.weight.detach().clone()
+    potential = TextPotential(student, table, encoder, GaussianDiffusion.sqrt(STEPS), LENGTH)
+    model = TextDiffs(*clip, potential, vocabulary).eval()
+    captions, features, frames = problem(texts, videos)
+    lines = []
+    for place in ("memory", "file"):
+        watch = Memory()
+        watch.start()
+        with TemporaryDirectory(dir=".") as folder, one_thread_per_item(torch.device("cpu")) as workers:
+            tokens = new_tokens(videos, model.token_shape, Path(folder) if place == "file" else None)
+            for rows in torch.arange(videos).split(100):
+                tokens[rows] = torch.randn(len(rows), *model.token_shape, dtype=tokens.dtype)
+            read = model.texts(captions, features, model.tokenize(captions)["word_ids"])
+            seen = model.videos(EncodedVideos(frames, tokens))
+            score = functools.partial(similarity, model, read, seen, rerank_topk=1, workers=workers)
+            spent, scores = timed(score)
+        extra = watch.extra_gb()
+        figures["memory_gb"][f"gallery_{place}"], figures["seconds"][f"gallery_{place}"] = extra, spent
+        lines.append(
+            f"{texts} texts x {videos} videos, tokens {tokens.nbytes / 1e9:.2f} GB in {place}: {extra:.2f} GB more, "
+            f"{scores.pairs_diffused} pairs read in {spent:.1f} s"
+        )
+    return [*lines, "pages of a file that are in memory count, though the system may take them back"]
+
+
+@torch.no_grad()
 def gpu(quick: bool, figures: Figures) -> list[str]:
     """Pairs/s of the base denoiser in bf16 on a GPU, and its share of the rate of a large product there."""
     if not torch.cuda.is_available():
@@ -319,7 +363,7 @@ def main() -> None:
         parser.error(f"unknown parts {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
     set_up(torch.device("cpu"), 0)
     figures: Figures = {"ratios": {}, "errors": {}, "memory_gb": {}, "seconds": {}}
-    parts = {"speed": speed, "rerank": rerank, "memory": memory, "growth": growth, "gpu": gpu}
+    parts = {"speed": speed, "rerank": rerank, "memory": memory, "growth": growth, "gallery": gallery, "gpu": gpu}
     logger.info("%d threads, torch %s", torch.get_num_threads(), torch.__version__)
     for name in wanted:
         logger.info("\n%s\n%s", name, "\n".join(parts[name](arguments.quick, figures)))

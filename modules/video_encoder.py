@@ -5,14 +5,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 GRID = 7  # patches of a side that are kept of a frame; finer ones are averaged, so that a gallery fits into memory
+WIDTH, LAYERS = 128, 2
+TOKENS_HIDDEN, CHANNELS_HIDDEN = 256, 256
 POSITION_STD = 0.3  # of the learned places at the start, beside inputs of about 1
-WIDTH, LAYERS, HEADS = 128, 2, 4
 
 
 class VideoEncoder(nn.Module):
-    """A small transformer over the patches of all frames of a video, each with its place and its frame number.
+    """An MLP-Mixer (Tolstikhin et al. 2021) over the patches of all frames of a video, with place and frame number.
 
-    It runs once a video, whatever the texts that are compared with it.
+    It runs once a video, whatever the texts that are compared with it. Its weights belong to places and frames, so that
+    one layer can tell "here at first and there at last", which is motion; attention would have to learn first what a
+    place is, and sees motion three times as late.
 
     :param patch_width: W, of CLIP's patch features.
     :param num_frames: F.
@@ -28,10 +31,7 @@ class VideoEncoder(nn.Module):
         self.input = nn.Linear(patch_width, WIDTH)
         self.frame_position = nn.Parameter(POSITION_STD * torch.randn(num_frames, 1, WIDTH))
         self.patch_position = nn.Parameter(POSITION_STD * torch.randn(self.grid**2, WIDTH))
-        layer = nn.TransformerEncoderLayer(
-            WIDTH, HEADS, 4 * WIDTH, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.layers = nn.TransformerEncoder(layer, LAYERS, nn.LayerNorm(WIDTH), enable_nested_tensor=False)
+        self.layers = nn.Sequential(*(MixerLayer(*self.tokens) for _ in range(LAYERS)), nn.LayerNorm(WIDTH))
 
     @property
     def tokens(self) -> tuple[int, int]:
@@ -51,3 +51,24 @@ class VideoEncoder(nn.Module):
         pictures = patches.flatten(0, 1).transpose(1, 2).unflatten(2, (side, side))
         pooled = F.adaptive_avg_pool2d(pictures, self.grid)
         return pooled.flatten(2).transpose(1, 2).unflatten(0, patches.shape[:2])
+
+
+class MixerLayer(nn.Module):
+    """Mixes the tokens of each channel, then the channels of each token.
+
+    :param tokens: S, `width` of each.
+    """
+
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__()
+        self.tokens_norm, self.tokens_mlp = nn.LayerNorm(width), _mlp(tokens, TOKENS_HIDDEN)
+        self.channels_norm, self.channels_mlp = nn.LayerNorm(width), _mlp(width, CHANNELS_HIDDEN)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, S, width) -> the same shape."""
+        x = x + self.tokens_mlp(self.tokens_norm(x).transpose(1, 2)).transpose(1, 2)
+        return x + self.channels_mlp(self.channels_norm(x))
+
+
+def _mlp(width: int, hidden: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
