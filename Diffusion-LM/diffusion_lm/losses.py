@@ -43,7 +43,7 @@ def end_to_end_loss(
     The last term, -log p(ids | x_t), is not in Diffusion-LM (Dieleman et al. 2022, "Continuous diffusion for
     categorical data", train with it alone). Regression leaves the scores of words given a vague x_0 far too sure: at
     the noisiest step twice as many nats as the frequencies of the words have. As a likelihood, which is what TextDiffs
-    asks a teacher for, they would be worthless.
+    asks it for, they would be worthless.
 
     :param word_ids: (N, L).
     :param t: integer steps (N,) in [0, T).
