@@ -271,8 +271,9 @@ class Config:
         metavar="R",
     )
     potential_lr: float = flag(
-        3e-3,
-        "learning rate of the layers that read the video; a fifth of it is that of the network they are added to",
+        1e-4,
+        "learning rate of the layers that read the video, a fifth of it that of the network they are added to; small"
+        " denoisers take more, such as 3e-3",
         group="diffusion",
         minimum=0,
         archs=DIFFUSION_ARCHS,

@@ -92,7 +92,7 @@ FLAGS = {
     "recipe": ("published", "textdiffs"),
     "hard_negatives": (4, 2),
     "read_captions": (1, 5),
-    "potential_lr": (1e-4, 3e-3),
+    "potential_lr": (3e-3, 1e-4),
     "select_on": ("test", "val"),
 }
 SWITCHES = ("no_tensorboard", "noloss_record", "save_memory_mode", "raw_video", "skip_eval", "DSL")
