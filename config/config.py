@@ -246,7 +246,7 @@ class Config:
     )
     diffusion_lm: str | None = flag(
         None,
-        "folder of the pre-trained Diffusion-LM that teaches",
+        "folder of the pre-trained Diffusion-LM: what the student starts as, or as published its teacher",
         group="diffusion",
         archs=DIFFUSION_ARCHS,
         metavar="DIR",

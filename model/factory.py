@@ -78,7 +78,8 @@ WITHOUT_DIFFUSION = {"clip_transformer": _xpool, "clip_tmass": _tmass, "clip_bas
 
 
 def create_model(config: Config) -> RetrievalModel:
-    """A model before training: CLIP, identity pooling, and for TextDiffs a student that starts from the teacher.
+    """A model before training: CLIP, identity pooling, and for TextDiffs a student that starts as the
+    pre-trained Diffusion-LM.
 
     `config` takes the side of the frames from the CLIP, unless it is given.
 
@@ -275,7 +276,7 @@ def load_teacher(config: Config, published_first: bool = False) -> PretrainedDif
     order = [*dropped_in, own] if published_first else [own, *dropped_in]
     for folder in order:
         if weights.find_weights(folder):
-            logger.info("teacher: %s", folder)
+            logger.info("Diffusion-LM: %s", folder)
             return weights.load(folder)
     raise InputError(
         f"no pre-trained Diffusion-LM for {config.dataset_name}: make one with `python Diffusion-LM/train.py "

@@ -1,6 +1,5 @@
 """Tokens of a video: what lies where in which of its frames."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,18 +28,21 @@ class VideoEncoder(nn.Module):
         self.grid = min(GRID, round(patches**0.5))
         self.norm = nn.LayerNorm(patch_width)
         self.input = nn.Linear(patch_width, WIDTH)
-        self.frame_position = nn.Parameter(POSITION_STD * torch.randn(num_frames, 1, WIDTH))
-        self.patch_position = nn.Parameter(POSITION_STD * torch.randn(self.grid**2, WIDTH))
+        self.frame_position = nn.Embedding(num_frames, WIDTH)
+        self.patch_position = nn.Embedding(self.grid**2, WIDTH)
+        for positions in (self.frame_position, self.patch_position):
+            nn.init.normal_(positions.weight, std=POSITION_STD)
         self.layers = nn.Sequential(*(MixerLayer(*self.tokens) for _ in range(LAYERS)), nn.LayerNorm(WIDTH))
 
     @property
     def tokens(self) -> tuple[int, int]:
         """Number and width of the tokens of a video: (S, width), S = F x grid^2."""
-        return len(self.frame_position) * self.grid**2, self.width
+        return self.frame_position.num_embeddings * self.grid**2, self.width
 
     def forward(self, patches: Tensor) -> Tensor:
         """Patch features of the frames of videos (N, F, P, W) -> tokens (N, S, width)."""
-        x = self.input(self.norm(self._on_grid(patches))) + self.frame_position + self.patch_position
+        x = self.input(self.norm(self._on_grid(patches)))
+        x = x + self.frame_position.weight[:, None] + self.patch_position.weight
         return self.layers(x.flatten(1, 2))
 
     def _on_grid(self, patches: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ from trainer.training_step import TrainingStep
 
 logger = logging.getLogger(__name__)
 
-MOST_UNKNOWN = 0.05  # share of words; a teacher of the same captions with rare words left out is below
+MOST_UNKNOWN = 0.05  # share of words; a Diffusion-LM of the same captions without rare words is below
 GRADIENT_NORM = 1.0
 ADAM_BETAS, ADAM_EPS = (0.9, 0.98), 1e-6  # CLIP's (Radford et al. 2021, table 18)
 WINDOW_COLUMNS = ("R1", "R5", "R10", "MedR", "MeanR")
