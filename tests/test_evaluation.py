@@ -47,7 +47,7 @@ class Place:
                     attention.out.weight.normal_()
                 model.potential.student.output_down_proj[2].weight.mul_(10)
             if run == "other_encoder":
-                model.potential.video_encoder.patch_position[3, 5] += 0.1
+                model.potential.video_encoder.patch_position.weight[3, 5] += 0.1
         path = self.root / "outputs" / config.exp_name / run / "model_best.pth"
         path.parent.mkdir(parents=True)
         save_checkpoint(path, model, config, epoch=1, step=1)
