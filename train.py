@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 def main(build: "Callable[[Config], RetrievalModel] | None" = None) -> None:
     """Train.
 
-    :param build: makes the model of a new run; None: the one that the flags name.
+    :param build: makes another model than the one that the flags name.
     """
     # 1. settings
     config = Config.parse(prog="train.py", description=__doc__)
@@ -57,7 +57,12 @@ def main(build: "Callable[[Config], RetrievalModel] | None" = None) -> None:
 
         # 3. model
         with distributed.main_first():
-            model = restore_model(config, checkpoint, path) if checkpoint else (build or create_model)(config)
+            if build is not None:
+                model = build(config)
+                if checkpoint:
+                    model.load_state_dict(checkpoint["state_dict"])
+            else:
+                model = restore_model(config, checkpoint, path) if checkpoint else create_model(config)
         model.to(device)
 
         # 4. training

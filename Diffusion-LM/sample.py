@@ -6,17 +6,16 @@ its log ratio in nats: `python Diffusion-LM/sample.py --video=FILE --checkpoint=
 
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from diffusion_lm import weights
 from diffusion_lm.command_line import Parser, number
-from diffusion_lm.denoiser import MAX_POSITIONS, Denoiser, VideoMemory
+from diffusion_lm.denoiser import MAX_POSITIONS, Denoiser
 from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
-from diffusion_lm.sampling import SAMPLERS, TEMPERATURE, sample_captions
+from diffusion_lm.sampling import SAMPLERS, TEMPERATURE, Reading, sample_captions
 from diffusion_lm.vocabulary import Vocabulary
 from trainer.device import choose_device
 from trainer.run_folder import run_program
@@ -74,9 +73,9 @@ def captions_of_video(args: Namespace, device: torch.device) -> list[str]:
 
     # 3. captions
     potential = model.potential
-    memory = potential.student.video_memory(video.tokens)
+    reading = Reading(potential.student.video_memory(video.tokens), potential.word_table)
     length = args.text_len or potential.text_length
-    found = sampled(args, potential.student, potential.diffusion, model.vocabulary, length, memory)
+    found = sampled(args, potential.student, potential.diffusion, model.vocabulary, length, reading)
 
     # 4. how well the video explains them
     inputs = {name: ids.to(device) for name, ids in model.tokenize(found).items()}
@@ -93,13 +92,13 @@ def sampled(
     diffusion: GaussianDiffusion,
     vocabulary: Vocabulary,
     length: int,
-    memory: Sequence[VideoMemory] | None = None,
+    reading: Reading | None = None,
 ) -> list[str]:
     """`sample_captions` as the command line wants it."""
     if args.sampling_steps is not None:
         diffusion = diffusion.respaced(args.sampling_steps)
     return sample_captions(
-        denoiser, diffusion, vocabulary, args.num, length, args.seed, args.sampler, args.temperature, memory
+        denoiser, diffusion, vocabulary, args.num, length, args.seed, args.sampler, args.temperature, reading
     )
 
 

@@ -2,7 +2,7 @@
 
 python benchmarks/patch_control.py --arch=clip_transformer [flags of train.py]
 
-It sees all that TextDiffs sees (patches, places, frame numbers), so its distance to X-Pool is what patches in order are
+--potential_lr is the learning rate of its video encoder, whatever train.py says of the flag. It sees all that TextDiffs sees (patches, places, frame numbers), so its distance to X-Pool is what patches in order are
 worth, and TextDiffs' distance to it what reading the words is worth. Its checkpoints are not for test.py: results.json
 of the run has the test, of the model that the validation split chose.
 """
@@ -12,6 +12,7 @@ import sys
 from torch import Tensor, nn
 
 from config import Config
+from diffusion_lm.errors import InputError
 from model.clip import EncodedVideos
 from model.factory import create_model
 from model.xpool import XPool
@@ -46,7 +47,12 @@ class PatchXPool(XPool):
 
 
 def build(config: Config) -> PatchXPool:
-    """The control before training."""
+    """The control before training.
+
+    :raises InputError: patches would be left out.
+    """
+    if config.patch_dropout:
+        raise InputError("--patch_dropout leaves out patches that the control reads: leave the flag out")
     return PatchXPool(create_model(config), config.num_frames)
 
 

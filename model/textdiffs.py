@@ -145,8 +145,7 @@ class TextDiffs(XPool):
         used_videos, video_rows = video_index.unique(return_inverse=True)
         text_rows, video_rows = (rows.to(device, non_blocking=True) for rows in (text_rows, video_rows))
         tokens = videos.tokens[used_videos].to(device, non_blocking=True)
-        memory = self.potential.student.video_memory(tokens.to(texts.features.dtype))
-        memory = [layer.rows(video_rows) for layer in memory]
+        memory = self.potential.student.video_memory(tokens.to(texts.features.dtype), video_rows)
         log_p = [self.potential.log_p(noised.rows(text_rows), memory) for noised in self._draws(texts, used_texts)]
         prior = texts.prior[used_texts.to(device, non_blocking=True)][text_rows]
         return torch.stack(log_p).mean(0) - prior
@@ -220,7 +219,7 @@ class TextDiffs(XPool):
         :param videos: (T, K) in [0, V).
         """
         text = torch.arange(len(videos), device=videos.device).repeat_interleave(videos.shape[1])
-        memory = [layer.rows(videos.flatten()) for layer in self.potential.student.video_memory(tokens)]
+        memory = self.potential.student.video_memory(tokens, videos.flatten())
         noised = NoisedWords(read.word_ids, read.x_t, read.t).rows(text)
         return (self.potential.log_p(noised, memory).sum(1) - read.prior[text]).view_as(videos)
 

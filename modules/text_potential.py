@@ -21,10 +21,12 @@ from torch.nn import functional as F
 
 from diffusion_lm.denoiser import Denoiser, VideoMemory
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
+from diffusion_lm.losses import ROUNDING_BLOCK
 from diffusion_lm.vocabulary import PAD, START
 from modules.video_encoder import VideoEncoder
 
 LEAST_NOISE = 0.6  # of training: t is drawn from the steps from this share of T on
+WORDS_AT_ONCE = ROUNDING_BLOCK  # whose scores of V words are made together
 READ_AT = (0.7, 0.8, 0.9)  # shares of T at which a caption is read in a test
 
 
@@ -87,12 +89,16 @@ class TextPotential(nn.Module):
 
         :param memory: what `student.video_memory` gave of the videos, see `VideoAttention`; None: log p(w_i | x_t).
         """
-        x_start = self.denoise(noised.x_t, self.diffusion.model_times[noised.t], memory=memory)
+        denoise = self.student.denoise if self.training else self.denoise  # only scoring is compiled
+        x_start = denoise(noised.x_t, self.diffusion.model_times[noised.t], memory=memory)
         word_ids = noised.word_ids
         with torch.autocast(x_start.device.type, enabled=False):
-            logits = self.student.logits(x_start[:, : word_ids.shape[1]].float())
-            log_p = -F.cross_entropy(logits.transpose(1, 2), word_ids, reduction="none")
-            return torch.where(is_word(word_ids), log_p, 0.0)
+            parts = x_start[:, : word_ids.shape[1]].float().flatten(0, 1).split(WORDS_AT_ONCE)
+            nats = [
+                F.cross_entropy(self.student.logits(x), ids, reduction="none")
+                for x, ids in zip(parts, word_ids.flatten().split(WORDS_AT_ONCE), strict=True)
+            ]
+            return torch.where(is_word(word_ids), -torch.cat(nats).view_as(word_ids), 0.0)
 
 
 def is_word(word_ids: Tensor) -> Tensor:

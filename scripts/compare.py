@@ -79,6 +79,8 @@ def main() -> None:
     for name in ("seed", "datetime", "load_epoch", "resume", "skip_eval", "output_json"):
         if any(name in config.explicit for config in configs):
             raise InputError(f"--{name} is set by compare.py itself: leave it out")
+    if any(config.select_on == "test" for config in configs):
+        raise InputError("--select_on=test would choose on the videos that are compared: leave it out")
     if len({(config.output_dir, config.exp_name) for config in configs}) > 1:
         raise InputError("--output_dir and --exp_name are those of all methods: give them outside of --method")
 

@@ -258,3 +258,11 @@ def test_winoground_of_random_scores_is_at_chance_and_ties_are_wrong():
     for column in range(2):  # a model that does not look at the video, or not at the caption
         assert winoground(scores[:, :, [column, column]])["video"] == 0
         assert winoground(scores[:, [column, column]])["text"] == 0
+
+
+def test_negative_scores_keep_their_order_under_dsl():
+    """S times its softmax would put a small share of a negative score before a large one."""
+    scores = np.float32([[-0.10, -0.30, -0.40], [-0.35, -0.20, -0.50], [-0.60, -0.70, -0.05]])
+    for metric in (text_to_video, video_to_text):
+        assert metric(scores, range(3))["R1"] == metric(scores, range(3), dsl=True)["R1"] == 100
+    assert metric(scores + 1, range(3), dsl=True) == metric(scores, range(3), dsl=True)

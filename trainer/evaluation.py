@@ -220,7 +220,7 @@ class Evaluator:
         index = twins.repeat_interleave(2, dim=1).flatten(), twins.repeat(1, 2).flatten()  # of texts, of videos
         found = {name: getattr(scores, name)[index[0].numpy(), index[1].numpy()] for name in ("strict", "undiffused")}
         if scores.first is not None and kinds:
-            with autocast(self.device, self.dtype):
+            with autocast(self.device, self.dtype), one_thread_per_item(self.device):
                 texts, videos = self._ready(model, embeddings)
                 blocks = zip(*(part.split(self._block_pairs(model)) for part in index), strict=True)
                 strict = torch.cat([model.score_pairs(texts, videos, *block).strict for block in blocks])

@@ -123,6 +123,7 @@ class Trainer:
         self.captions_of_clip: list[list[int]] = [[] for _ in self.split.clips]
         for caption, clip in enumerate(self.split.clip_of_caption):
             self.captions_of_clip[clip].append(caption)
+        self.most_captions = max(map(len, self.captions_of_clip))
         self._tell_unknown_words()
         model.freeze(config.freeze_layer_num)
         clamp_logit_scale(model.clip.logit_scale)  # weights of others may come with more
@@ -255,7 +256,7 @@ class Trainer:
 
     def _read_with(self, index: Tensor) -> Tensor:
         """Captions (B,), and behind each the others of its video that the model reads too: (B, R), -1 for none."""
-        count = self.model.captions_read - 1
+        count = min(self.model.captions_read, self.most_captions) - 1
         if count == 0:
             return index
         clips, captions = self.split.clip_of_caption, index.tolist()

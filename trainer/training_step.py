@@ -93,7 +93,10 @@ class TrainingStep(nn.Module):
         """A call that keeps what its backward pass needs, or computes it again where there are several chunks."""
         if self.chunks == 1:
             return function(*arguments)
-        return checkpoint(function, *arguments, use_reentrant=False)
+        here = torch.empty(
+            0, device=self.device
+        )  # so that the random state of the device, where dropout draws, is kept
+        return checkpoint(lambda _, *given: function(*given), here, *arguments, use_reentrant=False)
 
 
 def _split(tensors: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:

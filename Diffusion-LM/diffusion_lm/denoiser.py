@@ -176,9 +176,13 @@ class Denoiser(nn.Module):
         expand = self.sims_decoder[0]
         return F.linear(self.sims_linear(condition), expand.weight[:, self.config.hidden_size :], expand.bias)
 
-    def video_memory(self, tokens: Tensor) -> list[VideoMemory]:
-        """What each layer reads of videos, from their tokens (N, S, W): the same for all texts and steps."""
-        return [attention.memory(tokens) for attention in self.video_attention]
+    def video_memory(self, tokens: Tensor, rows: Tensor | None = None) -> list[VideoMemory]:
+        """What each layer reads of videos, from their tokens (N, S, W): the same for all texts and steps.
+
+        :param rows: videos (P,) in [0, N) that are read, each as often as it stands there; None: all, once.
+        """
+        layers = (attention.memory(tokens) for attention in self.video_attention)  # one layer of all N at a time
+        return [layer if rows is None else layer.rows(rows) for layer in layers]
 
     def denoise(
         self,

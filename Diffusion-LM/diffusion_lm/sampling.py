@@ -1,7 +1,7 @@
 """Captions out of noise."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -17,6 +17,13 @@ SAMPLING_BATCH = 256  # captions
 TEMPERATURE = 0.6  # of captions for people: fewer different ones than at 1, and more of them fluent
 
 
+class Reading(NamedTuple):
+    """What a network with cross-attention reads."""
+
+    memory: Sequence[VideoMemory]  # what `Denoiser.video_memory` gave of videos
+    table: Tensor  # where the words lie of which it reads noise (V, C)
+
+
 @torch.no_grad()
 def sample_words(
     denoiser: Denoiser,
@@ -24,7 +31,7 @@ def sample_words(
     noise: Tensor,
     sampler: Sampler = "ddpm",
     temperature: float = 1.0,
-    memory: Sequence[VideoMemory] | None = None,
+    reading: Reading | None = None,
 ) -> Tensor:
     """Word ids from noise: predict x_0 and step, for all steps; then take the nearest row of the word table.
 
@@ -37,20 +44,20 @@ def sample_words(
     :param diffusion: S steps.
     :param noise: x_T, then the noise of each step from the noisiest to t = 0, standard normal (N, S + 1, L, C).
     :param temperature: factor of the noise of the steps (DDIM has none); 1 samples from the model.
-    :param memory: what `Denoiser.video_memory` gave of the N videos that are read, one for each caption.
+    :param reading: what is read, one video for each caption; None: nothing.
     :return: integer ids (N, L).
     """
     denoiser.eval()
     known = torch.arange(denoiser.vocabulary_size, device=noise.device)
     known = known[known != UNK]
-    words = denoiser.word_embedding.weight[known]
+    words = (denoiser.word_embedding.weight if reading is None else reading.table)[known]
     x_t = noise[:, 0]
     for index, step in enumerate(reversed(range(diffusion.num_steps)), start=1):
         t = torch.full((len(x_t),), step, device=x_t.device)
-        if memory is None:
+        if reading is None:
             x_start = denoiser(x_t, diffusion.model_times[t])
         else:
-            predicted = denoiser.denoise(x_t, diffusion.model_times[t], memory=memory)
+            predicted = denoiser.denoise(x_t, diffusion.model_times[t], memory=reading.memory)
             x_start = denoiser.logits(predicted)[..., known].softmax(-1) @ words
             x_start[:, 0] = words[START]
         if sampler == "ddpm":
@@ -69,13 +76,13 @@ def sample_captions(
     seed: int,
     sampler: Sampler = "ddpm",
     temperature: float = TEMPERATURE,
-    memory: Sequence[VideoMemory] | None = None,
+    reading: Reading | None = None,
 ) -> list[str]:
     """Generated captions. A caption depends on the seed and its place alone, not on `count`.
 
     :param length: L, tokens of a caption.
     :param temperature: as in `sample_words`.
-    :param memory: likewise, but of one video, which all captions are of.
+    :param reading: likewise, but of one video, which all captions are of.
     """
     device = diffusion.betas.device
     shape = (diffusion.num_steps + 1, length, denoiser.config.channels)
@@ -84,7 +91,7 @@ def sample_captions(
         places = range(first, min(first + SAMPLING_BATCH, count))
         noise = np.stack([np.random.default_rng((seed, p)).standard_normal(shape, dtype=np.float32) for p in places])
         same = torch.zeros(len(places), dtype=torch.long, device=device)
-        seen = memory and [layer.rows(same) for layer in memory]
-        ids = sample_words(denoiser, diffusion, torch.from_numpy(noise).to(device), sampler, temperature, seen)
+        read = reading and Reading([layer.rows(same) for layer in reading.memory], reading.table)
+        ids = sample_words(denoiser, diffusion, torch.from_numpy(noise).to(device), sampler, temperature, read)
         captions += map(vocabulary.decode, ids.tolist())
     return captions
