@@ -2,9 +2,10 @@
 
 python benchmarks/patch_control.py --arch=clip_transformer [flags of train.py]
 
---potential_lr is the learning rate of its video encoder, whatever train.py says of the flag. It sees all that TextDiffs sees (patches, places, frame numbers), so its distance to X-Pool is what patches in order are
-worth, and TextDiffs' distance to it what reading the words is worth. Its checkpoints are not for test.py: results.json
-of the run has the test, of the model that the validation split chose.
+--potential_lr is the learning rate of its video encoder, whatever train.py says of the flag. It sees all that TextDiffs
+sees (patches, places, frame numbers), so its distance to X-Pool is what patches in order are worth, and TextDiffs'
+distance to it what reading the words is worth. Its checkpoints are not for test.py: results.json of the run has the
+test, of the model that the validation split chose.
 """
 
 import sys
