@@ -20,7 +20,7 @@ from diffusion_lm.denoiser import DENOISERS, Denoiser, DenoiserConfig, VideoAtte
 from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.losses import end_to_end_loss
-from diffusion_lm.sampling import sample_captions, sample_words
+from diffusion_lm.sampling import Reading, sample_captions, sample_words
 from diffusion_lm.schedule import sqrt_betas
 from diffusion_lm.training import EndlessBatches, ExponentialAverage, recovered, split_held_out
 from diffusion_lm.vocabulary import END, PAD, START, UNK, Vocabulary
@@ -494,14 +494,15 @@ def reader():
 def test_what_was_learned_of_a_video_is_read_in_it(reader, sampler):
     network, vocabulary, videos, process = reader
     for caption, video in zip(VERSES, videos, strict=True):
-        memory = network.video_memory(video[None])
-        assert sample_captions(network, process, vocabulary, 5, 8, 7, sampler, memory=memory) == [caption] * 5
+        reading = Reading(network.video_memory(video[None]), network.word_embedding.weight)
+        assert sample_captions(network, process, vocabulary, 5, 8, 7, sampler, reading=reading) == [caption] * 5
 
 
 @torch.no_grad()
 def test_each_caption_is_of_its_own_video(reader):
     network, vocabulary, videos, process = reader
-    ids = sample_words(network, process, randn(2, 5, 8, SMALL.channels), memory=network.video_memory(videos))
+    reading = Reading(network.video_memory(videos), network.word_embedding.weight)
+    ids = sample_words(network, process, randn(2, 5, 8, SMALL.channels), reading=reading)
     assert [vocabulary.decode(row) for row in ids.tolist()] == VERSES
     assert ids[:, 0].tolist() == [START, START]
 
@@ -517,7 +518,7 @@ def test_one_step_with_a_video_is_the_mean_of_the_words():
     memory = network.video_memory(randn(2, 3, 6))
     predicted = network.denoise(noise[:, 0], process.model_times[torch.tensor([0, 0])], memory=memory)
     scores, table = network.logits(predicted).exp(), network.word_embedding.weight
-    ids = sample_words(network, process, noise, memory=memory)
+    ids = sample_words(network, process, noise, reading=Reading(memory, network.word_embedding.weight))
     known = [word for word in range(11) if word != UNK]
     for n in range(2):
         assert ids[n, 0] == START
