@@ -14,7 +14,7 @@ from model.retrieval import EncodedPairs, PairScores, Texts, Videos
 from model.xpool import XPool
 from modules.losses import hardest_videos
 from modules.noise import TrainingNoise, caption_noise, reading_noise
-from modules.text_potential import LEAST_NOISE, READ_AT, NoisedWords, TextPotential, is_word
+from modules.text_potential import LEAST_NOISE, READ_AT, READ_WEIGHT, NoisedWords, TextPotential, is_word
 
 NEVER = -1e3  # similarity of a text with a video of the batch that it is not read against: no share in a softmax
 TEXTS_AT_ONCE = 256  # whose prior is computed together
@@ -31,9 +31,10 @@ class ReadPairs(NamedTuple):
 
 
 class TextDiffs(XPool):
-    """The score of a pair is X-Pool's cosine, and w / s times the log ratio of `modules.text_potential`.
+    """The score of a pair is X-Pool's cosine, and a share of the log ratio of `modules.text_potential`.
 
-    s is CLIP's logit scale and w is learned: with w = 1 the logits are cosines times s plus nats.
+    In training the logits are s times the cosine plus w times the nats of one draw, with CLIP's logit scale s and a
+    learned w. A test takes the mean of several draws, and 2 w.
 
     :param potential: the network that reads captions, and the encoder of the videos.
     :param vocabulary: words of the diffusion.
@@ -113,6 +114,11 @@ class TextDiffs(XPool):
 
     # Scoring
 
+    @property
+    def nat(self) -> Tensor:
+        """What a nat of the mean ratio adds to a score, a scalar."""
+        return READ_WEIGHT * self.potential.weight / self.clip.logit_scale.exp()
+
     @torch.no_grad()
     def texts(self, captions: Sequence[str], features: Tensor, word_ids: Tensor) -> Texts:
         """Captions and their features (N, D), with the prior of their words (N, l)."""
@@ -131,7 +137,7 @@ class TextDiffs(XPool):
         """
         base = super().score_pairs(texts, videos, text_index, video_index, own_pooled)
         ratios = self.word_ratios(texts, videos, text_index, video_index).sum(1)
-        potential = self.potential.weight * ratios / self.clip.logit_scale.exp()
+        potential = self.nat * ratios
         return PairScores(base.strict + potential, None if base.published is None else base.published + potential)
 
     @torch.no_grad()

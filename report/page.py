@@ -102,7 +102,7 @@ class Report:
                 for ratio, index, counts in zip(*row, strict=True)
                 if counts
             ]
-        self.nat = float(model.potential.weight / model.clip.logit_scale.exp())
+        self.nat = float(model.nat)
 
     def write(self, folder: Path, evaluation: Evaluation) -> Path:
         """Write report.html, and its plots as report-<name>.png.

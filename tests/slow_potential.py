@@ -53,11 +53,11 @@ def ratio(model: TextDiffs, caption: str, tokens: Tensor) -> float:
     potential = model.potential
     steps, channels = potential.diffusion.num_steps, potential.student.config.channels
     word_ids = model.vocabulary.encode([caption], potential.text_length)[0].tolist()
-    noise = caption_noise([caption], model.seed, 6, potential.text_length, channels)[0]
+    noise = caption_noise([caption], model.seed, 12, potential.text_length, channels)[0]
     total = 0.0
-    for draw, t in enumerate(round(share * steps) for share in (0.7, 0.8, 0.9)):
+    for draw, t in enumerate(round(share * steps) for share in (0.6, 0.6, 0.7, 0.7, 0.8, 0.8)):
         x_t = noised(model, word_ids, t, noise[2 * draw], noise[2 * draw + 1])
         with_video = log_p(potential.student, word_ids, x_t, t * 1000 / steps, tokens)
         without = log_p(potential.student, word_ids, x_t, t * 1000 / steps)
-        total += (sum(with_video) - sum(without)) / 3
+        total += (sum(with_video) - sum(without)) / 6
     return total

@@ -178,7 +178,7 @@ def test_a_score_depends_on_its_pair_alone(model):
 
 @torch.no_grad()
 def test_a_score_is_that_of_xpool_and_the_weighted_ratio(model):
-    """Under both protocols: w times the nats, in logits."""
+    """Under both protocols: twice w times the nats, in logits."""
     texts, videos = encoded(model)
     pairs, before = all_pairs(texts, videos), model.potential.weight.item()
     ratios = model.word_ratios(texts, videos, *pairs).sum(1)
@@ -189,7 +189,7 @@ def test_a_score_is_that_of_xpool_and_the_weighted_ratio(model):
         scores = model.score_pairs(texts, videos, *pairs, own_pooled)
         for found, of_xpool in ((scores.strict, base.strict), (scores.published, base.published)):
             nats = (found - of_xpool) * model.clip.logit_scale.exp()
-            torch.testing.assert_close(nats, weight * ratios, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(nats, 2 * weight * ratios, atol=1e-4, rtol=1e-4)
     model.potential.weight.fill_(before)
 
 
