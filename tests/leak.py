@@ -34,7 +34,7 @@ MODELS: dict[str, Callable[[], RetrievalModel]] = {
     "clip_baseline, attention": lambda: small_baseline("attention", WIDTH, temperature=0.01),
     "clip_transformer (X-Pool)": lambda: small_xpool(WIDTH),
     "clip_tmass (T-MASS)": lambda: small_tmass(WIDTH, FRAMES),
-    "clip_stochastic (TextDiffs)": lambda: small_textdiffs(CAPTIONS, WIDTH, num_frames=FRAMES, length=4),
+    "clip_stochastic (TextDiffs)": lambda: small_textdiffs(CAPTIONS, WIDTH, num_frames=FRAMES, length=4, scaled=False),
     "clip_stochastic, --recipe=published": lambda: small_textdiffs(
         CAPTIONS, WIDTH, num_frames=FRAMES, steps=2, length=4, published=True
     ),
