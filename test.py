@@ -28,8 +28,6 @@ def main() -> None:
     from trainer.evaluation import Evaluator, format_table, write_results
     from trainer.sweep import format_sweep, parse_sweep, sweep, write_sweep
 
-    for note in config.notes():
-        logger.info(note)
     here = distributed.find_processes()
     device = choose_device(config.gpu, here)
     dtype = choose_precision(config.precision, device)
@@ -40,12 +38,14 @@ def main() -> None:
 
         # 2. model
         path, model, selection, trained_on = chosen_model(config)
+        for note in config.notes():  # now that the checkpoint has told its arch and recipe
+            logger.info(note)
         logger.info(f"checkpoint {path}" if path else "no --load_epoch: this is the model before training")
         output = Path(config.output_json or (path.parent if path else config.run_dir) / RESULTS_FILE)
         if here.is_main:
             check_writable(output, config.save_embeddings, config.save_sims)
         model.to(device).eval()
-        if config.sweep and model.diffuses:
+        if config.sweep and model.samples:
             parse_sweep(config.sweep, config.diffusion_steps)  # bad input must not wait for the evaluation
 
         # 3. data
@@ -92,7 +92,7 @@ def main() -> None:
         )  # fmt: skip
 
         # 6. other ways of sampling
-        if config.sweep and model.diffuses:
+        if config.sweep and model.samples:
             rows = sweep(evaluator, model, embeddings, evaluation, config)
             logger.info(format_sweep(rows))
             if here.is_main:
@@ -101,7 +101,7 @@ def main() -> None:
 
         # 7. the page
         if report:
-            report.trace(evaluator, model, embeddings)
+            report.read_words(evaluator, model, embeddings)
             logger.info("report: %s", report.write(output.parent, evaluation))
 
 

@@ -5,16 +5,25 @@ Several processes: `torchrun --nproc_per_node=N train.py FLAGS`, `mpirun -n N py
 
 import logging
 import sys
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from config import Config
 from trainer.run_folder import run_program
 
+if TYPE_CHECKING:
+    from model.retrieval import RetrievalModel
+
 logger = logging.getLogger(__name__)
 
 
-def main() -> None:
+def main(build: "Callable[[Config], RetrievalModel] | None" = None) -> None:
+    """Train.
+
+    :param build: makes another model than the one that the flags name.
+    """
     # 1. settings
     config = Config.parse(prog="train.py", description=__doc__)
     from datasets.holdout import training_splits  # after parsing, so that --help and bad flags answer at once
@@ -48,7 +57,12 @@ def main() -> None:
 
         # 3. model
         with distributed.main_first():
-            model = restore_model(config, checkpoint, path) if checkpoint else create_model(config)
+            if build is not None:
+                model = build(config)
+                if checkpoint:
+                    model.load_state_dict(checkpoint["state_dict"])
+            else:
+                model = restore_model(config, checkpoint, path) if checkpoint else create_model(config)
         model.to(device)
 
         # 4. training

@@ -1,15 +1,22 @@
-"""Print captions that a Diffusion-LM generates: `python Diffusion-LM/sample.py [FOLDER]`."""
+"""Print captions that a Diffusion-LM generates: `python Diffusion-LM/sample.py [FOLDER]`.
+
+With --video, those that the text diffusion of a trained TextDiffs reads in a video, the best explained first, each with
+its log ratio in nats: `python Diffusion-LM/sample.py --video=FILE --checkpoint=RUN/model_best.pth`.
+"""
 
 import sys
 from argparse import Namespace
 from pathlib import Path
 
+import torch
+
 from diffusion_lm import weights
 from diffusion_lm.command_line import Parser, number
-from diffusion_lm.denoiser import MAX_POSITIONS
+from diffusion_lm.denoiser import MAX_POSITIONS, Denoiser
 from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
-from diffusion_lm.sampling import SAMPLERS, TEMPERATURE, sample_captions
+from diffusion_lm.sampling import SAMPLERS, TEMPERATURE, Reading, sample_captions
+from diffusion_lm.vocabulary import Vocabulary
 from trainer.device import choose_device
 from trainer.run_folder import run_program
 
@@ -20,16 +27,79 @@ PUBLISHED_TEXT_LEN = 64
 def main() -> None:
     args = parse_args()
     device = choose_device(args.gpu)
+    for line in captions_of_video(args, device) if args.video else captions(args, device):
+        sys.stdout.write(line + "\n")
+
+
+def captions(args: Namespace, device: torch.device) -> list[str]:
+    """Captions of a Diffusion-LM."""
     model = weights.load(args.folder or newest_folder(MODELS))
     diffusion = GaussianDiffusion.sqrt(model.training_args.get("diffusion_steps", 10)).to(device)
+    length = args.text_len or model.training_args.get("text_len", PUBLISHED_TEXT_LEN)
+    return sampled(args, model.build().to(device), diffusion, model.vocabulary, length)
+
+
+@torch.no_grad()
+def captions_of_video(args: Namespace, device: torch.device) -> list[str]:
+    """Captions that the student of a TextDiffs reads in a video, the best explained first, with their log ratios.
+
+    :raises InputError: the file is no video, or the checkpoint is of another model.
+    """
+    from config import Config
+    from config.config import DIFFUSION_ARCHS
+    from datasets.annotations import Clip
+    from datasets.loading import FilmClips, Sample
+    from model.factory import restore_model
+    from model.textdiffs import TextDiffs
+    from trainer.checkpoints import load_checkpoint
+
+    # 1. model
+    config = Config.parse([])
+    model = restore_model(config, load_checkpoint(args.checkpoint), args.checkpoint)
+    if not isinstance(model, TextDiffs):
+        recipe = f" --recipe={config.recipe}" if config.arch in DIFFUSION_ARCHS else ""
+        raise InputError(
+            f"{args.checkpoint} has no text potential, which is what reads words in a video: its model is "
+            f"--arch={config.arch}{recipe}"
+        )
+    model.to(device).eval()
+
+    # 2. video
+    clip = Clip(args.video.name, args.video, ())
+    (sample,) = FilmClips([clip], config.num_frames, config.input_res, model.preprocessing)
+    if not isinstance(sample, Sample):
+        raise sample[1]
+    video = model.videos(model.encode_videos(sample.frames[None].to(device)))
+
+    # 3. captions
+    potential = model.potential
+    reading = Reading(potential.student.video_memory(video.tokens), potential.word_table)
+    length = args.text_len or potential.text_length
+    found = sampled(args, potential.student, potential.diffusion, model.vocabulary, length, reading)
+
+    # 4. how well the video explains them
+    inputs = {name: ids.to(device) for name, ids in model.tokenize(found).items()}
+    texts = model.texts(found, model.encode_texts(inputs["token_ids"]), inputs["word_ids"])
+    places = torch.arange(len(found))
+    ratios = model.word_ratios(texts, video, places, torch.zeros_like(places)).sum(1).cpu()
+    order = ratios.argsort(descending=True, stable=True).tolist()
+    return [f"{ratios[place]:+8.2f}  {found[place]}" for place in order]
+
+
+def sampled(
+    args: Namespace,
+    denoiser: Denoiser,
+    diffusion: GaussianDiffusion,
+    vocabulary: Vocabulary,
+    length: int,
+    reading: Reading | None = None,
+) -> list[str]:
+    """`sample_captions` as the command line wants it."""
     if args.sampling_steps is not None:
         diffusion = diffusion.respaced(args.sampling_steps)
-    length = args.text_len or model.training_args.get("text_len", PUBLISHED_TEXT_LEN)
-    denoiser = model.build().to(device)
-    for caption in sample_captions(
-        denoiser, diffusion, model.vocabulary, args.num, length, args.seed, args.sampler, args.temperature
-    ):
-        sys.stdout.write(caption + "\n")
+    return sample_captions(
+        denoiser, diffusion, vocabulary, args.num, length, args.seed, args.sampler, args.temperature, reading
+    )
 
 
 def parse_args() -> Namespace:
@@ -41,6 +111,15 @@ def parse_args() -> Namespace:
         nargs="?",
         metavar="FOLDER",
         help="Diffusion-LM folder (default: the newest in diffusion_models)",
+    )
+    parser.add_argument(
+        "--video", type=Path, metavar="FILE", help="video that is read (default: none, captions are of nothing)"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="TextDiffs that reads --video: a .pth file of its run (default: none)",
     )
     parser.add_argument("--num", type=number(int, 1), default=10, metavar="N", help="captions to print")
     parser.add_argument("--seed", type=number(int, 0), default=24, metavar="N", help="seed of the noise")
@@ -64,7 +143,12 @@ def parse_args() -> Namespace:
     parser.add_argument(
         "--gpu", metavar="INDEX", help="index of the GPU, or cpu (default: the first GPU if there is one)"
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if (args.video is None) != (args.checkpoint is None):
+        raise InputError("--video needs the --checkpoint of a TextDiffs that reads it, and --checkpoint a --video")
+    if args.folder is not None and args.checkpoint is not None:
+        raise InputError(f"two models are named, {args.folder} and --checkpoint={args.checkpoint}: leave one out")
+    return args
 
 
 def newest_folder(models: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Pre-train a Diffusion-LM, the teacher of TextDiffs: `python Diffusion-LM/train.py --dataset_name=MSRVTT`."""
+"""Pre-train a Diffusion-LM for TextDiffs: `python Diffusion-LM/train.py --dataset_name=MSRVTT`."""
 
 import json
 import logging

@@ -35,12 +35,14 @@ from diffusion_lm.denoiser import DENOISERS, Denoiser
 from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
-from model.clip import TINY_FOLDER, build_clip
+from model.clip import TINY_FOLDER, EncodedVideos, build_clip
 from model.retrieval import RetrievalModel
 from model.textdiffs import TextDiffs
 from model.xpool import XPool
-from modules.text_diffusion import TextDiffusion
+from modules.text_potential import TextPotential
+from modules.video_encoder import VideoEncoder
 from trainer.device import set_up
+from trainer.embeddings import TOKENS_DTYPE
 from trainer.run_folder import run_program
 from video_index.encoding import Encoder, update
 from video_index.files import changes, video_files
@@ -62,11 +64,13 @@ Figures = dict[str, dict[str, float]]
 def textdiffs() -> TextDiffs:
     """As the demo's, untrained."""
     vocabulary = Vocabulary.from_captions([query["query"] for query in QUERIES])
-    student, teacher = (Denoiser(DENOISERS[DENOISER], len(vocabulary), FRAMES) for _ in range(2))
     clip = build_clip(CLIPConfig.from_pretrained(TINY_FOLDER).to_dict(), TINY_FOLDER)
-    width = clip[0].config.projection_dim
-    diffusion = TextDiffusion(student, teacher, GaussianDiffusion.sqrt(STEPS), width, LENGTH)
-    return TextDiffs(*clip, diffusion, vocabulary).eval()
+    vision = clip[0].config.vision_config
+    encoder = VideoEncoder(vision.hidden_size, FRAMES, (vision.image_size // vision.patch_size) ** 2)
+    student = Denoiser(DENOISERS[DENOISER], len(vocabulary), video_width=encoder.width)
+    table = student.word_embedding.weight.detach().clone()
+    potential = TextPotential(student, table, encoder, GaussianDiffusion.sqrt(STEPS), LENGTH)
+    return TextDiffs(*clip, potential, vocabulary).eval()
 
 
 def wide_xpool() -> XPool:
@@ -119,16 +123,15 @@ def real_videos(folder: Path, count: int, figures: Figures) -> str:
 def synthetic(folder: Path, model: RetrievalModel, count: int, frames: int, name: str, figures: Figures) -> str:
     """Write an index of random features, load and query it."""
     generator = torch.Generator().manual_seed(count)
-    features = torch.randn(count, frames, model.embed_dim, generator=generator)
+    shapes = (frames, model.embed_dim), model.token_shape
     clips = [IndexedClip(f"/videos/{number}.mp4", 1, 1, 0, 1, 0.0, 10.0) for number in range(count)]
-    held = new_store(folder / name)
-
-    def write() -> None:
-        for start in range(0, count, SHARD_CLIPS):
-            held.add(clips[start : start + SHARD_CLIPS], features[start : start + SHARD_CLIPS])
-        held.compact()
-
-    seconds, _ = timed(write)
+    held, seconds = new_store(folder / name), 0.0
+    for start in range(0, count, SHARD_CLIPS):
+        some = clips[start : start + SHARD_CLIPS]
+        features, tokens = (shape and torch.randn(len(some), *shape, generator=generator) for shape in shapes)
+        videos = EncodedVideos(features, None if tokens is None else tokens.to(TOKENS_DTYPE))
+        seconds += timed(lambda some=some, videos=videos: held.add(some, videos))[0]
+    seconds += timed(held.compact)[0]
     figures["seconds"][f"write_{name}"] = seconds
     return row(name, seconds, *query_seconds(model, folder / name, frames), name, figures)
 

@@ -1,12 +1,15 @@
 """The similarity engine against the published loop, its memory, and how its time grows.
 
-    python benchmarks/bench_similarity.py [--quick] [--json FILE] [--plot FILE] [--parts speed,rerank,memory,growth,gpu]
+    python benchmarks/bench_similarity.py [--quick] [--json FILE] [--plot FILE]
+        [--parts speed,rerank,memory,growth,gallery,gpu]
 
-The baseline is the published loop as DESIGN describes it: one video at a time with all captions, fp32, captions
-tokenised for every video, attention without a fused kernel, every step on its own, (videos, texts, D) tensors kept and
-grouped afterwards. It runs in the same process with the same weights and the same noise.
+All parts but `gallery` score with the published diffusion. The baseline is the published loop as DESIGN describes it:
+one video at a time with all captions, fp32, captions tokenised for every video, attention without a fused kernel, every
+step on its own, (videos, texts, D) tensors kept and grouped afterwards. It runs in the same process with the same
+weights and the same noise.
 """
 
+import functools
 import json
 import logging
 import os
@@ -18,6 +21,7 @@ from contextlib import contextmanager
 from operator import truediv
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -28,14 +32,18 @@ from diffusion_lm.command_line import Parser, home_path
 from diffusion_lm.denoiser import DENOISERS, Denoiser, nearest_word
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
-from model.clip import TINY_FOLDER, build_clip
+from model.clip import TINY_FOLDER, EncodedVideos, build_clip
+from model.published_textdiffs import PublishedTextDiffs
 from model.textdiffs import TextDiffs
 from modules.metrics import text_to_video, video_to_text
 from modules.noise import sampling_noise
 from modules.parallel import one_thread_per_item
 from modules.similarity import Similarity, automatic_block, choose_candidates, similarity
 from modules.text_diffusion import TextDiffusion
+from modules.text_potential import TextPotential
+from modules.video_encoder import VideoEncoder
 from trainer.device import autocast, choose_device, choose_precision, set_up
+from trainer.embeddings import new_tokens
 from trainer.run_folder import run_program
 
 logger = logging.getLogger(__name__)
@@ -59,18 +67,19 @@ WORDS = [
     "red",
     "big",
 ]
-PARTS = ("speed", "rerank", "memory", "growth", "gpu")
+PARTS = ("speed", "rerank", "memory", "growth", "gallery", "gpu")
+PATCHES = 49  # of a frame, as ViT-B/32 has
 Figures = dict[str, dict[str, float | None]]
 
 
-def build(denoiser: str, length: int, steps: int, sampling: int | None = None) -> TextDiffs:
-    """TextDiffs with random weights, whose condition has an effect."""
+def build(denoiser: str, length: int, steps: int, sampling: int | None = None) -> PublishedTextDiffs:
+    """The published TextDiffs with random weights, whose condition has an effect."""
     torch.manual_seed(0)
     vocabulary = Vocabulary.from_captions([" ".join(WORDS)])
     student, teacher = (Denoiser(DENOISERS[denoiser], len(vocabulary), FRAMES) for _ in range(2))
     diffusion = TextDiffusion(student, teacher, GaussianDiffusion.sqrt(steps), WIDTH, length)
     clip = build_clip(CLIPConfig.from_pretrained(TINY_FOLDER).to_dict() | {"projection_dim": WIDTH}, TINY_FOLDER)
-    return TextDiffs(*clip, diffusion, vocabulary, sampling_steps=sampling).eval()
+    return PublishedTextDiffs(*clip, diffusion, vocabulary, sampling_steps=sampling).eval()
 
 
 def problem(texts: int, videos: int) -> tuple[list[str], Tensor, Tensor]:
@@ -86,7 +95,7 @@ def problem(texts: int, videos: int) -> tuple[list[str], Tensor, Tensor]:
 
 @torch.no_grad()
 def engine(
-    model: TextDiffs,
+    model: PublishedTextDiffs,
     captions: list[str],
     texts: Tensor,
     frames: Tensor,
@@ -97,13 +106,13 @@ def engine(
     device = next(model.parameters()).device
     with autocast(device, dtype), one_thread_per_item(device) as workers:
         word_ids = model.tokenize(captions)["word_ids"].to(device)
-        prepared = model.texts(captions, texts.to(device), word_ids), model.videos(frames.to(device))
+        prepared = model.texts(captions, texts.to(device), word_ids), model.videos(EncodedVideos(frames.to(device)))
         own_text = torch.arange(len(captions)) if len(captions) == len(frames) else None
         return similarity(model, *prepared, own_text, rerank_topk=topk, workers=workers)
 
 
 @torch.no_grad()
-def published_loop(model: TextDiffs, captions: list[str], texts: Tensor, frames: Tensor) -> Tensor:
+def published_loop(model: PublishedTextDiffs, captions: list[str], texts: Tensor, frames: Tensor) -> Tensor:
     """Strict scores (texts, videos) as the published loop computes them."""
     diffusion, process = model.text_diffusion, model.sampling_diffusion
     channels = diffusion.student.config.channels
@@ -128,7 +137,7 @@ def published_loop(model: TextDiffs, captions: list[str], texts: Tensor, frames:
 
 
 @contextmanager
-def attention(model: TextDiffs, implementation: str) -> Iterator[None]:
+def attention(model: PublishedTextDiffs, implementation: str) -> Iterator[None]:
     """The attention of the denoiser: `eager`, all that transformers had for BERT when it was published, or `sdpa`."""
     config = model.text_diffusion.student.input_transformers.config
     before, config._attn_implementation = config._attn_implementation, implementation
@@ -174,7 +183,7 @@ def speed(quick: bool, figures: Figures) -> list[str]:
             *half_precision(model, data, texts / middle["eager"], figures)]  # fmt: skip
 
 
-def half_precision(model: TextDiffs, data: tuple, baseline: float, figures: Figures) -> list[str]:
+def half_precision(model: PublishedTextDiffs, data: tuple, baseline: float, figures: Figures) -> list[str]:
     """The same in bf16; a smaller problem where the processor computes bf16 slower than fp32."""
     cpu = torch.device("cpu")
     reason = ""
@@ -198,7 +207,7 @@ def rerank(quick: bool, figures: Figures) -> list[str]:
     size, topk = (200, 10) if quick else (1000, 50)
     model = build("tiny", 4, 1)
     captions, texts, frames = problem(size, size)
-    model.moves_text = False  # the first stage alone
+    model.rescores = False  # the first stage alone
     first = choose_candidates(engine(model, captions, texts, frames).undiffused, topk)
     everything = slice(None)
     diffused = int((first.candidates_of_texts(everything) | first.candidates_of_videos(everything)).sum())
@@ -264,6 +273,41 @@ def growth(quick: bool, figures: Figures) -> list[str]:
 
 
 @torch.no_grad()
+def gallery(quick: bool, figures: Figures) -> list[str]:
+    """Memory and seconds of the text potential over a large gallery with the tokens of ViT-B/32, each video read with
+    the best of a few texts: tokens in memory, and in a file as with --save_memory_mode."""
+    videos, texts = (200, 4) if quick else (10_000, 4)
+    torch.manual_seed(0)
+    vocabulary = Vocabulary.from_captions([" ".join(WORDS)])
+    clip = build_clip(CLIPConfig.from_pretrained(TINY_FOLDER).to_dict() | {"projection_dim": WIDTH}, TINY_FOLDER)
+    encoder = VideoEncoder(clip[0].config.vision_config.hidden_size, FRAMES, PATCHES)
+    student = Denoiser(DENOISERS["tiny"], len(vocabulary), video_width=encoder.width)
+    table = student.word_embedding.weight.detach().clone()
+    potential = TextPotential(student, table, encoder, GaussianDiffusion.sqrt(STEPS), LENGTH)
+    model = TextDiffs(*clip, potential, vocabulary).eval()
+    captions, features, frames = problem(texts, videos)
+    lines = []
+    for place in ("memory", "file"):
+        watch = Memory()
+        watch.start()
+        with TemporaryDirectory(dir=".") as folder, one_thread_per_item(torch.device("cpu")) as workers:
+            tokens = new_tokens(videos, model.token_shape, Path(folder) if place == "file" else None)
+            for rows in torch.arange(videos).split(100):
+                tokens[rows] = torch.randn(len(rows), *model.token_shape, dtype=tokens.dtype)
+            read = model.texts(captions, features, model.tokenize(captions)["word_ids"])
+            seen = model.videos(EncodedVideos(frames, tokens))
+            score = functools.partial(similarity, model, read, seen, rerank_topk=1, workers=workers)
+            spent, scores = timed(score)
+        extra = watch.extra_gb()
+        figures["memory_gb"][f"gallery_{place}"], figures["seconds"][f"gallery_{place}"] = extra, spent
+        lines.append(
+            f"{texts} texts x {videos} videos, tokens {tokens.nbytes / 1e9:.2f} GB in {place}: {extra:.2f} GB more, "
+            f"{scores.pairs_diffused} pairs read in {spent:.1f} s"
+        )
+    return [*lines, "pages of a file that are in memory count, though the system may take them back"]
+
+
+@torch.no_grad()
 def gpu(quick: bool, figures: Figures) -> list[str]:
     """Pairs/s of the base denoiser in bf16 on a GPU, and its share of the rate of a large product there."""
     if not torch.cuda.is_available():
@@ -319,7 +363,7 @@ def main() -> None:
         parser.error(f"unknown parts {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
     set_up(torch.device("cpu"), 0)
     figures: Figures = {"ratios": {}, "errors": {}, "memory_gb": {}, "seconds": {}}
-    parts = {"speed": speed, "rerank": rerank, "memory": memory, "growth": growth, "gpu": gpu}
+    parts = {"speed": speed, "rerank": rerank, "memory": memory, "growth": growth, "gallery": gallery, "gpu": gpu}
     logger.info("%d threads, torch %s", torch.get_num_threads(), torch.__version__)
     for name in wanted:
         logger.info("\n%s\n%s", name, "\n".join(parts[name](arguments.quick, figures)))

@@ -29,7 +29,7 @@ from diffusion_lm.denoiser import DENOISERS, Denoiser
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
 from model.clip import TINY_FOLDER, build_clip
-from model.textdiffs import TextDiffs
+from model.published_textdiffs import PublishedTextDiffs
 from modules.text_diffusion import TextDiffusion
 from trainer import distributed
 from trainer.device import choose_device, choose_precision
@@ -86,8 +86,8 @@ def ladder(device: torch.device, compiled: bool) -> list[Way]:
     return ways
 
 
-def make_model(tiny: bool, way: Way, device: torch.device) -> TextDiffs:
-    """TextDiffs with the same random weights for every way, in training mode but without dropout."""
+def make_model(tiny: bool, way: Way, device: torch.device) -> PublishedTextDiffs:
+    """The published TextDiffs with the same random weights for every way, in training mode but without dropout."""
     torch.manual_seed(0)
     clip_config = CLIPConfig.from_pretrained(TINY_FOLDER) if tiny else CLIPConfig()  # the default is ViT-B/32
     clip, tokenizer = build_clip(clip_config.to_dict(), TINY_FOLDER)
@@ -100,13 +100,13 @@ def make_model(tiny: bool, way: Way, device: torch.device) -> TextDiffs:
     clip.set_attn_implementation(way.attention)
     for denoiser in (student, teacher):
         denoiser.input_transformers.config._attn_implementation = way.attention
-    model = TextDiffs(clip, tokenizer, diffusion, vocabulary, transformer_dropout=0.0).to(device).train()
+    model = PublishedTextDiffs(clip, tokenizer, diffusion, vocabulary, transformer_dropout=0.0).to(device).train()
     model.drop_patches(way.patch_dropout)
     model.prepare(gradient_checkpointing=False, compiled=way.compiled)
     return model
 
 
-def make_batch(model: TextDiffs, size: int) -> tuple[Tensor, list[str]]:
+def make_batch(model: PublishedTextDiffs, size: int) -> tuple[Tensor, list[str]]:
     """Random frames (size, F, 3, R, R) and captions."""
     generator = torch.Generator().manual_seed(1)
     side = model.clip.config.vision_config.image_size
@@ -116,7 +116,7 @@ def make_batch(model: TextDiffs, size: int) -> tuple[Tensor, list[str]]:
 
 
 def stepper(
-    model: TextDiffs, way: Way, size: int, device: torch.device, shared: bool = False
+    model: PublishedTextDiffs, way: Way, size: int, device: torch.device, shared: bool = False
 ) -> Callable[[int], Tensor]:
     """One training step as a function of its number; returns the loss.
 

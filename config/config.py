@@ -23,25 +23,11 @@ CHOICES_WIDTH = 24  # of the help, up to which choices stand beside the name of 
 DIFFUSION_ARCHS = ("clip_stochastic",)
 TMASS = ("clip_tmass",)
 BASELINE = ("clip_baseline",)
-RECIPES = {  # defaults of the flags by which the recipes differ
-    "published": {
-        "cond_negatives": 0,
-        "undiffused_loss_weight": 0.0,
-        "score_fusion": 0.0,
-        "fused_pooling": "text",
-        "condition": "tokens",
-        "round_last": "yes",
-    },
-    "textdiffs": {
-        "cond_negatives": 0,
-        "undiffused_loss_weight": 0.0,
-        "score_fusion": 0.8,
-        "fused_pooling": "mean",
-        "condition": "tokens",
-        "round_last": "no",
-    },
-}
 BEFORE_THE_FLAG = {"select_on": "test"}  # what runs did that are older than a flag, where its default is another
+REMOVED = {  # flags that older configurations have, and what they were for --recipe=published; None: any
+    "cond_negatives": 0, "hard_share": None, "undiffused_loss_weight": 0.0, "score_fusion": 0.0, "fused_pooling": None,
+    "condition": "tokens", "round_last": "yes",
+}  # fmt: skip
 CROSS_ATTENTION_ARCHS = ("clip_stochastic", "clip_tmass", "clip_transformer")
 
 
@@ -67,6 +53,7 @@ def flag(
     choices: Sequence[str] = (),
     aliases: Sequence[str] = (),
     archs: Sequence[str] | None = None,
+    recipe: str = "",
     minimum: float | None = None,
     maximum: float | None = None,
     no_effect: str = "",
@@ -78,6 +65,7 @@ def flag(
     """A field of Config that is a flag.
 
     :param archs: the archs for which the flag does something; None means all of them.
+    :param recipe: the only --recipe for which it does something; "" means both.
     :param no_effect: why the flag never does anything here, for flags kept so that known commands run.
     :param alone: the value of the flag when it is given without one.
     :param needs: the flag without which it does nothing, or FLAG=VALUE.
@@ -90,6 +78,7 @@ def flag(
         "choices": tuple(choices),
         "aliases": tuple(aliases),
         "archs": archs,
+        "recipe": recipe,
         "minimum": minimum,
         "maximum": maximum,
         "no_effect": no_effect,
@@ -130,9 +119,10 @@ class Config:
     msrvtt_train_file: str = flag("9k", "training split of MSR-VTT", group="data", choices=("7k", "9k"))
     split: str = flag(
         "usual",
-        "test split: of MovingShapes also a large one, 500 videos that begin with the usual 100",
+        "test split: of MovingShapes also a large one, 500 videos that begin with the usual 100, and one of motion: "
+        "200 pairs of videos that differ in one fact",
         group="data",
-        choices=("usual", "large"),
+        choices=("usual", "large", "motion"),
         needs="dataset_name=MovingShapes",
     )
     num_frames: int = flag(
@@ -256,7 +246,7 @@ class Config:
     )
     diffusion_lm: str | None = flag(
         None,
-        "folder of the pre-trained Diffusion-LM that teaches",
+        "folder of the pre-trained Diffusion-LM: what the student starts as, or as published its teacher",
         group="diffusion",
         archs=DIFFUSION_ARCHS,
         metavar="DIR",
@@ -271,71 +261,40 @@ class Config:
         archs=DIFFUSION_ARCHS,
         metavar="TOKENS",
     )
-    cond_negatives: int | None = flag(
-        None,
-        "diffuse each text of a batch also towards K other videos, as evaluation does",
+    read_captions: int = flag(
+        5,
+        "captions of each video of a batch, where it has so many, that the text diffusion learns to read in it",
+        group="diffusion",
+        minimum=1,
+        archs=DIFFUSION_ARCHS,
+        recipe="textdiffs",
+        metavar="R",
+    )
+    potential_lr: float = flag(
+        1e-4,
+        "learning rate of the layers that read the video, a fifth of it that of the network they are added to; small"
+        " denoisers take more, such as 3e-3",
         group="diffusion",
         minimum=0,
         archs=DIFFUSION_ARCHS,
+        recipe="textdiffs",
+    )
+    hard_negatives: int = flag(
+        2,
+        "wrong videos of the batch, the most similar ones, with which each caption is also read in training",
+        group="diffusion",
+        minimum=1,
+        archs=DIFFUSION_ARCHS,
+        recipe="textdiffs",
         metavar="K",
-        unset="by --recipe",
-    )
-    hard_share: float = flag(
-        0.5,
-        "share of --cond_negatives that are the most similar videos of the batch; the others are any",
-        group="diffusion",
-        minimum=0,
-        maximum=1,
-        archs=DIFFUSION_ARCHS,
-        needs="cond_negatives",
-        metavar="SHARE",
-    )
-    undiffused_loss_weight: float | None = flag(
-        None,
-        "weight of the retrieval loss of the texts as encoded",
-        group="diffusion",
-        minimum=0,
-        archs=DIFFUSION_ARCHS,
-        unset="by --recipe",
-    )
-    score_fusion: float | None = flag(
-        None,
-        "weight of the text as encoded in the score of a pair; the diffused text has the rest of 1",
-        group="diffusion",
-        minimum=0,
-        maximum=1,
-        archs=DIFFUSION_ARCHS,
-        metavar="SHARE",
-        unset="by --recipe",
-    )
-    fused_pooling: str | None = flag(
-        None,
-        "what the text as encoded is compared with in --score_fusion: the frames pooled for it, or their mean",
-        group="diffusion",
-        choices=("text", "mean"),
-        archs=DIFFUSION_ARCHS,
-        needs="score_fusion",
-        unset="by --recipe",
-    )
-    condition: str | None = flag(
-        None,
-        "what the diffusion is conditioned on: cosines of the tokens with the frames, or also of the whole sentence",
-        group="diffusion",
-        choices=("tokens", "sentence"),
-        archs=DIFFUSION_ARCHS,
-        unset="by --recipe",
-    )
-    round_last: str | None = flag(
-        None,
-        "whether the last step of sampling rounds to words like the others, or keeps what the student predicts, as"
-        " training does",
-        group="diffusion",
-        choices=("yes", "no"),
-        archs=DIFFUSION_ARCHS,
-        unset="by --recipe",
     )
     sampler: str = flag(
-        "ddpm", "reverse process at inference", group="diffusion", choices=("ddpm", "ddim"), archs=DIFFUSION_ARCHS
+        "ddpm",
+        "reverse process at inference",
+        group="diffusion",
+        choices=("ddpm", "ddim"),
+        archs=DIFFUSION_ARCHS,
+        recipe="published",
     )
     sampling_steps: int | None = flag(
         None,
@@ -343,6 +302,7 @@ class Config:
         group="diffusion",
         minimum=1,
         archs=DIFFUSION_ARCHS,
+        recipe="published",
         metavar="STEPS",
         unset="all of them",
     )
@@ -497,8 +457,8 @@ class Config:
     )
     rerank_topk: int = flag(
         0,
-        "rank all pairs with the texts as encoded, then move (diffuse, sample) only the K best of each query, in"
-        " each direction; 0: all pairs",
+        "rank all pairs with the texts as encoded, then score with the text diffusion, or with samples, only the K best"
+        " of each query, in each direction; 0: all pairs",
         group="evaluation",
         minimum=0,
         archs=(*DIFFUSION_ARCHS, *TMASS),
@@ -522,6 +482,7 @@ class Config:
         " with commas between: ddpm:10,ddim:5,ddim:2:50; table in sweep.txt, sweep.csv, sweep.png",
         group="checkpoint and more files",
         archs=DIFFUSION_ARCHS,
+        recipe="published",
         metavar="LIST",
     )
 
@@ -596,9 +557,6 @@ class Config:
                 raise InputError(f"--{f.name}={value} is too small: at least {meta['minimum']}")
             if meta["maximum"] is not None and value > meta["maximum"]:
                 raise InputError(f"--{f.name}={value} is too large: at most {meta['maximum']}")
-        for name, value in RECIPES[self.recipe].items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
         if self.input_res is None and self.clip_path is None:  # else that of the files says it
             self.input_res = CLIP_INPUT_RES[self.clip_arch]
         if self.dataset_name == "custom" and self.annotations is None:
@@ -643,6 +601,8 @@ class Config:
                 lines.append("--annotations has no effect without --dataset_name=custom")
             elif archs is not None and self.arch not in archs:
                 lines.append(f"--{f.name} has no effect with --arch={self.arch}: it belongs to {', '.join(archs)}")
+            elif f.metadata["recipe"] not in ("", self.recipe):
+                lines.append(f"--{f.name} has no effect without --recipe={f.metadata['recipe']}")
             elif f.name == "select_on" and self.skip_eval:
                 lines.append("--select_on has no effect with --skip_eval: the last epoch becomes model_best.pth")
             elif not self._has(f.metadata["needs"]):
@@ -664,7 +624,7 @@ class Config:
     @property
     def test_split(self) -> str:
         """The name of the split that is tested on."""
-        return "test-large" if self.split == "large" and self.dataset_name == "MovingShapes" else "test"
+        return "test" if self.split == "usual" or self.dataset_name != "MovingShapes" else f"test-{self.split}"
 
     @property
     def dataset_dir(self) -> Path:
@@ -679,9 +639,9 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":
-        """A Config of plain values, which may be older than some flags; names that this version does not know are an
-        error that lists them."""
-        values = BEFORE_THE_FLAG | values
+        """A Config of plain values, which may be older than some flags; names that no version has known are an error
+        that lists them."""
+        values = up_to_date(values)
         unknown = sorted(set(values) - {f.name for f in fields(cls)})
         if unknown:
             raise InputError(f"configuration has unknown settings: {', '.join(unknown)}")
@@ -701,6 +661,11 @@ class Config:
             return cls.from_dict(values)
         except (OSError, ValueError) as error:  # ValueError: neither UTF-8 nor JSON, or settings that are not known
             raise InputError(f"{path} is not a configuration: {error}") from error
+
+
+def up_to_date(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that may be older than some flags: without those that are no more, and with what others meant then."""
+    return BEFORE_THE_FLAG | {name: value for name, value in values.items() if name not in REMOVED}
 
 
 def flag_parser(

@@ -14,7 +14,7 @@ from diffusion_lm.errors import InputError
 MODEL_FLAGS = (
     "arch", "recipe", "clip_arch", "clip_path", "embed_dim", "num_frames", "input_res", "pooling_type", "k",
     "attention_temperature", "num_mha_heads", "diffusion_steps", "diffusion_lm", "diffusion_text_len",
-    "stochastic_prior", "stochastic_prior_std", "condition", "seed", "load_epoch", "exp_name", "output_dir", "datetime",
+    "stochastic_prior", "stochastic_prior_std", "seed", "load_epoch", "exp_name", "output_dir", "datetime",
 )  # fmt: skip
 WHICH_MODEL = ("arch", "clip_arch", "clip_path", "datetime", "load_epoch")  # of those: naming one names another model
 PATH_FLAGS = ("output_dir", "diffusion_lm", "clip_path")  # of those: kept as absolute paths
@@ -23,7 +23,7 @@ COMMANDS = {
     "index": ("videos_dir", "window", *RUNTIME_FLAGS, *MODEL_FLAGS),
     "query": (
         "queries", "like", "describe", "captions", "topk", "pool_topk", "rerank_topk", "json", "contact_sheet",
-        "sampler", "sampling_steps", "score_fusion", "stochasic_trials", "batch_size_split",
+        "sampler", "sampling_steps", "stochasic_trials", "batch_size_split",
         *RUNTIME_FLAGS, *MODEL_FLAGS,
     ),
 }  # fmt: skip
@@ -82,7 +82,8 @@ class SearchConfig(Config):
     )
     rerank_topk: int = flag(
         20,
-        "then the text is moved (diffused, sampled) towards each of the best N; 0: towards all that were pooled",
+        "then each of the best N is scored by how well it explains the words (T-MASS: by samples around the text); 0:"
+        " each that was pooled",
         group="search",
         minimum=0,
         archs=("clip_stochastic", "clip_tmass"),

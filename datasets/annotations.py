@@ -34,7 +34,7 @@ class Split:
     """The clips of one split of a data set."""
 
     dataset: str
-    name: str  # "train", "val", "test" or "test-large"
+    name: str  # "train", "val", "test"; of MovingShapes also "test-large" and "test-motion"
     clips: tuple[Clip, ...]
     flip: bool = True  # whether a mirrored video still fits its captions
     missing: tuple[str, ...] = ()  # videos with annotations but no file
@@ -51,7 +51,7 @@ class Split:
         return [index for index, clip in enumerate(self.clips) for _ in clip.captions]
 
 
-LARGE_TEST = "test-large"  # of MovingShapes
+LARGE_TEST, MOTION_TEST = "test-large", "test-motion"  # of MovingShapes
 
 # video, captions (none: listed but not annotated), start, end
 Entry = tuple[str, tuple[str, ...], float | None, float | None]
@@ -69,7 +69,8 @@ def load_split(
     """Read the annotations of a split and find its videos.
 
     :param dataset: a key of DATASETS.
-    :param split: "train" or "test", "test-large" of MovingShapes, or "val" where there is `own_validation`.
+    :param split: "train" or "test", of MovingShapes also "test-large" and "test-motion", or "val" where there is
+        `own_validation`.
     :param data_dir: folder with the annotation files of this data set; the file itself for "custom".
     :param videos_dir: folder of the videos; MovingShapes brings its own.
     :param train_file: training split of MSR-VTT, "7k" or "9k".
@@ -436,16 +437,15 @@ def _activitynet(data_dir: Path, split: str, train_file: str) -> Entries:
 
 def _moving_shapes(data_dir: Path, split: str, train_file: str) -> Entries:
     """MovingShapes, the embedded data set."""
-    file = moving_shapes.LARGE if split == LARGE_TEST else moving_shapes.ANNOTATIONS
-    for entry in _File(data_dir / file).json()[split.removesuffix("-large")]:
+    more = {LARGE_TEST: (moving_shapes.LARGE, "test"), MOTION_TEST: (moving_shapes.MOTION, "motion")}
+    file, listed = more.get(split, (moving_shapes.ANNOTATIONS, split))
+    for entry in _File(data_dir / file).json()[listed]:
         yield entry["video_id"], tuple(entry["captions"]), None, None
 
 
 def _ensure_moving_shapes(data_dir: Path, split: str) -> None:
-    if split == LARGE_TEST:
-        moving_shapes.ensure_large(data_dir)
-    else:
-        moving_shapes.ensure(data_dir)
+    ensure = {LARGE_TEST: moving_shapes.ensure_large, MOTION_TEST: moving_shapes.ensure_motion}
+    ensure.get(split, moving_shapes.ensure)(data_dir)
 
 
 CUSTOM_COLUMNS = ("video", "caption", "start", "end", "split")

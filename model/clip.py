@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
 import ftfy
 import torch
@@ -49,6 +49,13 @@ CLIP_CONFIGS: dict[str, dict] = {
     "tiny": CLIPConfig.from_pretrained(TINY_FOLDER).to_dict(),
     "tiny-shapes": CLIPConfig.from_pretrained(TINY_FOLDER).to_dict(),
 }  # fmt: skip
+
+
+class EncodedVideos(NamedTuple):
+    """What the encoders make of N videos."""
+
+    frames: Tensor  # projected frame features (N, F, D), float32
+    tokens: Tensor | None = None  # (N, S, W), of models that read them
 
 
 class ClipRetrieval(nn.Module):
@@ -103,6 +110,10 @@ class ClipRetrieval(nn.Module):
         """The parts that are worth compiling."""
         return [self.clip.vision_model, self.clip.text_model]
 
+    def encoders(self) -> list[nn.Module]:
+        """What texts and videos are encoded with."""
+        return [self.clip]
+
     def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """What the model reads of N captions: tensors of N rows, on the CPU.
 
@@ -132,14 +143,18 @@ class ClipRetrieval(nn.Module):
         """Frames uint8 (N, 3, R, R) -> what CLIP's image encoder reads, (N, 3, R, R) float32."""
         return (frames.float() / 255 - self.pixel_mean) / self.pixel_std
 
-    def encode_videos(self, frames: Tensor) -> Tensor:
-        """Frames uint8 (B, F, 3, R, R) -> frame features (B, F, D), float32."""
+    def encode_videos(self, frames: Tensor) -> EncodedVideos:
+        """Frames uint8 (B, F, 3, R, R) -> their features."""
+        return EncodedVideos(self.frame_features(frames)[0])
+
+    def frame_features(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames uint8 (B, F, 3, R, R) -> projected features (B, F, D), float32, and those of the patches, as the last
+        layer of the image encoder leaves them, (B, F, P, width)."""
         pixels = self.pixels(frames.flatten(0, 1))
         native = self.clip.config.vision_config.image_size
-        features = self.clip.get_image_features(
-            pixel_values=pixels, interpolate_pos_encoding=pixels.shape[-1] != native
-        )
-        return _features(features).unflatten(0, frames.shape[:2])
+        seen = self.clip.vision_model(pixel_values=pixels, interpolate_pos_encoding=pixels.shape[-1] != native)
+        projected = self.clip.visual_projection(seen.pooler_output).float()
+        return tuple(part.unflatten(0, frames.shape[:2]) for part in (projected, seen.last_hidden_state[:, 1:]))
 
 
 def clean_caption(caption: str) -> str:

@@ -1,7 +1,7 @@
 """Builds a model: fresh for training, or from a checkpoint."""
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from config import Config
-from config.config import CLIP_INPUT_RES, DIFFUSION_ARCHS, RECIPES
+from config.config import CLIP_INPUT_RES, DIFFUSION_ARCHS, REMOVED
 from datasets.transforms import OPENAI, Preprocessing
 from diffusion_lm import weights
 from diffusion_lm.denoiser import Denoiser, DenoiserConfig
@@ -29,13 +29,16 @@ from model.published import (
     rename_published,
     shown_settings,
 )
+from model.published_textdiffs import PublishedTextDiffs
 from model.retrieval import RetrievalModel
-from model.textdiffs import Objective, TextDiffs
+from model.textdiffs import TextDiffs
 from model.tmass import TMass
 from model.xpool import XPool
 from modules.frame_pooling import SimplePooling
 from modules.stochastic_text import Prior
 from modules.text_diffusion import TextDiffusion
+from modules.text_potential import TextPotential
+from modules.video_encoder import VideoEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +49,6 @@ MODEL_SETTINGS = (
     "arch", "clip_arch", "clip_path", "num_frames", "input_res", "num_mha_heads", "recipe", "diffusion_steps",
     "diffusion_text_len", "pooling_type", "k", "attention_temperature", "stochastic_prior", "stochastic_prior_std",
 )  # fmt: skip
-LATER_MODEL_SETTINGS = ("condition",)  # the same; checkpoints that do not know them were trained as published
-# a checkpoint brings its own of these too, but the command line may change them
-SCORING_SETTINGS = ("score_fusion", "fused_pooling", "round_last")
 
 
 def _xpool(config: Config, clip: CLIPModel, tokenizer: CLIPTokenizer) -> XPool:
@@ -78,28 +78,30 @@ WITHOUT_DIFFUSION = {"clip_transformer": _xpool, "clip_tmass": _tmass, "clip_bas
 
 
 def create_model(config: Config) -> RetrievalModel:
-    """A model before training: CLIP, identity pooling, and for TextDiffs a student that starts from the teacher.
+    """A model before training: CLIP, identity pooling, and for TextDiffs a student that starts as the
+    pre-trained Diffusion-LM.
 
     `config` takes the side of the frames from the CLIP, unless it is given.
 
-    :raises InputError: CLIP or the pre-trained Diffusion-LM is not there, or its pictures are prepared in another way
-        than is known here.
+    :raises InputError: CLIP or the pre-trained Diffusion-LM is not there, its pictures are prepared in another way than
+        is known here, or patches that the model reads would be left out.
     """
-    published = config.recipe == "published"
-    pretrained = load_teacher(config, published) if config.arch in DIFFUSION_ARCHS else None
+    published, diffuses = config.recipe == "published", config.arch in DIFFUSION_ARCHS
+    if config.patch_dropout and diffuses and not published:
+        raise InputError("--patch_dropout leaves out patches that --recipe=textdiffs reads: leave it out")
+    pretrained = load_teacher(config, published) if diffuses else None
     clip, tokenizer = load_clip(config.clip_arch, config.clip_path)
     check_embed_dim(config, clip)
     preprocessing = _take_preprocessing(config, clip)
     if pretrained is None:
         model = _assemble(config, clip, tokenizer)
     else:
-        teacher = pretrained.build(config.num_frames)
-        student = Denoiser(pretrained.denoiser_config, len(pretrained.vocabulary), config.num_frames)
-        if not published:
-            teacher.reset_condition_to_no_op()
-            student.load_state_dict(teacher.state_dict())
         random_table = pretrained.random_table if published else None
-        model = _assemble(config, clip, tokenizer, student, teacher, pretrained.vocabulary, random_table)
+        parts = _Diffusion(pretrained.denoiser_config, pretrained.vocabulary, random_table)
+        model = _assemble(config, clip, tokenizer, parts)
+        pretrained.fill(model.text_diffusion.teacher if published else model.potential.student)
+        if not published:
+            model.potential.word_table.copy_(pretrained.state_dict["word_embedding.weight"])
     model.set_preprocessing(preprocessing)
     return model
 
@@ -143,7 +145,7 @@ def restore_model(config: Config, checkpoint: dict[str, Any], path: Path) -> Ret
 def from_published(config: Config, checkpoint: dict[str, Any], family: Family, path: Path) -> dict[str, Any]:
     """A published checkpoint as one of ours. `config` takes the settings that it shows.
 
-    Words, and for --recipe=published the table that they are rounded to, come from the Diffusion-LM folder.
+    Words, and the table that they are rounded to, come from the Diffusion-LM folder.
 
     :return: what `restore_model` reads, with the tensors that nothing computes with under "published".
     :raises InputError: a setting on the command line contradicts the checkpoint, the folder is not the one that it was
@@ -158,16 +160,13 @@ def from_published(config: Config, checkpoint: dict[str, Any], family: Family, p
     parts: dict[str, Any] = {"clip_config": CLIP_CONFIGS[config.clip_arch]}
     ours = rename_published(state, family)
     if config.arch in DIFFUSION_ARCHS:
-        if "recipe" not in config.explicit:
-            config.recipe = "published"  # it was trained so
         pretrained = load_teacher(config, published_first=True)
         _check_words(state, pretrained, path)
         parts |= {
             "denoiser": pretrained.denoiser_config.to_dict(),
             "vocabulary": pretrained.vocabulary.token_to_id,
         }
-        if config.recipe == "published":
-            ours[ROUNDING_TABLE] = pretrained.random_table
+        ours[ROUNDING_TABLE] = pretrained.random_table
     with torch.device("meta"):
         model = _build_from(config, parts, clip_of(CLIPConfig.from_dict(parts["clip_config"])), None)
     check_names(state, model.state_dict(), family, path)
@@ -201,11 +200,7 @@ def _take_settings(config: Config, trained: dict[str, Any], path: Path) -> None:
 
     :raises InputError: one on the command line contradicts them.
     """
-    trained = RECIPES["published"] | trained
-    for name in SCORING_SETTINGS:
-        if name not in config.explicit:
-            setattr(config, name, trained[name])
-    for name in (*MODEL_SETTINGS, *LATER_MODEL_SETTINGS):
+    for name in MODEL_SETTINGS:
         if name not in trained or (name == "clip_path" and name in config.explicit):
             continue  # the weights come from the checkpoint: a path only says where the tokenizer lies now
         given = getattr(config, name)
@@ -221,6 +216,7 @@ def _build_ours(config: Config, checkpoint: dict[str, Any], path: Path) -> Retri
     trained = checkpoint.get("config")
     if not isinstance(trained, dict) or not trained.keys() >= set(MODEL_SETTINGS) or "clip_config" not in checkpoint:
         raise not_known(path)
+    _check_recipe(trained, checkpoint["state_dict"], path)
     _take_settings(config, trained, path)
     if "sampling_steps" not in config.explicit:
         config.sampling_steps = config.diffusion_steps
@@ -232,17 +228,26 @@ def _build_ours(config: Config, checkpoint: dict[str, Any], path: Path) -> Retri
     return model
 
 
+def _check_recipe(trained: dict[str, Any], state: dict[str, torch.Tensor], path: Path) -> None:
+    """:raises InputError: a checkpoint has a text diffusion that moves the text, but not as published."""
+    moves_text = any(name.startswith("text_diffusion.") for name in state)
+    own_ways = any(trained.get(name) not in (None, value) for name, value in REMOVED.items() if value is not None)
+    if moves_text and (own_ways or trained["recipe"] != "published"):
+        raise InputError(
+            f"{path} was trained with a recipe of TextDiffs that has changed since: train anew, or evaluate it with "
+            f"the version of this project that wrote it"
+        )
+
+
 def _build_from(
     config: Config, parts: dict[str, Any], clip: CLIPModel, tokenizer: CLIPTokenizer | None
 ) -> RetrievalModel:
     """A model of the sizes that a checkpoint says."""
     if "denoiser" not in parts:
         return _assemble(config, clip, tokenizer)
-    vocabulary = Vocabulary(parts["vocabulary"])
-    sizes = DenoiserConfig(**parts["denoiser"])
-    student, teacher = (Denoiser(sizes, len(vocabulary), config.num_frames) for _ in range(2))
+    vocabulary, sizes = Vocabulary(parts["vocabulary"]), DenoiserConfig(**parts["denoiser"])
     random_table = torch.empty(len(vocabulary), sizes.channels) if config.recipe == "published" else None
-    return _assemble(config, clip, tokenizer, student, teacher, vocabulary, random_table)
+    return _assemble(config, clip, tokenizer, _Diffusion(sizes, vocabulary, random_table))
 
 
 def description(model: RetrievalModel) -> dict[str, Any]:
@@ -251,8 +256,9 @@ def description(model: RetrievalModel) -> dict[str, Any]:
         "clip_config": model.clip.config.to_dict(),
         "preprocessing": asdict(model.preprocessing),
     }
-    if isinstance(model, TextDiffs):
-        parts["denoiser"] = model.text_diffusion.student.config.to_dict()
+    if isinstance(model, TextDiffs | PublishedTextDiffs):
+        diffusion = model.potential if isinstance(model, TextDiffs) else model.text_diffusion
+        parts["denoiser"] = diffusion.student.config.to_dict()
         parts["vocabulary"] = model.vocabulary.token_to_id
     return parts
 
@@ -270,7 +276,7 @@ def load_teacher(config: Config, published_first: bool = False) -> PretrainedDif
     order = [*dropped_in, own] if published_first else [own, *dropped_in]
     for folder in order:
         if weights.find_weights(folder):
-            logger.info("teacher: %s", folder)
+            logger.info("Diffusion-LM: %s", folder)
             return weights.load(folder)
     raise InputError(
         f"no pre-trained Diffusion-LM for {config.dataset_name}: make one with `python Diffusion-LM/train.py "
@@ -287,39 +293,61 @@ def check_embed_dim(config: Config, clip: CLIPModel) -> None:
     config.embed_dim = actual
 
 
+@dataclass(frozen=True)
+class _Diffusion:
+    """What the denoisers of a model are built from."""
+
+    sizes: DenoiserConfig
+    vocabulary: Vocabulary
+    random_table: torch.Tensor | None  # (V, C), of the published recipe
+
+
 def _assemble(
-    config: Config,
-    clip: CLIPModel,
-    tokenizer: CLIPTokenizer | None,
-    student: Denoiser | None = None,
-    teacher: Denoiser | None = None,
-    vocabulary: Vocabulary | None = None,
-    random_table: torch.Tensor | None = None,
+    config: Config, clip: CLIPModel, tokenizer: CLIPTokenizer | None, parts: _Diffusion | None = None
 ) -> RetrievalModel:
-    if config.arch in WITHOUT_DIFFUSION:
+    if parts is None:
         return WITHOUT_DIFFUSION[config.arch](config, clip, tokenizer)
-    diffusion = TextDiffusion(
-        student,
-        teacher,
+    return (_published if config.recipe == "published" else _textdiffs)(config, clip, tokenizer, parts)
+
+
+def _published(
+    config: Config, clip: CLIPModel, tokenizer: CLIPTokenizer | None, parts: _Diffusion
+) -> PublishedTextDiffs:
+    student, teacher = (Denoiser(parts.sizes, len(parts.vocabulary), config.num_frames) for _ in range(2))
+    process, width = GaussianDiffusion.sqrt(config.diffusion_steps), clip.config.projection_dim
+    diffusion = TextDiffusion(student, teacher, process, width, config.diffusion_text_len, parts.random_table)
+    return PublishedTextDiffs(
+        clip,
+        tokenizer,
+        diffusion,
+        parts.vocabulary,
+        config.num_mha_heads,
+        config.transformer_dropout,
+        seed=config.seed,
+        sampler=config.sampler,
+        sampling_steps=config.sampling_steps,
+    )
+
+
+def _textdiffs(config: Config, clip: CLIPModel, tokenizer: CLIPTokenizer | None, parts: _Diffusion) -> TextDiffs:
+    vision, words = clip.config.vision_config, len(parts.vocabulary)
+    patches = (vision.image_size // vision.patch_size) ** 2
+    encoder = VideoEncoder(vision.hidden_size, config.num_frames, patches)
+    potential = TextPotential(
+        Denoiser(parts.sizes, words, video_width=encoder.width),
+        torch.empty(words, parts.sizes.channels),
+        encoder,
         GaussianDiffusion.sqrt(config.diffusion_steps),
-        clip.config.projection_dim,
         config.diffusion_text_len,
-        random_table,
     )
     return TextDiffs(
         clip,
         tokenizer,
-        diffusion,
-        vocabulary,
+        potential,
+        parts.vocabulary,
         config.num_mha_heads,
         config.transformer_dropout,
-        shared_noise=config.recipe != "published",
         seed=config.seed,
-        sampler=config.sampler,
-        sampling_steps=config.sampling_steps,
-        objective=Objective(config.cond_negatives, config.hard_share, config.undiffused_loss_weight),
-        sentence_condition=config.condition == "sentence",
-        score_fusion=config.score_fusion,
-        fused_pooling=config.fused_pooling,
-        round_last=config.round_last != "no",
+        negatives=config.hard_negatives,
+        captions_read=config.read_captions,
     )

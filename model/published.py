@@ -119,6 +119,8 @@ def published_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> dict[str,
     family = next((family for family in FAMILIES if family.arch == config.get("arch")), None)
     if family is None:
         raise InputError(f"{path}: nobody publishes checkpoints of --arch={config.get('arch')}")
+    if family is TEXTDIFFS and config.get("recipe") != "published":
+        raise InputError(f"{path}: nobody publishes checkpoints of --recipe={config.get('recipe')}")
     _check_form(checkpoint, family, path)
     state = to_published(checkpoint["state_dict"], family)
     unread = checkpoint.get("published")
@@ -154,6 +156,8 @@ def shown_settings(state: Mapping[str, Tensor], family: Family, path: Path) -> d
     :raises InputError: no CLIP that is known here has these sizes.
     """
     settings: dict[str, Any] = {"arch": family.arch}
+    if family is TEXTDIFFS:
+        settings["recipe"] = "published"
     patches = state.get("clip.vision_model.embeddings.patch_embedding.weight")
     if patches is not None:
         settings["clip_arch"] = _clip_arch(patches, path)

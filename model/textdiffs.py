@@ -1,221 +1,235 @@
-"""TextDiffs: X-Pool whose text embedding is diffused towards each candidate video."""
+"""TextDiffs: X-Pool, and a text diffusion that tells how well a video explains the words of a caption."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
-from diffusion_lm.vocabulary import Vocabulary
-from model.retrieval import EncodedPairs, Texts, Videos, cosine, mean_cosines, unit_mean
+from diffusion_lm.vocabulary import PAD, Vocabulary
+from model.clip import EncodedVideos
+from model.retrieval import EncodedPairs, PairScores, Texts, Videos
 from model.xpool import XPool
-from modules.losses import choose_negatives, teacher_student
-from modules.noise import sampling_noise, training_noise
-from modules.text_diffusion import NoisedTexts, Sampler, TextDiffusion, TrainingNoise
+from modules.losses import hardest_videos
+from modules.noise import TrainingNoise, caption_noise, reading_noise
+from modules.text_potential import LEAST_NOISE, READ_AT, READ_WEIGHT, NoisedWords, TextPotential, is_word
 
-TEACHER_STUDENT_WEIGHT = 0.1
-ALL = slice(None)
+NEVER = -1e3  # similarity of a text with a video of the batch that it is not read against: no share in a softmax
+TEXTS_AT_ONCE = 256  # whose prior is computed together
 
 
-@dataclass(frozen=True)
-class Objective:
-    """How TextDiffs is trained beyond the published recipe, which is the default."""
+class ReadPairs(NamedTuple):
+    """What the potential of the wrong videos needs of B pairs whose captions were read with their own videos."""
 
-    negatives: int = 0  # K, videos of the batch towards which each text is diffused beside its own
-    hard_share: float = 0.5  # of the most similar ones among them
-    undiffused_weight: float = 0.0  # of the retrieval loss of the texts as encoded
+    word_ids: Tensor  # (B, l)
+    x_t: Tensor  # (B, L, C)
+    t: Tensor  # (B,)
+    prior: Tensor  # log p of the caption without a video (B,)
+    own_ratio: Tensor  # of the caption and its own video (B,)
 
 
 class TextDiffs(XPool):
-    """CLIP, X-Pool's frame pooling, and a text diffusion conditioned on the similarity of words and frames.
+    """The score of a pair is X-Pool's cosine, and a share of the log ratio of `modules.text_potential`.
 
-    :param text_diffusion: student, teacher and the layers around them.
+    In training the logits are s times the cosine plus w times the nats of one draw, with CLIP's logit scale s and a
+    learned w. A test takes the mean of several draws, and 2 w.
+
+    :param potential: the network that reads captions, and the encoder of the videos.
     :param vocabulary: words of the diffusion.
-    :param shared_noise: teacher and student see the same t and noise.
     :param seed: of all noise.
-    :param sampling_steps: S, steps at inference.
-    :param objective: what training scores, and how.
-    :param sentence_condition: whether the condition of every token also holds the cosine of the whole text.
-    :param score_fusion: weight of the text as encoded in the score.
-    :param fused_pooling: what that text is compared with: the frames pooled for it, or their mean.
-    :param round_last: whether the last step of sampling rounds to words like the others.
+    :param negatives: K, wrong videos with which each text is also read in training.
+    :param captions_read: R, captions of each video that are read with it in training.
     """
 
-    moves_text = diffuses = True
+    rescores = mean_penalties = True
 
     def __init__(
         self,
         clip: CLIPModel,
         tokenizer: CLIPTokenizer,
-        text_diffusion: TextDiffusion,
+        potential: TextPotential,
         vocabulary: Vocabulary,
         num_mha_heads: int = 1,
         transformer_dropout: float = 0.3,
-        shared_noise: bool = True,
         seed: int = 24,
-        sampler: Sampler = "ddpm",
-        sampling_steps: int | None = None,
-        objective: Objective = Objective(),
-        sentence_condition: bool = False,
-        score_fusion: float = 0.0,
-        fused_pooling: Literal["text", "mean"] = "text",
-        round_last: bool = True,
+        negatives: int = 2,
+        captions_read: int = 5,
     ) -> None:
         super().__init__(clip, tokenizer, num_mha_heads, transformer_dropout)
-        self.text_diffusion, self.vocabulary = text_diffusion, vocabulary
-        self.shared_noise, self.seed = shared_noise, seed
-        self.objective, self.sentence_condition, self.score_fusion = objective, sentence_condition, score_fusion
-        self.fused_pooling, self.round_last = fused_pooling, round_last
-        if objective.undiffused_weight:
-            self.loss_weights = self.loss_weights | {"undiffused": objective.undiffused_weight}
-        self.set_sampling(sampler, sampling_steps or text_diffusion.diffusion.num_steps)
+        self.potential, self.vocabulary, self.seed = potential, vocabulary, seed
+        self.negatives, self.captions_read = negatives, captions_read
+        self.loss_weights = {"retrieval": 1.0, "potential": 1.0}
+        # layers that start from nothing learn fastest; the language network, which is trained already, slowly
+        self.potential_rates = {"potential.student.video_attention.": 1.0, "potential.student.": 0.2, "potential.": 1.0}
+
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """(S, W) of the tokens of a video."""
+        return self.potential.video_encoder.tokens
 
     def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """CLIP's token ids and the word ids of the diffusion (N, L)."""
-        word_ids = self.vocabulary.encode(captions, self.text_diffusion.text_length)
-        return super().tokenize(captions) | {"word_ids": word_ids}
+        return super().tokenize(captions) | {"word_ids": self.vocabulary.encode(captions, self.potential.text_length)}
+
+    def select(self, tokens: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+        """Rows of what `tokenize` gave, ids cut to the longest caption among them.
+
+        :param index: (B,), or (B, R): of the first column, and the words of all; -1 is a caption without words.
+        """
+        index = index.view(len(index), -1)
+        chosen = super().select(tokens, index[:, 0])
+        word_ids = torch.where(index[..., None] < 0, PAD, tokens["word_ids"][index])
+        return chosen | {"word_ids": without_padding(word_ids)}
 
     def networks(self) -> list[nn.Module]:
-        """CLIP's encoders and the denoisers."""
-        return [*super().networks(), self.text_diffusion.student, self.text_diffusion.teacher]
+        """CLIP's encoders and that of the videos; the denoisers are called by other names than `forward`."""
+        return [*super().networks(), self.potential.video_encoder]
 
-    def videos(self, features: Tensor, names: Sequence[str] | None = None) -> Videos:
-        """Frame features (M, F, D), ready to be scored."""
-        return replace(super().videos(features, names), frame_channels=self.text_diffusion.frame_channels(features))
+    def encoders(self) -> list[nn.Module]:
+        """What texts and videos are encoded with: CLIP and the encoder of the videos."""
+        return [*super().encoders(), self.potential.video_encoder]
 
-    def set_sampling(self, sampler: Sampler, steps: int) -> None:
-        """Sample in another way from now on: S = `steps` of the T steps."""
-        self.sampler, self.sampling_diffusion = sampler, self.text_diffusion.diffusion.respaced(steps)
+    def compile_scoring(self) -> None:
+        """Let torch.compile fuse the student of `score_pairs`, once."""
+        self.potential.compile_scoring()
 
-    def compile_sampling(self) -> None:
-        """Let torch.compile fuse the denoiser of `score_pairs`, once."""
-        self.text_diffusion.compile_sampling()
+    def encode_videos(self, frames: Tensor) -> EncodedVideos:
+        """Frames uint8 (B, F, 3, R, R) -> their features and the tokens of the videos.
+
+        CLIP learns by contrast alone: the nats of words would outweigh it.
+        """
+        features, patches = self.frame_features(frames)
+        return EncodedVideos(features, self.potential.video_encoder(patches.detach()))
 
     @property
     def pair_bytes(self) -> int:
-        """Activations of one pair at their peak, about: those of a layer of the denoiser, or the word scores."""
-        sizes, length = self.text_diffusion.student.config, self.text_diffusion.text_length
-        words = self.text_diffusion.student.vocabulary_size
-        return 4 * length * (2 * sizes.intermediate_size + 10 * sizes.hidden_size + 2 * words)
+        """Memory of one pair at its peak, about: a layer of the student and what it reads of the video, or the word
+        scores."""
+        sizes, (tokens, width) = self.potential.student.config, self.token_shape
+        words = self.potential.student.vocabulary_size
+        text = self.potential.text_length * (2 * sizes.intermediate_size + 10 * sizes.hidden_size + 2 * words)
+        return 4 * (text + tokens * (width + 2 * sizes.hidden_size * sizes.num_hidden_layers))
 
-    def text_embeddings(
-        self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor, features: Tensor
-    ) -> Tensor:
-        """Diffused text c + exp(l) of each pair, (P, 1, D)."""
-        x = self.text_diffusion.sample(*self._sampling(texts, videos, text_index, video_index))
-        return (features + self.text_diffusion.log_shift(x).exp())[:, None]
+    # Scoring
 
-    def score_steps(self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor) -> Iterator[Tensor]:
-        """Strict scores of P pairs, (P,), as if each step of the sampling were the last: with the x_0 that it predicts.
+    @property
+    def nat(self) -> Tensor:
+        """What a nat of the mean ratio adds to a score, a scalar."""
+        return READ_WEIGHT * self.potential.weight / self.clip.logit_scale.exp()
+
+    @torch.no_grad()
+    def texts(self, captions: Sequence[str], features: Tensor, word_ids: Tensor) -> Texts:
+        """Captions and their features (N, D), with the prior of their words (N, l)."""
+        texts = super().texts(captions, features, without_padding(word_ids))
+        parts = []
+        for rows in torch.arange(len(texts)).split(TEXTS_AT_ONCE):
+            parts.append(torch.stack([self.potential.log_p(noised) for noised in self._draws(texts, rows)]).mean(0))
+        return replace(texts, prior=torch.cat(parts))
+
+    def score_pairs(
+        self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor, own_pooled: Tensor | None = None
+    ) -> PairScores:
+        """Score P pairs: X-Pool's cosine and the text potential, which has no part in the published protocol's leak.
+
+        Arguments as in `RetrievalModel`.
+        """
+        base = super().score_pairs(texts, videos, text_index, video_index, own_pooled)
+        ratios = self.word_ratios(texts, videos, text_index, video_index).sum(1)
+        potential = self.nat * ratios
+        return PairScores(base.strict + potential, None if base.published is None else base.published + potential)
+
+    @torch.no_grad()
+    def word_ratios(self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor) -> Tensor:
+        """log p(w_i | x_t, v) - log p(w_i | x_t) of each word of P pairs, the mean over the draws: (P, l), float32.
 
         :param text_index: (P,), `video_index` likewise; both on the CPU.
         """
-        text_on_device, video_on_device = (index.to(texts.features.device) for index in (text_index, video_index))
-        pooled = self.pool(texts, videos, text_on_device, video_on_device)
-        features = texts.features[text_on_device]
-        for x in self.text_diffusion.sample_steps(*self._sampling(texts, videos, text_index, video_on_device)):
-            moved = cosine(features + self.text_diffusion.log_shift(x).exp(), pooled)
-            yield self._pairs_fused(moved, features, pooled, videos, video_on_device)
-
-    def _sampling(self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor) -> tuple:
-        """Arguments of `TextDiffusion.sample` for pairs.
-
-        :param text_index: (P,) on the CPU; `video_index` on the device.
-        """
-        used, rows = text_index.unique(return_inverse=True)  # the texts of the block, each once
-        noise = sampling_noise(
-            [texts.captions[index] for index in used.tolist()],
-            self.seed,
-            self.sampling_diffusion.num_steps if self.sampler == "ddpm" else 0,
-            self.text_diffusion.text_length,
-            self.text_diffusion.student.config.channels,
-        )
         device = texts.features.device
-        return (
-            texts.word_ids[used.to(device, non_blocking=True)],
-            videos.frame_channels[video_index],
-            noise.to(device),
-            rows.to(device, non_blocking=True),
-            self.sampling_diffusion,
-            self.sampler,
-            self._sentence(texts.features, videos.features, text_index, video_index),
-            self.round_last,
-        )
+        used_texts, text_rows = text_index.unique(return_inverse=True)  # each text and video of the block once
+        used_videos, video_rows = video_index.unique(return_inverse=True)
+        text_rows, video_rows = (rows.to(device, non_blocking=True) for rows in (text_rows, video_rows))
+        tokens = videos.tokens[used_videos].to(device, non_blocking=True)
+        memory = self.potential.student.video_memory(tokens.to(texts.features.dtype), video_rows)
+        log_p = [self.potential.log_p(noised.rows(text_rows), memory) for noised in self._draws(texts, used_texts)]
+        prior = texts.prior[used_texts.to(device, non_blocking=True)][text_rows]
+        return torch.stack(log_p).mean(0) - prior
 
-    def _sentence(
-        self, texts: Tensor, frames: Tensor, text_index: Tensor | slice = ALL, video_index: Tensor | slice = ALL
-    ) -> Tensor | None:
-        """Cosine of the text of each pair with each frame of its video, where the condition holds it: (P, F).
+    def _draws(self, texts: Texts, index: Tensor) -> Iterator[NoisedWords]:
+        """The texts `index` (n,), on the CPU, noised as they are read: a function of seed and caption."""
+        captions = [texts.captions[row] for row in index.tolist()]
+        device, diffusion = texts.features.device, self.potential.diffusion
+        shape = (self.potential.text_length, self.potential.student.config.channels)
+        noise = caption_noise(captions, self.seed, 2 * len(READ_AT), *shape).to(device, non_blocking=True)
+        word_ids = texts.word_ids[index.to(device, non_blocking=True)]
+        for draw, share in enumerate(READ_AT):
+            t = torch.full((len(captions),), min(diffusion.num_steps - 1, round(share * diffusion.num_steps)))
+            yield self.potential.noised(
+                word_ids, t.to(device, non_blocking=True), noise[:, 2 * draw], noise[:, 2 * draw + 1]
+            )
 
-        :param texts: (N, D), `frames` (M, F, D).
-        :param text_index: (P,), `video_index` likewise; all: the n-th text goes with the n-th video.
-        """
-        if not self.sentence_condition:
-            return None  # before a frame is gathered
-        if isinstance(text_index, Tensor):
-            text_index = text_index.to(texts.device, non_blocking=True)
-        return cosine(texts[text_index][:, None], frames[video_index])
+    # Training
 
-    def draw_noise(self, step: int, rows: range) -> tuple[TrainingNoise, TrainingNoise]:
-        """Noise of the student and of the teacher for rows of the batch of a training step, on the CPU."""
-        diffusion = self.text_diffusion
-        shape = (diffusion.diffusion.num_steps, diffusion.text_length, diffusion.student.config.channels)
-        student = training_noise(self.seed, step, 0, rows, *shape)
-        return student, student if self.shared_noise else training_noise(self.seed, step, 1, rows, *shape)
+    def draw_noise(self, step: int, rows: range) -> tuple[TrainingNoise]:
+        """t and noise for the captions that are read with rows of the batch of a training step, on the CPU; the same
+        for all videos of a text."""
+        steps = self.potential.diffusion.num_steps
+        times = range(min(steps - 1, round(LEAST_NOISE * steps)), steps)
+        shape = (self.potential.text_length, self.potential.student.config.channels)
+        return (reading_noise(self.seed, step, rows, self.captions_read, times, *shape),)
 
     def encode_pairs(
-        self, frames: Tensor, token_ids: Tensor, word_ids: Tensor, noise: tuple[TrainingNoise, TrainingNoise]
+        self, frames: Tensor, token_ids: Tensor, word_ids: Tensor, noise: tuple[TrainingNoise]
     ) -> EncodedPairs:
-        """Encode pairs and diffuse each text towards its own video.
+        """Encode pairs, and read captions with the video of each pair and its own caption without one.
 
         :param frames: uint8 (B, F, 3, R, R).
         :param token_ids: (B, tokens).
-        :param word_ids: (B, L).
+        :param word_ids: of the captions that are read, the pair's own first (B, R, l).
         :param noise: rows of what `draw_noise` gave, on the device.
         """
         pairs = super().encode_pairs(frames, token_ids)
-        output = self.text_diffusion(word_ids, pairs.frames, *noise, self._sentence(pairs.texts, pairs.frames))
-        distance = TEACHER_STUDENT_WEIGHT * teacher_student(output.teacher, output.student)
+        count = word_ids.shape[1]
+        drawn = TrainingNoise(*(part[:, :count] for part in noise[0]))
+        noised = self.potential.noised(word_ids.flatten(0, 1), *(part.flatten(0, 1) for part in drawn))
+        own = NoisedWords(*(part.unflatten(0, (-1, count))[:, 0] for part in noised))
+        with_video = self.potential.log_p(noised, self.potential.student.video_memory(pairs.videos.tokens))
+        with_video, without = with_video.unflatten(0, (-1, count)), self.potential.log_p(own)
+        log_p = torch.cat([with_video, without[:, None]], dim=1)
+        readings = 1 + is_word(word_ids).any(2).sum(1)  # a video may have fewer captions than are read
+        nats = -log_p.sum((1, 2)) / readings
+        prior = without.sum(1).detach()
         return replace(
-            pairs,
-            embeddings=pairs.texts + output.log_shift.exp(),
-            penalties={"teacher_student": distance},
-            noised=output.noised,
+            pairs, penalties={"words": nats}, reading=ReadPairs(*own, prior, with_video[:, 0].sum(1) - prior)
         )
 
     def similarities(
-        self, pairs: EncodedPairs, frames: Tensor, own: Tensor, mean_pooled: Tensor | None = None
+        self, pairs: EncodedPairs, videos: EncodedVideos, own: Tensor, mean_pooled: Tensor | None = None
     ) -> Tensor:
-        """Those of the diffused texts, and where it has a weight of the texts as encoded, (T, E, V).
+        """Those of X-Pool, and the scores of each text with its own and the K wrong videos that are most similar to it,
+        NEVER for the others: (T, 2, V)."""
+        base = super().similarities(pairs, videos, own)[:, 0]
+        wrong = hardest_videos(base, own, self.negatives)
+        ratios = pairs.reading.own_ratio[:, None]
+        if wrong.shape[1]:  # there is none in a batch of one video
+            ratios = torch.cat([ratios, self._ratios(pairs.reading, videos.tokens, wrong)], dim=1)
+        chosen = torch.cat([own[:, None], wrong], dim=1)
+        scores = base.gather(1, chosen) + self.potential.weight * ratios / self.clip.logit_scale.exp()
+        return torch.stack([base, torch.full_like(base, NEVER).scatter(1, chosen, scores)], dim=1)
 
-        A text is diffused towards its own video; with `Objective.negatives` also towards K others, which it meets as
-        evaluation does, and towards all others it goes as diffused towards its own.
+    def _ratios(self, read: ReadPairs, tokens: Tensor, videos: Tensor) -> Tensor:
+        """Log ratio of T captions, each with K videos of the batch, (T, K).
+
+        :param tokens: of all videos (V, S, W).
+        :param videos: (T, K) in [0, V).
         """
-        pooled = self._unit_pooled(pairs.texts, frames)
-        diffused, undiffused = self._cosines(torch.stack([pairs.embeddings, pairs.texts], dim=1), pooled).unbind(1)
-        if self.objective.negatives:
-            chosen = choose_negatives(undiffused, own, self.objective.negatives, self.objective.hard_share)
-            diffused = diffused.scatter(1, chosen, self._towards(pairs, frames, pooled, chosen))
-        as_encoded = mean_cosines(pairs.texts, unit_mean(frames)) if self.fused_pooling == "mean" else undiffused
-        scored = [self._fused(diffused, as_encoded)]
-        if "undiffused" in self.loss_weights:
-            scored.append(self._fused(undiffused, as_encoded))
-        return torch.stack(scored, dim=1)
+        text = torch.arange(len(videos), device=videos.device).repeat_interleave(videos.shape[1])
+        memory = self.potential.student.video_memory(tokens, videos.flatten())
+        noised = NoisedWords(read.word_ids, read.x_t, read.t).rows(text)
+        return (self.potential.log_p(noised, memory).sum(1) - read.prior[text]).view_as(videos)
 
-    def _towards(self, pairs: EncodedPairs, frames: Tensor, pooled: Tensor, chosen: Tensor) -> Tensor:
-        """Strict scores of texts with chosen videos, (T, K), all in one call of the student.
 
-        :param pooled: unit p(v|t) of all videos (V, T, D).
-        :param chosen: K videos for each text (T, K).
-        """
-        text = torch.arange(len(chosen), device=chosen.device).repeat_interleave(chosen.shape[1])
-        video = chosen.flatten()
-        noised = NoisedTexts(*(tensor[text] for tensor in pairs.noised))
-        log_shift = self.text_diffusion.log_shift_towards(
-            noised,
-            self.text_diffusion.frame_channels(frames)[video],
-            self._sentence(pairs.texts, frames, text, video),
-        )
-        return cosine(pairs.texts[text] + log_shift.exp(), pooled[video, text]).view_as(chosen)
+def without_padding(word_ids: Tensor) -> Tensor:
+    """Word ids (..., L) up to the end of the longest caption: (..., l). Where they are on a GPU, this waits for it."""
+    return word_ids[..., : int((word_ids != PAD).sum(-1).max())]

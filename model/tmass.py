@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
+from model.clip import EncodedVideos
 from model.retrieval import EncodedPairs, Texts, Videos
 from model.xpool import XPool
 from modules.noise import prior_of_training, prior_samples
@@ -35,7 +36,7 @@ class TMass(XPool):
     :param seed: of all samples.
     """
 
-    moves_text = True
+    rescores = True
     needs_mean_pooled = True
 
     def __init__(
@@ -85,11 +86,11 @@ class TMass(XPool):
         """
         pairs = super().encode_pairs(frames, token_ids)
         (samples,) = noise
-        sampled = self.stochastic.sample(pairs.texts, pairs.frames, samples.eps[:, None])[:, 0]
+        sampled = self.stochastic.sample(pairs.texts, pairs.videos.frames, samples.eps[:, None])[:, 0]
         return replace(pairs, embeddings=sampled)
 
-    def similarities(self, pairs: EncodedPairs, frames: Tensor, own: Tensor, mean_pooled: Tensor) -> Tensor:
+    def similarities(self, pairs: EncodedPairs, videos: EncodedVideos, own: Tensor, mean_pooled: Tensor) -> Tensor:
         """Those of the sampled and of the support text of each pair, (T, 2, V); arguments as in `RetrievalModel`."""
-        support = self.stochastic.support(pairs.texts, pairs.frames, mean_pooled)
+        support = self.stochastic.support(pairs.texts, pairs.videos.frames, mean_pooled)
         embeddings = torch.stack([pairs.embeddings, support], dim=1)
-        return self._cosines(embeddings, self._unit_pooled(pairs.texts, frames))
+        return self._cosines(embeddings, self._unit_pooled(pairs.texts, videos.frames))

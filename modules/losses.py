@@ -31,30 +31,21 @@ def clamp_logit_scale(logit_scale: Tensor) -> None:
 
 
 def teacher_student(teacher: Tensor, student: Tensor) -> Tensor:
-    """Sum over the batch of the mean squared difference of two predictions of x_0.
+    """Mean squared difference of two predictions of x_0 for each pair of a batch; the published loss is their sum.
 
     :param teacher: (B, L, C), `student` likewise.
-    :return: scalar.
+    :return: (B,).
     """
-    return (teacher.float() - student.float()).square().mean(dim=(1, 2)).sum()
+    return (teacher.float() - student.float()).square().mean(dim=(1, 2))
 
 
-def choose_negatives(sims: Tensor, own: Tensor, count: int, hard_share: float) -> Tensor:
-    """For each text of a batch the videos, other than its own, that it is also diffused towards.
-
-    Some are the most similar ones. The others are those that follow its own video in the batch, whose order is random.
+def hardest_videos(sims: Tensor, own: Tensor, count: int) -> Tensor:
+    """The wrong videos of a batch that are most similar to each text.
 
     :param sims: similarities of T texts with the V videos of the batch (T, V).
     :param own: the video of each text (T,).
     :param count: K, cut to the V - 1 videos that there are.
-    :param hard_share: of the most similar ones among the K.
     :return: (T, K), different ones.
     """
-    videos = sims.shape[1]
-    count = min(count, videos - 1)
-    hard = round(count * hard_share)
-    similar = sims.detach().float().scatter(1, own[:, None], -torch.inf)
-    hardest = similar.topk(hard, dim=1).indices
-    behind = (torch.arange(videos, device=sims.device) - own[:, None]).remainder(videos)  # 0: its own
-    behind = behind.masked_fill(behind == 0, videos).scatter(1, hardest, videos)
-    return torch.cat([hardest, behind.topk(count - hard, dim=1, largest=False).indices], dim=1)
+    wrong = sims.detach().float().scatter(1, own[:, None], -torch.inf)
+    return wrong.topk(min(count, sims.shape[1] - 1), dim=1).indices

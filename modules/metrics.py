@@ -86,14 +86,25 @@ def log_sums(scores: np.ndarray, axis: int) -> np.ndarray:
     return total
 
 
-def dual_softmax(scores: np.ndarray, log_sum: np.ndarray) -> np.ndarray:
+def dual_softmax(scores: np.ndarray, log_sum: np.ndarray, lift: float = 0.0) -> np.ndarray:
     """DSL (Cheng et al. 2021): S times its softmax over the queries at temperature 100, in float64.
 
     :param scores: some scores, `log_sum` what `log_sums` gave for them; the shapes broadcast.
+    :param lift: added to S, not to its softmax, see `lift_above_zero`.
     """
     scores = scores.astype(np.float64)
     with np.errstate(invalid="ignore"):  # scores that do not exist are not looked at later
-        return scores * np.exp(scores * DSL_TEMPERATURE - log_sum)
+        return (scores + lift) * np.exp(scores * DSL_TEMPERATURE - log_sum)
+
+
+def lift_above_zero(scores: np.ndarray) -> float:
+    """What makes all scores that there are at least 0, and is 0 where they are: a share of a negative score is the
+    better the smaller it is, which would turn the order of DSL about."""
+    lowest = 0.0
+    for rows in row_slices(*scores.shape):
+        part = scores[rows]
+        lowest = min(lowest, float(part.min(where=np.isfinite(part), initial=0.0)))
+    return -lowest
 
 
 def text_to_video(
@@ -160,16 +171,32 @@ def video_ranks(
     return found
 
 
+def winoground(scores: np.ndarray) -> dict[str, float]:
+    """Scores of P pairs of twins (Thrush et al. 2022), in percent; a tie counts against the model.
+
+    text: for both videos the right caption wins; video: for both captions the right video wins; group: both. Chance is
+    25, 25 and 16.7.
+
+    :param scores: (P, 2, 2), [pair, caption, video]; caption i is that of video i.
+    """
+    right = np.diagonal(scores, axis1=1, axis2=2)  # (P, 2)
+    text = (right > scores[:, [1, 0], [0, 1]]).all(1)  # the other caption with the same video
+    video = (right > scores[:, [0, 1], [1, 0]]).all(1)
+    found = {"text": text, "video": video, "group": text & video}
+    return {name: 100.0 * int(won.sum()) / len(won) for name, won in found.items()}
+
+
 class _Weights:
     """Weighs blocks of a matrix by the dual softmax over an axis, if wanted."""
 
     def __init__(self, scores: np.ndarray | None, dsl: bool, axis: int) -> None:
         self.log_sum = log_sums(scores, axis) if dsl and scores is not None else None
+        self.lift = 0.0 if self.log_sum is None else lift_above_zero(scores)
         if self.log_sum is not None and axis == 1:
             self.log_sum = self.log_sum[:, None]  # of the texts, beside any block of videos
 
     def __call__(self, block: np.ndarray) -> np.ndarray:
-        return block if self.log_sum is None else dual_softmax(block, self.log_sum)
+        return block if self.log_sum is None else dual_softmax(block, self.log_sum, self.lift)
 
 
 def row_slices(rows: int, columns: int) -> Iterator[slice]:

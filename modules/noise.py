@@ -3,15 +3,39 @@
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from modules.stochastic_text import Prior
-from modules.text_diffusion import SamplingNoise, TrainingNoise
 
 KEPT_CAPTIONS = 8  # whose noise stays in memory: pairs come text by text, so blocks share their last captions
+
+
+class TrainingNoise(NamedTuple):
+    """What one training step draws for B captions."""
+
+    t: Tensor  # diffusion steps (B,)
+    x_start: Tensor  # spread of x_0 around the word embeddings (B, L, C)
+    q: Tensor  # noise of q(x_t | x_0), (B, L, C)
+
+    def to(self, device: torch.device) -> "TrainingNoise":
+        """The same on a device."""
+        return TrainingNoise(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+class SamplingNoise(NamedTuple):
+    """What sampling draws for N captions in S steps."""
+
+    x_start: Tensor  # noise in the x_0 of the condition (N, L, C)
+    x_T: Tensor  # (N, L, C)
+    steps: Tensor  # noise of each step, from the noisiest to t = 0, (N, S, L, C); DDIM needs none of it
+
+    def to(self, device: torch.device) -> "SamplingNoise":
+        """The same on a device."""
+        return SamplingNoise(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
 def sampling_noise(captions: Sequence[str], seed: int, steps: int, length: int, channels: int) -> SamplingNoise:
@@ -22,15 +46,19 @@ def sampling_noise(captions: Sequence[str], seed: int, steps: int, length: int, 
 
     :return: x_start and x_T (N, L, C), steps (N, S, L, C), float32.
     """
-    noise = np.stack([_caption_noise(caption, seed, steps, length, channels) for caption in captions])
-    tensor = torch.from_numpy(noise)
-    return SamplingNoise(tensor[:, 0], tensor[:, 1], tensor[:, 2:])
+    noise = caption_noise(captions, seed, steps + 2, length, channels)
+    return SamplingNoise(noise[:, 0], noise[:, 1], noise[:, 2:])
+
+
+def caption_noise(captions: Sequence[str], seed: int, draws: int, length: int, channels: int) -> Tensor:
+    """Standard normal noise for each caption, as above: (N, draws, L, C). Fewer draws give the first of them."""
+    return torch.from_numpy(np.stack([_of_caption(caption, seed, draws, length, channels) for caption in captions]))
 
 
 @lru_cache(KEPT_CAPTIONS)
-def _caption_noise(caption: str, seed: int, steps: int, length: int, channels: int) -> np.ndarray:
-    """(steps + 2, L, C), kept because the next block of pairs asks for the same captions."""
-    return _generator_of_caption(caption, seed).standard_normal((steps + 2, length, channels), dtype=np.float32)
+def _of_caption(caption: str, seed: int, draws: int, length: int, channels: int) -> np.ndarray:
+    """(draws, L, C), kept because the next block of pairs asks for the same captions."""
+    return _generator_of_caption(caption, seed).standard_normal((draws, length, channels), dtype=np.float32)
 
 
 def prior_samples(captions: Sequence[str], seed: int, trials: int, embed_dim: int, prior: Prior) -> Tensor:
@@ -80,3 +108,38 @@ def training_noise(
         t[place] = generator.integers(diffusion_steps)
         generator.standard_normal(dtype=np.float32, out=noise[place])
     return TrainingNoise(torch.from_numpy(t), torch.from_numpy(noise[:, 0]), torch.from_numpy(noise[:, 1]))
+
+
+def reading_noise(
+    seed: int, step: int, rows: range, draws: int, times: range, length: int, channels: int
+) -> TrainingNoise:
+    """The noise of one training step for the captions that are read with each video, as above.
+
+    :param draws: R, captions of each video.
+    :param times: the steps of the diffusion that are drawn from.
+    :return: t (B, R), x_start and q (B, R, L, C).
+    """
+    t = np.empty((len(rows), draws), dtype=np.int64)
+    noise = np.empty((len(rows), 2, draws, length, channels), dtype=np.float32)
+    for place, row in enumerate(rows):
+        generator = _generator_of_row(seed, 0, step, row)
+        t[place] = generator.integers(times.start, times.stop, draws)
+        generator.standard_normal(dtype=np.float32, out=noise[place])
+    return TrainingNoise(torch.from_numpy(t), torch.from_numpy(noise[:, 0]), torch.from_numpy(noise[:, 1]))
+
+
+def other_captions(own: Sequence[int], same_video: Sequence[Sequence[int]], count: int, seed: int, step: int,
+                   rows: range) -> Tensor:  # fmt: skip
+    """For each pair of a training step other captions of its video, in an order that is a function as above.
+
+    :param own: the caption of each pair.
+    :param same_video: all captions of the video of each pair.
+    :param count: of each pair.
+    :return: (B, count), -1 where a video has no more.
+    """
+    chosen = torch.full((len(own), count), -1)
+    for place, (caption, captions, row) in enumerate(zip(own, same_video, rows, strict=True)):
+        others = [other for other in captions if other != caption]
+        order = _generator_of_row(seed, 1, step, row).permutation(len(others))[:count]
+        chosen[place, : len(order)] = torch.tensor([others[i] for i in order], dtype=torch.long)
+    return chosen

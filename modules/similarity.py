@@ -38,7 +38,7 @@ FALLBACK_FREE_BYTES = 2**31  # where a system does not tell its free memory
 class PairScorer(Protocol):
     """What the engine needs of a model."""
 
-    moves_text: bool  # False: the strict score is the undiffused one, and there is no second stage
+    rescores: bool  # False: the strict score is the undiffused one, and there is no second stage
     pair_bytes: int  # memory that a pair of a block takes, about
 
     def pool(self, texts: object, videos: object, text_index: Tensor, video_index: Tensor) -> Tensor:
@@ -112,8 +112,8 @@ def similarity(
     problem = _Problem(model, texts, videos, own_pooled, share or Share(), workers)
     undiffused, mean_pooled = new_matrix("undiffused"), new_matrix("mean_pooled")
     published = None if own_text is None else new_matrix("published")
-    _first_stage(problem, undiffused, mean_pooled, None if model.moves_text else published)
-    if not model.moves_text:
+    _first_stage(problem, undiffused, mean_pooled, None if model.rescores else published)
+    if not model.rescores:
         return Similarity(undiffused, published, undiffused, mean_pooled)
     first = None if not 0 < rerank_topk < min(shape) else choose_candidates(undiffused, rerank_topk)
     strict = new_matrix("strict")

@@ -1,9 +1,9 @@
-"""The conditional text diffusion: a student that moves a text towards a video, taught by a frozen Diffusion-LM."""
+"""The published text diffusion: a student that moves a text towards a video, taught by a frozen Diffusion-LM."""
 
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,40 +11,9 @@ from torch.nn import functional as F
 
 from diffusion_lm.denoiser import Denoiser, nearest_word
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
+from modules.noise import SamplingNoise, TrainingNoise
 
 Sampler = Literal["ddpm", "ddim"]
-
-
-class TrainingNoise(NamedTuple):
-    """What one training step draws for B captions."""
-
-    t: Tensor  # diffusion steps (B,)
-    x_start: Tensor  # spread of x_0 around the word embeddings (B, L, C)
-    q: Tensor  # noise of q(x_t | x_0), (B, L, C)
-
-    def to(self, device: torch.device) -> "TrainingNoise":
-        """The same on a device."""
-        return TrainingNoise(*(tensor.to(device, non_blocking=True) for tensor in self))
-
-
-class SamplingNoise(NamedTuple):
-    """What sampling draws for N captions in S steps."""
-
-    x_start: Tensor  # noise in the x_0 of the condition (N, L, C)
-    x_T: Tensor  # (N, L, C)
-    steps: Tensor  # noise of each step, from the noisiest to t = 0, (N, S, L, C); DDIM needs none of it
-
-    def to(self, device: torch.device) -> "SamplingNoise":
-        """The same on a device."""
-        return SamplingNoise(*(tensor.to(device, non_blocking=True) for tensor in self))
-
-
-class NoisedTexts(NamedTuple):
-    """What the student reads of B captions in a training step, whatever the video."""
-
-    x_start: Tensor  # (B, L, C)
-    x_t: Tensor  # (B, L, C)
-    t: Tensor  # (B,)
 
 
 @dataclass
@@ -54,7 +23,6 @@ class TrainingOutput:
     log_shift: Tensor  # l, (B, D)
     student: Tensor  # x_0 predicted by the student (B, L, C)
     teacher: Tensor  # x_0 predicted by the teacher (B, L, C), no gradient
-    noised: NoisedTexts  # what the student read
 
 
 class TextDiffusion(nn.Module):
@@ -107,13 +75,9 @@ class TextDiffusion(nn.Module):
         """Frame features (N, F, D) -> unit vectors among the word embeddings (N, F, C)."""
         return F.normalize(self.linear_text(frames).float(), dim=-1)
 
-    def condition(self, x_start: Tensor, frame_channels: Tensor, sentence: Tensor | None = None) -> Tensor:
-        """Cosine of every token of x_0 (N, L, C) with every frame (N, F, C): s (N, L, F).
-
-        :param sentence: cosine of the whole text with every frame (N, F), which is added to that of every token.
-        """
-        tokens = F.normalize(x_start, dim=-1) @ frame_channels.transpose(1, 2)
-        return tokens if sentence is None else tokens + sentence[:, None]
+    def condition(self, x_start: Tensor, frame_channels: Tensor) -> Tensor:
+        """Cosine of every token of x_0 (N, L, C) with every frame (N, F, C): s (N, L, F)."""
+        return F.normalize(x_start, dim=-1) @ frame_channels.transpose(1, 2)
 
     def log_shift(self, x: Tensor) -> Tensor:
         """Denoised text x (N, L, C) -> l (N, D); the diffused text is c + exp(l).
@@ -127,44 +91,23 @@ class TextDiffusion(nn.Module):
         return F.linear(summed, self.linear_sims.weight) + bias
 
     def forward(
-        self,
-        word_ids: Tensor,
-        frames: Tensor,
-        noise: TrainingNoise,
-        teacher_noise: TrainingNoise,
-        sentence: Tensor | None = None,
+        self, word_ids: Tensor, frames: Tensor, noise: TrainingNoise, teacher_noise: TrainingNoise
     ) -> TrainingOutput:
         """One training step: student and teacher predict x_0 for each caption and its own video.
 
         :param word_ids: (B, L).
         :param frames: frame features of the video of each caption (B, F, D).
-        :param sentence: part of the condition, see `condition`.
         """
         frame_channels = self.frame_channels(frames)
-        noised = self._noised(self.student, word_ids, noise)
-        student = self._predict(self.student, noised, frame_channels, sentence)
+        student = self._predict(self.student, word_ids, noise, frame_channels)
         with torch.no_grad():
-            teacher_noised = self._noised(self.teacher, word_ids, teacher_noise)
-            teacher = self._predict(self.teacher, teacher_noised, frame_channels, sentence)
-        return TrainingOutput(self.log_shift(student), student, teacher, noised)
+            teacher = self._predict(self.teacher, word_ids, teacher_noise, frame_channels)
+        return TrainingOutput(self.log_shift(student), student, teacher)
 
-    def log_shift_towards(self, noised: NoisedTexts, frame_channels: Tensor, sentence: Tensor | None = None) -> Tensor:
-        """l (N, D) of N texts towards a video each, as a training step computes it.
-
-        :param frame_channels: what `frame_channels` gives for the videos (N, F, C).
-        :param sentence: part of the condition, see `condition`.
-        """
-        return self.log_shift(self._predict(self.student, noised, frame_channels, sentence))
-
-    def _noised(self, denoiser: Denoiser, word_ids: Tensor, noise: TrainingNoise) -> NoisedTexts:
+    def _predict(self, denoiser: Denoiser, word_ids: Tensor, noise: TrainingNoise, frame_channels: Tensor) -> Tensor:
         x_start = self.x_start(word_ids, noise.x_start, denoiser)
-        return NoisedTexts(x_start, self.diffusion.q_sample(x_start, noise.t, noise.q), noise.t)
-
-    def _predict(
-        self, denoiser: Denoiser, noised: NoisedTexts, frame_channels: Tensor, sentence: Tensor | None
-    ) -> Tensor:
-        condition = self.condition(noised.x_start, frame_channels, sentence)
-        return denoiser(noised.x_t, self.diffusion.model_times[noised.t], condition)
+        x_t = self.diffusion.q_sample(x_start, noise.t, noise.q)
+        return denoiser(x_t, self.diffusion.model_times[noise.t], self.condition(x_start, frame_channels))
 
     def sample(self, *args: object, **settings: object) -> Tensor:
         """Denoise captions towards videos, from pure noise to x_0 (P, L, C): the last of `sample_steps`, with its
@@ -180,8 +123,6 @@ class TextDiffusion(nn.Module):
         rows: Tensor | None = None,
         diffusion: GaussianDiffusion | None = None,
         sampler: Sampler = "ddpm",
-        sentence: Tensor | None = None,
-        round_last: bool = True,
     ) -> Iterator[Tensor]:
         """Denoise captions towards videos, step by step.
 
@@ -190,9 +131,6 @@ class TextDiffusion(nn.Module):
         :param noise: of the N captions, drawn for the steps of `diffusion`.
         :param rows: the caption of each pair (P,); default: P = N, one pair for each caption.
         :param diffusion: the steps to take; default all T.
-        :param sentence: part of the condition of each pair (P, F), see `condition`.
-        :param round_last: round the last x_0 to words like the others; False: take it as it is predicted, as training
-            does.
         :return: the x_0 that each step predicts, rounded to words (P, L, C). That of t = 0 is the result: there both
             samplers step to x_0 itself.
         """
@@ -200,14 +138,13 @@ class TextDiffusion(nn.Module):
         if rows is None:
             rows = torch.arange(len(word_ids), device=word_ids.device)
         table = self.student.word_embedding.weight if self.rounding_table is None else self.rounding_table
-        condition = self.condition(self.x_start(word_ids, noise.x_start)[rows], frame_channels, sentence)
+        condition = self.condition(self.x_start(word_ids, noise.x_start)[rows], frame_channels)
         condition_term = self.student.condition_term(condition)
         x_t = noise.x_T[rows]
         for index, step in enumerate(reversed(range(diffusion.num_steps))):
             t = torch.full((1,), step, device=x_t.device)  # one row: it serves all pairs
-            x_start = self.denoise(x_t, diffusion.model_times[t], condition_term)
-            if step or round_last:
-                x_start = F.embedding(nearest_word(x_start, table), table)
+            predicted = self.denoise(x_t, diffusion.model_times[t], condition_term)
+            x_start = F.embedding(nearest_word(predicted, table), table)
             yield x_start
             if step == 0:
                 return

@@ -120,29 +120,6 @@ def training_recall(history: History) -> Figure:
     return figure
 
 
-def diffusion(right: np.ndarray, undiffused: np.ndarray, rivals: np.ndarray | None) -> Figure:
-    """How the scores of right pairs move over the steps of the sampling.
-
-    :param right: strict scores of right pairs if each step were the last, (S, P).
-    :param undiffused: scores of their texts as encoded, (P,).
-    :param rivals: as `right`, of each text with the best wrong video; None where there is none.
-    """
-    taken = np.arange(1, len(right) + 1)
-    with _chart("steps taken", "score") as (figure, axes):
-        low, quarter, median, three_quarters, high = np.quantile(right, (0.1, 0.25, 0.5, 0.75, 0.9), axis=1)
-        axes.fill_between(taken, low, high, color=BLUE, alpha=0.1, lw=0, label="80 % of the right pairs")
-        axes.fill_between(taken, quarter, three_quarters, color=BLUE, alpha=0.18, lw=0, label="half of them")
-        axes.plot(taken, median, color=BLUE, marker="o", ms=4, label="median, right pair")
-        axes.axhline(np.median(undiffused), color=GREEN, ls="-.", label="median, text as encoded")
-        if rivals is not None:
-            axes.plot(taken, np.median(rivals, axis=1), color=ORANGE, marker="s", ms=3.5, ls="--",
-                      label="median, best wrong video")  # fmt: skip
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.margins(x=0.03, y=0.08)
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-    return figure
-
-
 def overlay(histories: Mapping[str, History], names: list[str], by_epoch: bool) -> Figure:
     """Curves of several runs, a panel for each name and a colour for each run.
 

@@ -14,7 +14,7 @@ RANKS = {"t2v": text_ranks, "v2t": video_ranks}
 HITS = 5  # shown of each query
 CASES = 6  # the best and the worst queries
 SAMPLED = 12  # queries taken evenly from all
-IN_FRONT = 4.0  # added to a cosine, it is more than any other
+IN_FRONT = 2.0  # more than a cosine, the score of the first stage
 HISTOGRAM_BOUNDS = (1, 2, 3, 5, 10, 20, 50)  # last rank of each bin; then 100, 200, 500, 1000, ...
 
 
@@ -48,7 +48,6 @@ class Findings:
     best: list[Query]  # found first with the widest gap to the runner-up
     worst: list[Query]
     sample: list[Query]  # evenly from all
-    rivals: np.ndarray  # the best wrong video of each text (texts,)
 
 
 def find(scores: Similarity, video_of_text: Sequence[int]) -> Findings:
@@ -65,14 +64,13 @@ def find(scores: Similarity, video_of_text: Sequence[int]) -> Findings:
         for direction, ranks_of in RANKS.items()
     }
     found = ranks["t2v"]["strict"]
-    gaps, rivals = _rivals(scores, np.asarray(video_of_text))
-    order = np.lexsort((-gaps, found))  # by rank, then by gap
+    order = np.lexsort((-_gaps(scores, np.asarray(video_of_text)), found))  # by rank, then by gap
     cases = {"best": order[:CASES], "worst": order[::-1][:CASES], "sample": evenly(len(found), SAMPLED)}
     queries = {
         name: [_query(scores, int(text), int(video_of_text[text]), int(found[text])) for text in texts]
         for name, texts in cases.items()
     }
-    return Findings(ranks, scores.strict.shape[1], **queries, rivals=rivals)
+    return Findings(ranks, scores.strict.shape[1], **queries)
 
 
 def evenly(count: int, wanted: int) -> np.ndarray:
@@ -102,19 +100,20 @@ def _keys(scores: Similarity, texts: slice) -> np.ndarray:
     values = scores.strict[texts].astype(np.float64)
     if scores.first is None:
         return values
-    return np.where(scores.first.candidates_of_texts(texts), values + IN_FRONT, scores.first.scores[texts])
+    candidates = scores.first.candidates_of_texts(texts)
+    lowest = np.where(candidates, values, np.inf).min(axis=1, keepdims=True)
+    return np.where(candidates, values - lowest + IN_FRONT, scores.first.scores[texts])
 
 
-def _rivals(scores: Similarity, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How far the right video of each text is ahead of the best other one, by `_keys`, and which that is: (texts,)."""
-    gaps, rivals = np.empty(len(right)), np.empty(len(right), dtype=np.int64)
+def _gaps(scores: Similarity, right: np.ndarray) -> np.ndarray:
+    """How far the right video of each text is ahead of the best other one, by `_keys`: (texts,)."""
+    gaps = np.empty(len(right))
     for texts in row_slices(*scores.strict.shape):
         keys, own = _keys(scores, texts), right[texts, None]
         own_keys = np.take_along_axis(keys, own, axis=1)[:, 0]
         np.put_along_axis(keys, own, -np.inf, axis=1)
-        rivals[texts] = keys.argmax(axis=1)
         gaps[texts] = own_keys - keys.max(axis=1)
-    return gaps, rivals
+    return gaps
 
 
 def _query(scores: Similarity, text: int, right: int, rank: int) -> Query:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 
@@ -19,10 +18,13 @@ from datasets.annotations import Split
 from datasets.holdout import Selection
 from diffusion_lm.errors import InputError
 from diffusion_lm.files import written_whole
+from diffusion_lm.vocabulary import END
 from model.retrieval import RetrievalModel
+from model.textdiffs import TextDiffs
 from modules.similarity import Similarity
+from modules.text_potential import is_word
 from report import charts
-from report.findings import Query, evenly, find, rank_histogram
+from report.findings import Query, find, rank_histogram
 from report.history import History, read_history
 from report.thumbnails import FRAMES, HEIGHT, Thumbnails
 from trainer.embeddings import Embeddings
@@ -32,7 +34,7 @@ from trainer.run_folder import CONFIG_FILE
 logger = logging.getLogger(__name__)
 
 PAGE = "report.html"
-TRACED_PAIRS = 1000  # right pairs whose score is followed over the diffusion steps
+FULL_COLOUR = 3.0  # nats of a word, from which its colour is the strongest: it is 20 times as likely
 DIRECTIONS = {"t2v": "Text to video", "v2t": "Video to text"}
 PACKAGES = (
     "textdiffs", "torch", "torchvision", "transformers", "safetensors", "numpy", "opencv-python-headless", "matplotlib",
@@ -50,6 +52,20 @@ class Plot:
     text: str  # what it shows, for those who do not see it, too
 
 
+@dataclass(frozen=True)
+class Word:
+    """A word of a caption, and how a video explains it."""
+
+    text: str
+    ratio: float  # log p with the video - log p without, in nats
+    is_end: bool
+
+    @property
+    def strength(self) -> float:
+        """Of its colour, 0 to 1."""
+        return min(1.0, abs(self.ratio) / FULL_COLOUR)
+
+
 class Report:
     """Collects what the page tells while an evaluation goes on, in the main process, and writes it.
 
@@ -62,24 +78,31 @@ class Report:
     ) -> None:
         self.split, self.config, self.checkpoint, self.device = split, config, checkpoint, device
         self.selection = selection
-        self.traced = evenly(len(split.captions), TRACED_PAIRS)
-        self.steps: dict[str, np.ndarray] = {}  # strict scores if each step were the last (S, P), of right and rivals
+        self.words: dict[tuple[int, int], list[Word]] = {}  # of text and video
+        self.nat = 0.0  # what one nat adds to a score
 
     def look(self, scores: Similarity) -> None:
         """Find what is to be told of the score matrices."""
-        owner = np.asarray(self.split.clip_of_caption)
-        self.findings = find(scores, owner)
-        self.undiffused = np.asarray(scores.undiffused[self.traced, owner[self.traced]])
+        self.findings = find(scores, self.split.clip_of_caption)
 
-    def trace(self, evaluator: Evaluator, model: RetrievalModel, embeddings: Embeddings) -> None:
-        """Follow scores of right pairs and of the best wrong ones over the diffusion steps, if there are any."""
-        if not model.diffuses:
+    @torch.no_grad()
+    def read_words(self, evaluator: Evaluator, model: RetrievalModel, embeddings: Embeddings) -> None:
+        """How the words of the queries are explained by the right video and by the one that was ranked first, if the
+        score looks at words."""
+        if not isinstance(model, TextDiffs):
             return
-        videos = {"right": np.asarray(self.split.clip_of_caption), "rivals": self.findings.rivals}
-        for name, video_of_text in videos.items():
-            if name == "right" or self.findings.gallery > 1:
-                pairs = (torch.from_numpy(index) for index in (self.traced, video_of_text[self.traced]))
-                self.steps[name] = evaluator.score_steps(model, embeddings, *pairs)
+        queries = [*self.findings.best, *self.findings.worst, *self.findings.sample]
+        hits = [(query.text, hit) for query in queries for hit in query.hits]
+        pairs = sorted({(text, hit.video) for text, hit in hits if hit.right or hit.rank == 1})
+        ratios, word_ids = evaluator.word_ratios(model, embeddings, *torch.tensor(pairs).unbind(1))
+        counted = is_word(torch.from_numpy(word_ids)).numpy()
+        for pair, *row in zip(pairs, ratios, word_ids, counted, strict=True):
+            self.words[pair] = [
+                Word(model.vocabulary.id_to_token[index], float(ratio), index == END)
+                for ratio, index, counts in zip(*row, strict=True)
+                if counts
+            ]
+        self.nat = float(model.nat)
 
     def write(self, folder: Path, evaluation: Evaluation) -> Path:
         """Write report.html, and its plots as report-<name>.png.
@@ -129,11 +152,6 @@ class Report:
                 f"Recall on the {self._select_on()} split",
                 "Strict recall of each evaluation in training.",
             )
-        if self.steps:
-            plots["diffusion"] = Plot(
-                charts.diffusion(self.steps["right"], self.undiffused, self.steps.get("rivals")),
-                "The right pair over the diffusion steps", "Strict scores if each step were the last.",
-            )  # fmt: skip
         return plots
 
     def _page(self, plots: dict[str, Plot], evaluation: Evaluation) -> str:
@@ -159,9 +177,10 @@ class Report:
                 name: {"title": plot.title, "text": plot.text, "uri": charts.svg_uri(plot.figure)}
                 for name, plot in plots.items()
             },
-            steps=self._step_table(),
-            traced=len(self.traced),
             queries=queries,
+            nat=self.nat,
+            full_colour=FULL_COLOUR,
+            reads_words=bool(self.words),
             frames=FRAMES,
             thumbnails=sum(uri is not None for uri in thumbnails.made.values()),
             thumbnail_height=HEIGHT,
@@ -185,6 +204,7 @@ class Report:
             {
                 "caption": captions[query.text],
                 "rank": query.rank,
+                "words": self._words(query),
                 "hits": [
                     asdict(hit)
                     | {
@@ -199,21 +219,11 @@ class Report:
             for query in queries
         ]
 
-    def _step_table(self) -> list[dict[str, float]]:
-        """Of each step the medians of the right pairs and of the best wrong ones, and the share of the right pairs that
-        score more than with the text as encoded, in percent."""
-        if not self.steps:
-            return []
-        right = self.steps["right"]
-        rivals = self.steps.get("rivals", np.full_like(right, np.nan))
-        return [
-            {
-                "right": float(np.median(scores)),
-                "rival": float(np.median(wrong)),
-                "better": 100 * float((scores > self.undiffused).mean()),
-            }
-            for scores, wrong in zip(right, rivals, strict=True)
-        ]
+    def _words(self, query: Query) -> dict[str, list[Word]]:
+        """Those of a query, by the video that explains them."""
+        (right,) = (hit for hit in query.hits if hit.right)
+        shown = {"right video": right} | ({"ranked first": query.hits[0]} if query.rank > 1 else {})
+        return {of: self.words[query.text, hit.video] for of, hit in shown.items() if self.words}
 
     def _trained_with(self) -> list[dict[str, Any]]:
         """Settings of the training run; none where its folder does not tell."""

@@ -3,8 +3,9 @@
 python scripts/compare.py --method "X-Pool: --arch=clip_transformer" --method "T-MASS: --arch=clip_tmass" \\
     --seeds=24,25,26 --dataset_name=MSRVTT --videos_dir=DIR [further flags of train.py, for all methods]
 
-Every run is evaluated once, after its last epoch, so that no number is chosen on the test set. A comparison that was
-interrupted goes on where it was. Written to <output_dir>/<exp_name>: comparison.md, comparison.csv (one row for each
+Every run is tested once, with the checkpoint that its validation split chose. Another program that takes the flags of
+train.py may stand before those of a method, such as benchmarks/patch_control.py. A comparison that was interrupted goes
+on where it was. Written to <output_dir>/<exp_name>: comparison.md, comparison.csv (one row for each
 run, direction and protocol) and comparison.png.
 """
 
@@ -17,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,22 +27,24 @@ from config import Config
 from diffusion_lm.command_line import Parser
 from diffusion_lm.errors import InputError, RunError
 from diffusion_lm.files import written_whole
-from trainer.run_folder import run_program
+from trainer.run_folder import EVALUATION, METRICS_FILE, RESULTS_FILE, TEST, run_program
 
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent
+BEST = "model_best.pth"
 DONE = "comparison.json"  # in the folder of a run: its figures
-FROZEN = "text_diffusion.teacher."  # needed in training only
+FROZEN = ("text_diffusion.teacher.", "potential.word_table")  # what stays as it was pre-trained
 COLUMNS = (("t2v", "R1"), ("t2v", "R5"), ("v2t", "R1"), ("v2t", "R5"))
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table: a name and the flags that make it."""
+    """A row of the table: a name, the flags that make it, and the program that trains it."""
 
     name: str
     flags: tuple[str, ...]
+    program: str = "train.py"
 
     @classmethod
     def parse(cls, text: str) -> "Method":
@@ -48,6 +52,9 @@ class Method:
         name, colon, flags = text.partition(":")
         if not (name.strip() and colon):
             raise InputError(f'--method={text!r} is not "NAME: FLAGS", such as "X-Pool: --arch=clip_transformer"')
+        first, *others = shlex.split(flags) or [""]
+        if first.endswith(".py"):
+            return cls(name.strip(), tuple(others), first)
         return cls(name.strip(), tuple(shlex.split(flags)))
 
     @property
@@ -72,6 +79,8 @@ def main() -> None:
     for name in ("seed", "datetime", "load_epoch", "resume", "skip_eval", "output_json"):
         if any(name in config.explicit for config in configs):
             raise InputError(f"--{name} is set by compare.py itself: leave it out")
+    if any(config.select_on == "test" for config in configs):
+        raise InputError("--select_on=test would choose on the videos that are compared: leave it out")
     if len({(config.output_dir, config.exp_name) for config in configs}) > 1:
         raise InputError("--output_dir and --exp_name are those of all methods: give them outside of --method")
 
@@ -81,7 +90,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for number, (method, seed) in enumerate(runs, 1):
         logger.info("== %d of %d: %s, seed %d", number, len(runs), method.name, seed)
-        figures = run(folder / f"{method.slug}-seed{seed}", [*shared, *method.flags], seed)
+        figures = run(folder / f"{method.slug}-seed{seed}", method, shared, seed)
         rows += [{"method": method.name, "seed": seed} | row for row in figures]
         # 3. the table so far
         write(folder, rows, configs[0].dataset_name)
@@ -96,31 +105,38 @@ def parse_seeds(text: str) -> list[int]:
         raise InputError(f"--seeds={text} are not numbers with commas between") from error
 
 
-def run(folder: Path, flags: list[str], seed: int) -> list[dict[str, Any]]:
-    """Train and evaluate once, or read what an earlier call has found.
+def run(folder: Path, method: Method, shared: Sequence[str], seed: int) -> list[dict[str, Any]]:
+    """Train and test once, or read what an earlier call has found.
 
+    :param shared: flags of all methods.
     :return: a row for each direction and protocol.
-    :raises RunError: train.py or test.py failed.
+    :raises RunError: the program failed.
     """
     done = folder / DONE
     if not done.exists():
-        flags = [*flags, f"--seed={seed}", f"--datetime={folder.name}"]
-        began = any(folder.glob("*.pth"))  # in an earlier call, so that its seconds are not known
-        started = time.perf_counter()
-        if not (folder / "model_best.pth").exists():
-            call("train.py", [*flags, "--skip_eval", *["--resume"] * began])
-        seconds = None if began else round(time.perf_counter() - started, 1)
-        call("test.py", [*flags, "--load_epoch=0"])
-        report = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        seconds = None  # not known of a run that an earlier call began
+        if not (folder / RESULTS_FILE).exists():
+            began = any(folder.glob("*.pth"))
+            started = time.perf_counter()
+            flags = [*shared, *method.flags, f"--seed={seed}", f"--datetime={folder.name}"]
+            call(method.program, [*flags, *["--resume"] * began])
+            seconds = None if began else round(time.perf_counter() - started - evaluation_seconds(folder), 1)
+        report = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
         common = {
             "train_seconds": seconds,
             "test_seconds": report["seconds"],
-            "parameters": count_parameters(folder / "model_best.pth"),
+            "parameters": count_parameters(folder / BEST),
         }
         rows = [row | common for row in report["results"] if not row["dsl"]]
         with written_whole(done) as unfinished:
             unfinished.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     return json.loads(done.read_text(encoding="utf-8"))
+
+
+def evaluation_seconds(folder: Path) -> float:
+    """What the evaluations of a run and its test took."""
+    records = map(json.loads, (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines())
+    return sum(record.get(EVALUATION, 0.0) + record.get(TEST, 0.0) for record in records)
 
 
 def call(program: str, flags: list[str]) -> None:
@@ -135,7 +151,7 @@ def call(program: str, flags: list[str]) -> None:
 
 
 def count_parameters(path: Path) -> int:
-    """Parameters that scoring needs, of a checkpoint."""
+    """Parameters of a checkpoint, without those that are not trained."""
     from trainer.checkpoints import load_checkpoint  # with torch, slow to import
 
     state = load_checkpoint(path)["state_dict"]
@@ -177,7 +193,7 @@ def markdown(rows: list[dict[str, Any]], dataset: str) -> str:
         [
             *lines,
             "",
-            f"{dataset}, {size}; strict protocol unless it says published; of the last epoch, no split chose.",
+            f"{dataset}, {size}; strict protocol unless it says published; the validation split chose the checkpoints.",
             "",
         ]
     )

@@ -1,32 +1,39 @@
-"""Is the condition of the diffusion used? Scores a checkpoint with the condition of the wrong videos.
+"""Does the text diffusion read the video? Recall when it is told of another one, or of the frames in another order.
 
 python scripts/condition_use.py --load_epoch=0 --datetime=RUN [flags of test.py]
 
-The frames are pooled from the right video as ever; only what the diffusion is conditioned on comes from another one. If
-the recall stays, the diffusion does not look at the video.
+Candidates and pooled frames are those of the right video in its own order throughout, so that a difference is what the
+diffusion made of its condition. The table holds strict R@1 with each condition, and what is lost against the own one,
+with the 95 % interval of the paired bootstrap over queries. The same goes to --output_json, or to condition_use.json
+beside the checkpoint.
 """
 
+import json
 import logging
 import sys
-from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from config import Config
+from config.config import DIFFUSION_ARCHS
 from diffusion_lm.errors import InputError
-from model.retrieval import Videos
-from trainer.evaluation import table
-from trainer.run_folder import run_program
+from diffusion_lm.files import written_whole
+from model.clip import EncodedVideos
+from model.retrieval import RetrievalModel
+from modules.bootstrap import RESAMPLES, paired_difference
+from modules.metrics import text_ranks, video_ranks
+from trainer.evaluation import Evaluator
+from trainer.run_folder import check_writable, run_program
 
 logger = logging.getLogger(__name__)
 
-
-def shuffled_condition(videos: Videos, order: torch.Tensor) -> Videos:
-    """Videos whose diffusion is conditioned on others.
-
-    :param order: the video that each one's condition comes from (M,).
-    """
-    return replace(videos, features=videos.features[order], frame_channels=videos.frame_channels[order])
+OUTPUT = "condition_use.json"
+OWN, BASE = "own condition", "base alone"
+RANKS = {"t2v": text_ranks, "v2t": video_ranks}
 
 
 def main() -> None:
@@ -36,39 +43,106 @@ def main() -> None:
     from trainer.checkpoints import chosen_model
     from trainer.device import choose_device, choose_precision, set_up
     from trainer.distributed import find_processes
-    from trainer.evaluation import Evaluator, evaluate_similarity
 
     device = choose_device(config.gpu, find_processes())
     set_up(device, config.seed)
 
     # 2. model and data
-    model = chosen_model(config).model
-    if not model.diffuses:
-        raise InputError(f"--arch={config.arch} has no diffusion")
+    path, model, *_ = chosen_model(config)
+    if config.arch not in DIFFUSION_ARCHS:
+        raise InputError(f"--arch={config.arch} has no diffusion, whose condition could be exchanged")
+    output = Path(config.output_json or (path.parent if path else config.run_dir) / OUTPUT)
+    check_writable(output)
     model.to(device).eval()
     places = (config.dataset_dir, config.videos_dir, config.msrvtt_train_file, config.allow_missing)
     split = load_split(config.dataset_name, config.test_split, *places)
-    dtype = choose_precision(config.precision, device)
-    evaluator = Evaluator(split, config, device, dtype, model.preprocessing)
-    embeddings = evaluator.encode(model)
+    evaluator = Evaluator(split, config, device, choose_precision(config.precision, device), model.preprocessing)
 
-    # 3. scores with the condition of the right and of the wrong videos
-    order = torch.randperm(len(split.clips), generator=torch.Generator().manual_seed(config.seed)).to(device)
-    conditions = {"own condition": torch.arange(len(order), device=device), "shuffled condition": order}
-    lines, makes_videos = [], model.videos
-    for label, chosen in conditions.items():
-        model.videos = lambda *args, chosen=chosen: shuffled_condition(makes_videos(*args), chosen)
-        scores = evaluator.similarity(model, embeddings, config.rerank_topk, None)
-        results, references = evaluate_similarity(scores, split.clip_of_caption)
-        lines += [
-            (f"{row['metric']} {label}", row) for row in results if row["protocol"] == "strict" and not row["dsl"]
-        ]
-    lines += [
-        (f"{row['metric']} text as encoded", row)
-        for row in references
-        if row["scores"] == "undiffused" and not row["dsl"]
+    # 3. recall with each condition
+    rows = condition_use(evaluator, model, config.rerank_topk, config.seed)
+    logger.info(format_rows(rows))
+    report = {
+        "dataset": config.dataset_name,
+        "split": split.name,
+        "checkpoint": path and str(path),
+        "arch": config.arch,
+        "recipe": config.recipe,
+        "rerank_topk": config.rerank_topk,
+        "seed": config.seed,
+        "resamples": RESAMPLES,
+        "results": rows,
+    }
+    try:
+        with written_whole(output) as unfinished:
+            unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{output} cannot be written: {error.strerror}") from error
+
+
+def condition_use(evaluator: Evaluator, model: RetrievalModel, rerank_topk: int, seed: int) -> list[dict[str, Any]]:
+    """Strict R@1 in percent of both directions with each condition, and of the base, the text as encoded.
+
+    :param seed: of what is shuffled, and of the bootstrap.
+    :return: rows with metric, condition, R1, queries, and `lost`, `low`, `high`: R@1 with the own condition minus this.
+    """
+    orders = frame_orders(len(evaluator.split.clips), evaluator.config.num_frames, seed)
+    embeddings, *others = evaluator.encode_orders(model, [None, *orders.values()])
+    own = embeddings.videos
+    order = other_videos(len(own.frames), seed)
+    tokens = None if own.tokens is None else own.tokens[order]
+    conditions = {OWN: own, "shuffled videos": EncodedVideos(own.frames[order.to(own.frames.device)], tokens)}
+    conditions |= {name: other.videos for name, other in zip(orders, others, strict=True)}
+    owner, found = evaluator.split.clip_of_caption, {}
+    for name, condition in conditions.items():
+        scores = evaluator.similarity(model, embeddings, rerank_topk, None, condition)
+        for metric, ranks in RANKS.items():
+            found[metric, name] = ranks(scores.strict, owner, first=scores.first) == 1
+    for metric, ranks in RANKS.items():
+        found[metric, BASE] = ranks(scores.undiffused, owner) == 1
+    return [
+        _row(metric, name, found[metric, OWN], found[metric, name], seed)
+        for metric in RANKS
+        for name in (*conditions, BASE)
     ]
-    logger.info(table(sorted(lines, key=lambda line: line[0][:3])))
+
+
+def _row(metric: str, name: str, own: np.ndarray, found: np.ndarray, seed: int) -> dict[str, Any]:
+    lost, low, high = (100 * value for value in paired_difference(own, found, seed))
+    return {
+        "metric": metric,
+        "condition": name,
+        "R1": 100.0 * int(found.sum()) / len(found),
+        "queries": len(found),
+        "lost": lost,
+        "low": low,
+        "high": high,
+    }
+
+
+def frame_orders(videos: int, frames: int, seed: int) -> dict[str, Tensor]:
+    """Orders of the frames of M videos (M, F): shuffled, each video in its own way, and backwards."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "shuffled frames": torch.rand(videos, frames, generator=generator).argsort(1),
+        "reversed frames": torch.arange(frames).flip(0).expand(videos, frames),
+    }
+
+
+def other_videos(videos: int, seed: int) -> Tensor:
+    """For each of M videos another one (M,), each once: the next one of a shuffled circle."""
+    circle = torch.randperm(videos, generator=torch.Generator().manual_seed(seed))
+    return torch.empty_like(circle).index_copy_(0, circle, circle.roll(1))
+
+
+def format_rows(rows: list[dict[str, Any]]) -> str:
+    """The table for people."""
+    width = max(len(row["condition"]) for row in rows) + len("t2v ")
+    lines = [f"{'strict, in %':{width}}{'R@1':>8}{'lost':>8}   95 % interval   queries"]
+    for row in rows:
+        interval = f"[{row['low']:.1f}, {row['high']:.1f}]"
+        label = f"{row['metric']} {row['condition']}"
+        lines.append(f"{label:{width}}{row['R1']:8.1f}{row['lost']:8.1f}{interval:>16}{row['queries']:10}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

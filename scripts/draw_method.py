@@ -21,15 +21,16 @@ logger = logging.getLogger(__name__)
 Point = tuple[float, float]
 Dashes = str | tuple[float, tuple[float, ...]]
 
-WIDTH, HEIGHT = 160, 88  # units of the drawing, a tenth of an inch each
+WIDTH, HEIGHT = 160, 88  # units of the drawing
+UNIT = 0.085  # inches: small, so that words are large beside boxes, and readable at the width of README
 SCENE = (24, "test", 2)  # of MovingShapes: seed, split, video
 CAPTION = ("a red star slides to", "the top right")
 WORDS = ("a", "red", "star", "slides", "…", "END", "PAD")
 FRAMES, CHANNELS = 4, 5  # drawn; the real ones are F and C
 
 INK, QUIET, PAPER = "#1f2733", "#66707f", "white"
-TEXT, VIDEO, WORD, SCORE, FROZEN = "#2f6fde", "#e07b1a", "#7a4fc9", "#1a8f4c", "#8b95a3"
-SOLID, TRAINING, SEARCH = "-", (0, (4, 2.5)), (0, (1, 1.5))  # dashes of lines
+TEXT, VIDEO, WORD, SCORE = "#2f6fde", "#e07b1a", "#7a4fc9", "#1a8f4c"
+SOLID, TRAINING = "-", (0, (4, 2.5))  # dashes of lines
 STYLE = {
     "font.family": "DejaVu Sans",
     "mathtext.fontset": "dejavusans",
@@ -49,103 +50,105 @@ def main() -> None:
 
 
 def draw() -> plt.Figure:
-    """The whole figure: text above, words and their diffusion in the middle, video below, scores on the right."""
-    figure = plt.figure(figsize=(WIDTH / 10, HEIGHT / 10), facecolor=PAPER)
+    """The whole figure: the base above, the video in the middle, the text diffusion below, scores on the right."""
+    figure = plt.figure(figsize=(WIDTH * UNIT, HEIGHT * UNIT), facecolor=PAPER)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, WIDTH), ylim=(0, HEIGHT))
     axes.axis("off")
     canvas = Canvas(axes)
-    canvas.panel(31, 25.5, 84, 37.5, WORD, "Text diffusion: words move towards the video")
-    _text_tower(canvas)
-    _video_tower(canvas)
-    _words(canvas)
-    _denoisers(canvas)
+    canvas.panel(5, 3, 126, 38, WORD, "Text diffusion: how well does the video explain the words?")
+    _base(canvas)
+    _video(canvas)
+    _noised_words(canvas)
+    _student(canvas)
     _scores(canvas)
     return figure
 
 
-def _text_tower(canvas: "Canvas") -> None:
-    canvas.box(2, 66, 24, 12, TEXT, "“" + "\n".join(CAPTION) + "”", size=10.5, filled=False)
-    canvas.label(14, 80.2, "caption", TEXT)
-    canvas.box(36, 68, 17, 8, TEXT, "CLIP text\nencoder")
-    canvas.arrow((26, 72), (36, 72), TEXT)
-    canvas.arrow((53, 72), (118.5, 72), TEXT)
-    canvas.label(63.5, 73.8, r"$c$   (D)", TEXT)
+def _base(canvas: "Canvas") -> None:
+    canvas.box(5, 70, 24, 12, TEXT, "“" + "\n".join(CAPTION) + "”", size=10.5, filled=False)
+    canvas.label(17, 84, "caption", TEXT)
+    canvas.box(38, 72, 18, 8, TEXT, "CLIP text\nencoder")
+    canvas.arrow((29, 76), (38, 76), TEXT)
+    canvas.arrow((56, 76), (92, 76), TEXT)
+    canvas.label(66, 77.8, r"$c$   (D)", TEXT)
+    canvas.box(92, 71, 24, 10, VIDEO, "X-Pool: the text\nattends to the frames")
+    canvas.arrow((116, 76), (128, 76), VIDEO)
+    canvas.label(122, 77.8, r"$p(v\,|\,c)$", VIDEO)
+    canvas.path([(76, 76), (76, 84.5), (134.5, 84.5), (134.5, 80)], TEXT)
+    canvas.box(128, 72, 13, 8, SCORE, "cosine", size=12)
 
 
-def _video_tower(canvas: "Canvas") -> None:
+def _video(canvas: "Canvas") -> None:
     pictures = render(scene_of(*SCENE))
     chosen = pictures[frame_indices(len(pictures), FRAMES)]
     for place, picture in enumerate(chosen):
-        canvas.picture(2 + 6.1 * place, 10, 5.6, picture)
-    canvas.label(14, 17.6, "F frames of the video", VIDEO)
-    canvas.box(36, 9, 17, 8, VIDEO, "CLIP image\nencoder")
-    canvas.arrow((26, 13), (36, 13), VIDEO)
-    canvas.arrow((53, 13), (93, 13), VIDEO)
-    canvas.label(63.5, 14.8, r"$f$   (F × D)", VIDEO)
-    canvas.box(93, 8, 22, 10, VIDEO, "X-Pool: the text\nattends to the frames")
-    canvas.path([(77, 72), (77, 66.5), (27.5, 66.5), (27.5, 4), (104, 4), (104, 8)], TEXT, thin=True)
-    canvas.label(36, 5.4, r"$c$, the query of the attention", TEXT, size=8.5, align="left")
-    canvas.path([(115, 13), (140, 13), (140, 35)], VIDEO)
-    canvas.label(119, 14.8, r"$p(v\,|\,t)$   (D)", VIDEO, align="left")
+        canvas.picture(6 + 6.1 * place, 49.7, 5.6, picture)
+    canvas.label(18, 57.5, "F frames of the video", VIDEO)
+    canvas.box(38, 48, 18, 9, VIDEO, "CLIP image\nencoder")
+    canvas.arrow((30.4, 52.5), (38, 52.5), VIDEO)
+    canvas.path([(56, 55.5), (104, 55.5), (104, 71)], VIDEO)
+    canvas.label(57.5, 57.3, r"frames $f$   (F × D)", VIDEO, align="left")
+    canvas.arrow((56, 50), (68, 50), VIDEO)
+    canvas.label(61.5, 51.6, "patches", VIDEO, size=9)
+    canvas.label(61.5, 48.3, "F × P", QUIET, size=8)
+    canvas.box(68, 46, 20, 7.5, VIDEO, "video encoder,\nonce a video")
+    canvas.arrow((78, 46), (78, 34.5), VIDEO)
+    canvas.label(79.2, 43.4, r"tokens $z(v)$   (S × W): what lies where, when", VIDEO, size=9, align="left")
 
 
-def _words(canvas: "Canvas") -> None:
+def _noised_words(canvas: "Canvas") -> None:
     rng = np.random.default_rng(3)
     clean = rng.normal(size=(len(WORDS), CHANNELS))
     noisy = 0.45 * clean + 0.9 * rng.normal(size=clean.shape)
-    canvas.path([(14, 66), (14, 49.5), (36.2, 49.5)], WORD)
-    canvas.label(15.2, 57, "words", WORD, align="left")
-    canvas.matrix(41, 41, 1.7, clean, "PuOr", WORDS)
-    canvas.label(45.2, 54.9, r"$x_0 = E[\mathrm{ids}] + \sigma_0\,\varepsilon$", WORD, size=9.5)
-    canvas.label(45.2, 39.2, "L × C", QUIET, size=8)
-    canvas.matrix(62, 41, 1.7, noisy, "PuOr")
-    canvas.label(66.2, 54.9, r"$x_t$", WORD, size=9.5)
-    canvas.arrow((50.3, 49.5), (61.2, 49.5), WORD)
-    canvas.label(55.7, 50.9, "add noise", WORD, size=8)
-    canvas.label(55.7, 47.2, "step $t$", QUIET, size=8)
-
-    similar = np.abs(rng.normal(size=(len(WORDS), FRAMES))) * np.array([0.3, 1.4, 1.8, 1, 0.5, 0.2, 0.1])[:, None]
-    canvas.matrix(62.8, 26.7, 1.55, similar, "YlOrRd")
-    canvas.label(70.2, 34, r"$s$ = cos(word, frame)", INK, size=8.5, align="left")
-    canvas.label(70.2, 31.4, "L × F, the condition", QUIET, size=8, align="left")
-    canvas.path([(45.2, 38.2), (45.2, 33), (61.9, 33)], WORD)
-    canvas.path([(57.5, 13), (57.5, 30.3), (61.9, 30.3)], VIDEO)
-    canvas.label(56.9, 27.3, "linear\nD → C", VIDEO, size=8, align="right")
+    canvas.path([(5, 76), (2.5, 76), (2.5, 21), (11.5, 21)], WORD)
+    canvas.label(3.6, 63, "words", WORD, align="left")
+    canvas.matrix(17.5, 14.4, 1.9, clean, "PuOr", WORDS)
+    canvas.label(22, 29.8, r"$x_0 = E[\mathrm{words}] + \sigma_0\,\varepsilon_0$", WORD, size=9.5)
+    canvas.label(22, 12.6, "L × C", QUIET, size=8)
+    canvas.matrix(42.5, 14.4, 1.9, noisy, "PuOr")
+    canvas.label(47.2, 29.8, r"$x_t$", WORD, size=10)
+    canvas.label(47.2, 12.6, "L × C", QUIET, size=8)
+    canvas.arrow((27.8, 21), (41.7, 21), WORD)
+    canvas.label(34.7, 22.6, "add noise", WORD, size=9)
+    canvas.label(34.7, 19.2, "step $t$", QUIET, size=8.5)
+    canvas.label(34.7, 7.6, "word table $E$ is frozen; $t$ and noise are\nthe same for all videos", QUIET, size=8)
 
 
-def _denoisers(canvas: "Canvas") -> None:
-    canvas.box(84, 44, 14, 11, WORD, "denoiser\n$g(x_t, t, s)$\nstudent")
-    canvas.arrow((70.6, 49.5), (84, 49.5), WORD)
-    canvas.path([(69.4, 29), (95.5, 29), (95.5, 44)], INK)
-    canvas.arrow((98, 49.5), (103, 49.5), WORD)
-    canvas.box(103, 44, 10.5, 11, WORD, "sum over\nwords,\nC → D", size=8.5, filled=False)
-    canvas.label(99.8, 51.3, r"$\hat{x}_0$", WORD, size=9.5)
-    canvas.path([(108.2, 55), (108.2, 65), (122, 65), (122, 69)], WORD)
-    canvas.label(109, 66.7, r"shift $l$   (D)", WORD, align="left")
-    canvas.path([(100.2, 49.2), (100.2, 41.7), (74.3, 41.7), (74.3, 48.9)], WORD, thin=True, dashes=SEARCH)
-    searching = "search: from pure noise in\nT steps, each token snapped\nto its nearest word"
-    canvas.label(75.6, 38.6, searching, WORD, size=7.5, align="left")
-
-    canvas.box(81.5, 76.5, 18, 8.5, FROZEN, "teacher\nfrozen Diffusion-LM", size=9)
-    canvas.path([(78, 49.5), (78, 80.8), (81.5, 80.8)], FROZEN, dashes=TRAINING)
-    canvas.label(77.2, 79, "the same words,\n$t$ and noise", QUIET, size=8, align="right")
-    canvas.box(103, 77, 24, 7.5, FROZEN, "teacher-student loss\n0.1 · |teacher − student|²", size=9, filled=False)
-    canvas.arrow((99.5, 80.8), (103, 80.8), FROZEN, dashes=TRAINING)
-    canvas.path([(101.7, 49.5), (101.7, 60), (104.5, 60), (104.5, 77)], FROZEN, dashes=TRAINING)
+def _student(canvas: "Canvas") -> None:
+    canvas.path([(52.6, 21), (59, 21), (59, 29.7), (66, 29.7)], WORD)
+    canvas.path([(52.6, 21), (59, 21), (59, 12.5), (66, 12.5)], WORD)
+    canvas.box(66, 25, 24, 9.5, WORD, "student: Diffusion-LM\n+ cross-attention")
+    canvas.box(66, 7.8, 24, 9.5, WORD, "the same student\nwithout the video")
+    canvas.path([(90, 29.7), (104.5, 29.7), (104.5, 22.6)], WORD)
+    canvas.path([(90, 12.5), (104.5, 12.5), (104.5, 19.4)], WORD)
+    canvas.label(95.8, 31.5, r"$\log p(w_i\,|\,x_t, v)$", WORD, size=9)
+    canvas.label(95.8, 14.3, r"$\log p(w_i\,|\,x_t)$", WORD, size=9)
+    canvas.box(103, 19.5, 3, 3, WORD, "−", size=11, filled=False)
+    canvas.arrow((106, 21), (109.2, 21), WORD)
+    explained = np.array([0.1, 1.6, 1.1, 2.0, 1.3, 0.3, 0])[:, None]
+    canvas.matrix(114, 14.4, 1.9, explained, "Greens", WORDS)
+    canvas.label(114.4, 30.8, "log ratio of\neach word", WORD, size=9)
+    canvas.arrow((116.2, 21), (120.5, 21), WORD)
+    canvas.box(120.5, 17.2, 8, 7.6, WORD, "sum", size=11)
+    canvas.box(96, 4.3, 17, 4.6, WORD, r"words loss: $-\log p$", size=8.5, filled=False)
+    for y in (29.7, 12.5):
+        canvas.arrow((101.8, y), (101.8, 8.9), WORD, thin=True, dashes=TRAINING)
 
 
 def _scores(canvas: "Canvas") -> None:
-    canvas.box(118.5, 69, 18, 6.5, TEXT, r"$c + \exp(l)$", size=12)
-    canvas.label(127.5, 67.3, "diffused text", TEXT, size=9, align="left")
-    canvas.path([(136.5, 72.2), (140, 72.2), (140, 44)], TEXT)
-    canvas.box(131, 35, 18, 9, SCORE, "cosine", size=12)
-    canvas.label(150.2, 39.5, "score of\ntext and\nvideo", SCORE, size=8.5, align="left")
-    canvas.box(122.5, 22, 14, 8, SCORE, "retrieval loss\nInfoNCE", size=8.5, filled=False)
-    canvas.path([(133, 35), (133, 32.5), (129.5, 32.5), (129.5, 30)], SCORE, dashes=TRAINING)
-    for y, dashes, said in ((85, TRAINING, "in training only"), (82.3, SEARCH, "in search only")):
-        canvas.arrow((134, y), (140, y), QUIET, thin=True, dashes=dashes)
-        canvas.label(141.5, y, said, QUIET, size=8.5, align="left")
+    canvas.path([(128.5, 21), (134.5, 21), (134.5, 49)], WORD)
+    canvas.label(135.6, 27, r"ratio$(w, v)$", WORD, align="left")
+    canvas.label(135.6, 23.4, "0 before training", QUIET, size=8, align="left")
+    canvas.arrow((134.5, 72), (134.5, 58), SCORE)
+    canvas.box(115, 49, 26, 9, SCORE, "score = cosine\n+ (weight / s) · ratio", size=11)
+    canvas.label(135.6, 44.7, "weight: learned\ns: CLIP's logit scale", QUIET, size=8, align="left")
+    canvas.box(145.5, 71.5, 13.5, 9, SCORE, "retrieval loss\nInfoNCE", size=8.5, filled=False)
+    canvas.arrow((141, 76), (145.5, 76), SCORE, dashes=TRAINING)
+    canvas.box(145.5, 49, 13.5, 9, SCORE, "potential loss\nInfoNCE, K\nhard videos", size=8.5, filled=False)
+    canvas.arrow((141, 53.5), (145.5, 53.5), SCORE, dashes=TRAINING)
+    canvas.arrow((136, 7), (143, 7), QUIET, thin=True, dashes=TRAINING)
+    canvas.label(144.2, 7, "in training only", QUIET, size=8.5, align="left")
 
 
 class Canvas:

@@ -108,7 +108,7 @@ def measure(model: ClipRetrieval, held_out: DataLoader) -> dict[str, float]:
     model.eval()
     images, texts = [], []
     for batch in held_out:
-        images.append(model.encode_videos(batch.pixels[:, None])[:, 0])
+        images.append(model.encode_videos(batch.pixels[:, None]).frames[:, 0])
         texts.append(model.encode_texts(**model.tokenize(batch.caption)))
     cosines = F.normalize(torch.cat(texts), dim=-1) @ F.normalize(torch.cat(images), dim=-1).T
     return text_to_video(cosines.numpy(), range(len(cosines)))

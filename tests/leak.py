@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from model.clip import EncodedVideos
 from model.retrieval import RetrievalModel
 from modules.metrics import text_to_video, video_to_text
 from modules.similarity import similarity
@@ -33,7 +34,10 @@ MODELS: dict[str, Callable[[], RetrievalModel]] = {
     "clip_baseline, attention": lambda: small_baseline("attention", WIDTH, temperature=0.01),
     "clip_transformer (X-Pool)": lambda: small_xpool(WIDTH),
     "clip_tmass (T-MASS)": lambda: small_tmass(WIDTH, FRAMES),
-    "clip_stochastic (TextDiffs)": lambda: small_textdiffs(CAPTIONS, WIDTH, num_frames=FRAMES, steps=2, length=4),
+    "clip_stochastic (TextDiffs)": lambda: small_textdiffs(CAPTIONS, WIDTH, num_frames=FRAMES, length=4, scaled=False),
+    "clip_stochastic, --recipe=published": lambda: small_textdiffs(
+        CAPTIONS, WIDTH, num_frames=FRAMES, steps=2, length=4, published=True
+    ),
 }
 
 
@@ -43,8 +47,9 @@ def recall_of_unrelated_pairs(model: RetrievalModel, seed: int) -> dict[tuple[st
     generator = torch.Generator().manual_seed(seed)
     texts = torch.randn(PAIRS, WIDTH, generator=generator)
     frames = torch.randn(PAIRS, FRAMES, WIDTH, generator=generator)
-    word_ids = model.tokenize(CAPTIONS).get("word_ids")
-    scores = similarity(model, model.texts(CAPTIONS, texts, word_ids), model.videos(frames), torch.arange(PAIRS))
+    tokens = model.token_shape and torch.randn(PAIRS, *model.token_shape, generator=generator)
+    word_ids, videos = model.tokenize(CAPTIONS).get("word_ids"), model.videos(EncodedVideos(frames, tokens))
+    scores = similarity(model, model.texts(CAPTIONS, texts, word_ids), videos, torch.arange(PAIRS))
     metrics = {"t2v": text_to_video, "v2t": video_to_text}
     return {
         (protocol, name): metrics[name](getattr(scores, protocol), range(PAIRS))["R1"] for protocol, name in COLUMNS

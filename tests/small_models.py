@@ -7,6 +7,7 @@ from diffusion_lm.denoiser import Denoiser, DenoiserConfig
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
 from model.clip import TINY_FOLDER, build_clip
+from model.published_textdiffs import PublishedTextDiffs
 from model.retrieval import RetrievalModel
 from model.textdiffs import TextDiffs
 from model.tmass import TMass
@@ -14,6 +15,8 @@ from model.xpool import XPool
 from modules.frame_pooling import SimplePooling
 from modules.stochastic_text import Prior
 from modules.text_diffusion import TextDiffusion
+from modules.text_potential import TextPotential
+from modules.video_encoder import VideoEncoder
 
 SMALL = DenoiserConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
 
@@ -50,18 +53,34 @@ def small_textdiffs(
     steps: int = 3,
     length: int = 8,
     scaled: bool = True,
+    published: bool = False,
     **options,
-) -> TextDiffs:
-    """TextDiffs in evaluation mode.
+) -> TextDiffs | PublishedTextDiffs:
+    """TextDiffs in evaluation mode, or with `published` the diffusion that moves the text.
 
-    :param scaled: some layers are scaled up, so that the condition moves words as it does in a trained model; rounding
-        errors grow with them.
+    :param scaled: some layers are scaled up, so that the video moves words as it does in a trained model; rounding
+        errors grow with them. Without it TextDiffs is as before training, where the video changes nothing.
     """
     vocabulary = Vocabulary.from_captions(captions)
-    student, teacher = (Denoiser(SMALL, len(vocabulary), num_frames) for _ in range(2))
-    with torch.no_grad():
-        for layer in (student.sims_linear, student.sims_decoder[0], student.sims_decoder[2]):
-            layer.weight.mul_(20 if scaled else 1)
-        student.output_down_proj[2].weight.mul_(100 if scaled else 1)
-    diffusion = TextDiffusion(student, teacher, GaussianDiffusion.sqrt(steps), embed_dim, length)
-    return TextDiffs(*small_clip(embed_dim), diffusion, vocabulary, **options).eval()
+    process, clip = GaussianDiffusion.sqrt(steps), small_clip(embed_dim)
+    if published:
+        student, teacher = (Denoiser(SMALL, len(vocabulary), num_frames) for _ in range(2))
+        with torch.no_grad():
+            for layer in (student.sims_linear, student.sims_decoder[0], student.sims_decoder[2]):
+                layer.weight.mul_(20 if scaled else 1)
+            student.output_down_proj[2].weight.mul_(100 if scaled else 1)
+        diffusion = TextDiffusion(student, teacher, process, embed_dim, length)
+        return PublishedTextDiffs(*clip, diffusion, vocabulary, **options).eval()
+    vision = clip[0].config.vision_config
+    encoder = VideoEncoder(vision.hidden_size, num_frames, (vision.image_size // vision.patch_size) ** 2)
+    student = Denoiser(SMALL, len(vocabulary), video_width=encoder.width)
+    word_table = student.word_embedding.weight.detach().clone()
+    if scaled:
+        with torch.no_grad():
+            student.word_embedding.weight.add_(0.1 * torch.randn_like(word_table))  # as training moves it
+            student.output_down_proj[2].weight.mul_(20)
+            for attention in student.video_attention:
+                attention.key_value.weight.mul_(3)
+                attention.out.weight.normal_()
+    potential = TextPotential(student, word_table, encoder, process, length)
+    return TextDiffs(*clip, potential, vocabulary, **options).eval()

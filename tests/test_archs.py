@@ -49,10 +49,10 @@ def slow_tmass(model, captions, texts, frames, own_text):
 
 
 def test_tmass_equals_the_slow_loop(tmass):
-    texts, frames = make_features(tmass, 7, 7)
-    strict, published = slow_tmass(tmass, CAPTIONS, texts, frames, OWN_TEXT)
+    texts, videos = make_features(tmass, 7, 7)
+    strict, published = slow_tmass(tmass, CAPTIONS, texts, videos.frames, OWN_TEXT)
     for block_pairs in (1, 5, 49):
-        scores = score(tmass, CAPTIONS, texts, frames, OWN_TEXT, block_pairs=block_pairs)
+        scores = score(tmass, CAPTIONS, texts, videos, OWN_TEXT, block_pairs=block_pairs)
         assert_close(scores.strict, strict)
         assert_close(scores.published, published)
     assert abs(scores.strict - scores.undiffused).mean() > 0.01  # the samples are elsewhere than the text
@@ -60,27 +60,27 @@ def test_tmass_equals_the_slow_loop(tmass):
 
 
 def test_tmass_scores_all_or_the_best_pairs_alike(tmass):
-    texts, frames = make_features(tmass, 7, 7)
-    every = score(tmass, CAPTIONS, texts, frames)
-    some = score(tmass, CAPTIONS, texts, frames, rerank_topk=2)
+    texts, videos = make_features(tmass, 7, 7)
+    every = score(tmass, CAPTIONS, texts, videos)
+    some = score(tmass, CAPTIONS, texts, videos, rerank_topk=2)
     chosen = some.strict > -2
     assert 14 <= chosen.sum() < 49
     assert_close(some.strict[chosen], every.strict[chosen])
 
 
 def test_tmass_scores_do_not_depend_on_the_order(tmass):
-    texts, frames = make_features(tmass, 7, 5)
+    texts, videos = make_features(tmass, 7, 5)
     order = torch.tensor([4, 2, 6, 0, 5, 1, 3])
-    plain = score(tmass, CAPTIONS, texts, frames, block_pairs=6)
-    shuffled = score(tmass, [CAPTIONS[i] for i in order], texts[order], frames, block_pairs=4)
+    plain = score(tmass, CAPTIONS, texts, videos, block_pairs=6)
+    shuffled = score(tmass, [CAPTIONS[i] for i in order], texts[order], videos, block_pairs=4)
     assert_close(shuffled.strict, plain.strict[order])
 
 
 def test_more_trials_score_no_lower(tmass):
-    texts, frames = make_features(tmass, 7, 7)
-    few = score(tmass, CAPTIONS, texts, frames).strict
+    texts, videos = make_features(tmass, 7, 7)
+    few = score(tmass, CAPTIONS, texts, videos).strict
     tmass.trials = 20
-    many = score(tmass, CAPTIONS, texts, frames).strict
+    many = score(tmass, CAPTIONS, texts, videos).strict
     tmass.trials = 4
     assert (many >= few - 1e-6).all() and (many > few + 1e-3).any()
 
@@ -136,16 +136,16 @@ def slow_pool(kind, text, frames, k, temperature):
 @pytest.mark.parametrize("kind", SIMPLE)
 def test_simple_pooling_equals_the_slow_loop(kind):
     model = small_baseline(kind, k=2, temperature=0.1)
-    texts, frames = make_features(model, 7, 7)
-    scores = score(model, CAPTIONS, texts, frames, OWN_TEXT)
-    pooled = model.pool_frames(texts, frames)
-    prepared, videos = model.texts(CAPTIONS, texts), model.videos(frames)
+    texts, videos = make_features(model, 7, 7)
+    scores = score(model, CAPTIONS, texts, videos, OWN_TEXT)
+    pooled = model.pool_frames(texts, videos.frames)
+    prepared, ready = model.texts(CAPTIONS, texts), model.videos(videos)
     for t in range(7):
         for v in range(7):
-            expected = slow_pool(kind, texts[t], frames[v], 2, 0.1)
-            own = slow_pool(kind, texts[OWN_TEXT[v]], frames[v], 2, 0.1)
+            expected = slow_pool(kind, texts[t], videos.frames[v], 2, 0.1)
+            own = slow_pool(kind, texts[OWN_TEXT[v]], videos.frames[v], 2, 0.1)
             torch.testing.assert_close(pooled[v, t], expected, atol=1e-5, rtol=0)
-            pair = model.pool(prepared, videos, torch.tensor([t]), torch.tensor([v]))[0]
+            pair = model.pool(prepared, ready, torch.tensor([t]), torch.tensor([v]))[0]
             torch.testing.assert_close(pair, expected, atol=1e-5, rtol=0)
             assert scores.strict[t, v] == pytest.approx(F.cosine_similarity(texts[t], expected, dim=0).item(), abs=1e-5)
             assert scores.published[t, v] == pytest.approx(F.cosine_similarity(texts[t], own, dim=0).item(), abs=1e-5)

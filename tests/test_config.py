@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from config import Config
-from config.config import PLACES, flag_parser
+from config.config import PLACES, REMOVED, flag_parser
 from config.search import SEARCH_GROUPS, SearchConfig
 from diffusion_lm.command_line import Parser
 from diffusion_lm.errors import InputError
@@ -90,6 +90,9 @@ FLAGS = {
     "stochastic_prior_std": (2.0, ANY),
     "stochasic_trials": (10, ANY),
     "recipe": ("published", "textdiffs"),
+    "hard_negatives": (4, 2),
+    "read_captions": (1, 5),
+    "potential_lr": (3e-3, 1e-4),
     "select_on": ("test", "val"),
 }
 SWITCHES = ("no_tensorboard", "noloss_record", "save_memory_mode", "raw_video", "skip_eval", "DSL")
@@ -211,12 +214,41 @@ def test_flags_of_other_methods_are_noted_in_one_line(arch, flag):
     assert "\n" not in line
 
 
-@pytest.mark.parametrize("flag", ["--diffusion_steps=5", "--recipe=published", "--sampler=ddim", "--diffusion_lm=/x"])
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--diffusion_steps=5",
+        "--recipe=published",
+        "--hard_negatives=2",
+        "--read_captions=1",
+        "--potential_lr=1e-4",
+        "--diffusion_lm=/x",
+    ],
+)
 def test_flags_of_the_diffusion_are_noted_for_xpool_only(flag):
     (line,) = parse(f"--arch=clip_transformer {flag}").notes()
     assert flag.split("=")[0] in line
     assert "clip_transformer" in line
     assert parse(f"--arch=clip_stochastic {flag}").notes() == []
+
+
+@pytest.mark.parametrize(
+    ("flag", "recipe", "other"),
+    [("--sampler=ddim", "published", "textdiffs"), ("--sampling_steps=5", "published", "textdiffs"),
+     ("--sweep=ddim:2", "published", "textdiffs"), ("--hard_negatives=2", "textdiffs", "published"),
+     ("--read_captions=1", "textdiffs", "published"), ("--potential_lr=1e-4", "textdiffs", "published")],
+)  # fmt: skip
+def test_flags_of_one_recipe_are_noted_for_the_other(flag, recipe, other):
+    assert parse(f"--recipe={recipe} {flag}").notes() == []
+    said = f"{flag.split('=')[0]} has no effect without --recipe={recipe}"
+    assert parse(f"--recipe={other} {flag}").notes() == [said]
+    assert "clip_tmass" in parse(f"--arch=clip_tmass {flag}").notes()[0]
+
+
+@pytest.mark.parametrize("name", REMOVED)
+def test_flags_that_are_no_more_are_refused(name):
+    with pytest.raises(InputError, match=f"--{name}"):
+        parse(f"--{name}=1")
 
 
 def test_pooling_of_the_baseline():
@@ -285,6 +317,9 @@ def test_flags_that_were_not_given_are_not_noted():
         ("--clip_lr=nan", "--clip_lr"),
         ("--noclip_lr=inf", "--noclip_lr"),
         ("--sampling_steps=11", "--sampling_steps"),
+        ("--hard_negatives=0", "--hard_negatives"),
+        ("--read_captions=0", "--read_captions"),
+        ("--potential_lr=-1", "--potential_lr"),
         ("--dataset_name=MSRVTTX", "MSRVTTX"),
         ("--arch=clip", "--arch"),
         ("--metric=v2v", "--metric"),

@@ -14,10 +14,11 @@ from diffusion_lm.denoiser import Denoiser
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
 from diffusion_lm.weights import denoiser_config_from_state
-from model import textdiffs
+from model import published_textdiffs
+from model.clip import EncodedVideos
 from model.published import rename_published
+from model.published_textdiffs import PublishedTextDiffs
 from model.retrieval import EncodedPairs
-from model.textdiffs import TextDiffs
 from modules.losses import clamp_logit_scale, symmetric_infonce, teacher_student
 from modules.similarity import Similarity, similarity
 from modules.text_diffusion import SamplingNoise, TextDiffusion, TrainingNoise
@@ -49,7 +50,7 @@ class Recorded:
         steps = GaussianDiffusion.sqrt(int(self.meta["diffusion_steps"]))
         texts, table = self["input.text_features"], self["rounding_embedding"]
         self.diffusion = TextDiffusion(*denoisers, steps, texts.shape[1], self["input.token_ids"].shape[1], table)
-        self.model = TextDiffs(*small_clip(texts.shape[1]), self.diffusion, self.vocabulary).eval()
+        self.model = PublishedTextDiffs(*small_clip(texts.shape[1]), self.diffusion, self.vocabulary).eval()
         state["text_diffusion.rounding_table"] = table
         assert all(name.startswith(PARTS) for name in state)
         missing, unexpected = self.model.load_state_dict(state, strict=False)  # the file has no CLIP
@@ -77,8 +78,8 @@ class Recorded:
         return self["input.text_features"] + self.trained.log_shift.exp()
 
     def training_sims(self):
-        texts, frames = self["input.text_features"], self["input.frame_features"]
-        return self.model.similarities(EncodedPairs(texts, frames, self.text_shifted(), {}), frames, self.own)[:, 0]
+        texts, videos = self["input.text_features"], EncodedVideos(self["input.frame_features"])
+        return self.model.similarities(EncodedPairs(texts, videos, self.text_shifted(), {}), videos, self.own)[:, 0]
 
     def retrieval_loss(self):
         """At the largest scale, which is CLIP's own: one that has grown beyond it comes back to it."""
@@ -113,11 +114,11 @@ class Recorded:
         }
 
     def _scores_of(self, texts, video) -> Similarity:
-        frames = self.model.videos(self["input.frame_features"][video : video + 1])
+        frames = self.model.videos(EncodedVideos(self["input.frame_features"][video : video + 1]))
         noise = self.noise_towards(video)
         with pytest.MonkeyPatch.context() as patch:
             drawn = lambda numbers, *_: SamplingNoise(*(tensor[[int(n) for n in numbers]] for tensor in noise))  # noqa: E731
-            patch.setattr(textdiffs, "sampling_noise", drawn)
+            patch.setattr(published_textdiffs, "sampling_noise", drawn)
             return similarity(self.model, texts, frames, torch.tensor([video]))
 
 
@@ -130,7 +131,7 @@ OUTPUTS = {
     "pooled": lambda r: r.model.pool_frames(r["input.text_features"], r["input.frame_features"]),
     "train.text_shifted": Recorded.text_shifted,
     "train.sims": Recorded.training_sims,
-    "train.teacher_student_loss": lambda r: teacher_student(r.trained.teacher, r.trained.student),
+    "train.teacher_student_loss": lambda r: teacher_student(r.trained.teacher, r.trained.student).sum(),
     "train.retrieval_loss": Recorded.retrieval_loss,
     "sample.log_shift_video0": lambda r: r.sampled_shift(0),
     "sample.text_shifted_allpairs": Recorded.sampled_texts,

@@ -11,17 +11,23 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
+from torch.nn import MultiheadAttention
 
+from config import Config
+from datasets.moving_shapes import render, scene_of
 from diffusion_lm import weights
-from diffusion_lm.denoiser import DENOISERS, Denoiser, DenoiserConfig, nearest_word
+from diffusion_lm.denoiser import DENOISERS, Denoiser, DenoiserConfig, VideoAttention, nearest_word
 from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.losses import end_to_end_loss
-from diffusion_lm.sampling import sample_captions
+from diffusion_lm.sampling import Reading, sample_captions, sample_words
 from diffusion_lm.schedule import sqrt_betas
 from diffusion_lm.training import EndlessBatches, ExponentialAverage, recovered, split_held_out
 from diffusion_lm.vocabulary import END, PAD, START, UNK, Vocabulary
+from model.factory import create_model
 from tests import precision
+from tests.made_up import CAPTIONS, make_diffusion_lm, write_video
+from trainer.checkpoints import save_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = DenoiserConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, channels=4)
@@ -55,7 +61,7 @@ def test_loss_terms_equal_a_token_by_token_computation(denoiser, diffusion):
 
     table, bias = denoiser.word_embedding.weight.double(), denoiser.lm_head.bias.double()
     abar = [math.prod(1 - b for b in sqrt_betas(STEPS)[: i + 1]) for i in range(STEPS)]
-    regression = prior = rounding = 0.0
+    regression = prior = rounding = words = 0.0
     for n in range(3):
         x_0 = torch.stack([table[i] + math.sqrt(1 - abar[0]) * x_noise[n, p] for p, i in enumerate(ids[n].tolist())])
         x_t = math.sqrt(abar[t[n]]) * x_0 + math.sqrt(1 - abar[t[n]]) * q_noise[n]
@@ -64,12 +70,25 @@ def test_loss_terms_equal_a_token_by_token_computation(denoiser, diffusion):
         for p in range(5):
             regression += (predicted[p] - target[p]).pow(2).mean().item() / 15
             prior += (math.sqrt(abar[-1]) * x_0[p]).pow(2).mean().item() / 15
-            scores = table @ x_0[p] + bias
-            rounding -= math.log((scores[ids[n, p]].exp() / scores.exp().sum()).item()) / 15
+            for x, term in ((x_0[p], "rounding"), (predicted[p].double(), "words")):
+                scores = table @ x + bias
+                nats = -math.log((scores[ids[n, p]].exp() / scores.exp().sum()).item()) / 15
+                rounding, words = (rounding + nats, words) if term == "rounding" else (rounding, words + nats)
     assert loss.x_start.item() == pytest.approx(regression, rel=1e-5)
     assert loss.prior.item() == pytest.approx(prior, rel=1e-5)
     assert loss.rounding.item() == pytest.approx(rounding, rel=1e-5)
-    assert loss.total.item() == pytest.approx(regression + prior + rounding, rel=1e-5)
+    assert loss.words.item() == pytest.approx(words, rel=1e-5)
+    assert loss.total.item() == pytest.approx(regression + prior + rounding + words, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", DENOISERS)
+@torch.no_grad()
+def test_word_scores_are_a_matrix_of_rank_64(name):
+    """Of many tokens and words; with the 16 channels of Diffusion-LM of rank 16."""
+    for sizes, rank in ((DENOISERS[name], 64), (DenoiserConfig(), 16)):
+        small = replace(sizes, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
+        scores = Denoiser(small, 100).logits(randn(2, 100, sizes.channels))
+        assert torch.linalg.matrix_rank(scores.flatten(0, 1)) == rank
 
 
 def test_rounding_loss_of_many_tokens_is_the_mean_over_all(denoiser, diffusion):
@@ -82,7 +101,7 @@ def test_rounding_loss_of_many_tokens_is_the_mean_over_all(denoiser, diffusion):
     torch.testing.assert_close(loss.rounding, -log_p.mean())
 
 
-@pytest.mark.parametrize("term", ["x_start", "prior", "rounding"])
+@pytest.mark.parametrize("term", ["x_start", "prior", "rounding", "words"])
 def test_every_term_moves_the_word_table(denoiser, diffusion, term):
     ids = torch.tensor([[0, 5, 1, 3]])
     loss = end_to_end_loss(denoiser, diffusion, ids, torch.tensor([6]), randn(1, 4, 4), randn(1, 4, 4, seed=1))
@@ -162,22 +181,85 @@ def test_respacing_outside_the_process_is_refused(diffusion, sampling_steps):
 
 
 @torch.no_grad()
-def test_no_op_condition_leaves_the_unconditional_network(denoiser):
-    conditioned = Denoiser(SMALL, 11, num_frames=5).eval()
-    conditioned.load_state_dict(denoiser.state_dict(), strict=False)
-    conditioned.reset_condition_to_no_op()
+def test_a_fresh_video_attention_leaves_the_unconditional_network(denoiser):
+    seeing = Denoiser(SMALL, 11, video_width=6).eval()
+    seeing.load_state_dict(denoiser.state_dict(), strict=False)
     x, times = randn(3, 6, 4), torch.tensor([0.0, 300.0, 900.0])
     for seed in range(3):
-        condition = 10 * randn(3, 6, 5, seed=seed)
-        torch.testing.assert_close(conditioned(x, times, condition), denoiser(x, times), atol=1e-5, rtol=0)
+        memory = seeing.video_memory(10 * randn(3, 5, 6, seed=seed))
+        torch.testing.assert_close(seeing.denoise(x, times, memory=memory), denoiser(x, times), atol=1e-5, rtol=0)
 
 
-def test_no_op_condition_can_learn():
-    """Zero weight on the condition, but a gradient: training can move away from the no-op."""
-    conditioned = Denoiser(SMALL, 11, num_frames=5)
-    conditioned.reset_condition_to_no_op()
-    conditioned(randn(3, 6, 4), torch.zeros(3), randn(3, 6, 5)).square().mean().backward()
-    assert conditioned.sims_decoder[0].weight.grad[:, SMALL.hidden_size :].abs().sum() > 0
+def test_a_fresh_video_attention_can_learn():
+    """It adds nothing, but has a gradient: training can move away from that."""
+    seeing = Denoiser(SMALL, 11, video_width=6)
+    seeing.denoise(
+        randn(3, 6, 4), torch.zeros(3), memory=seeing.video_memory(randn(3, 5, 6))
+    ).square().mean().backward()
+    assert all(attention.out.weight.grad.abs().sum() > 0 for attention in seeing.video_attention)
+
+
+@torch.no_grad()
+def test_video_attention_is_that_of_torch():
+    """With the weights of nn.MultiheadAttention, which has queries, keys and values side by side."""
+    attention, expected = VideoAttention(8, 6, 2), MultiheadAttention(8, 2, kdim=6, vdim=6, batch_first=True)
+    x, tokens = randn(3, 4, 8), randn(3, 5, 6, seed=1)
+    for parameter in attention.parameters():
+        parameter.copy_(torch.randn_like(parameter))
+    expected.q_proj_weight.copy_(attention.query.weight)
+    keys, values = attention.key_value.weight.chunk(2)
+    expected.k_proj_weight.copy_(keys)
+    expected.v_proj_weight.copy_(values)
+    expected.in_proj_bias.copy_(torch.cat([attention.query.bias, attention.key_value.bias]))
+    expected.out_proj.load_state_dict(attention.out.state_dict())
+    normed = attention.norm(x)
+    found = attention(x, attention.memory(tokens))
+    torch.testing.assert_close(found, expected(normed, tokens, tokens)[0], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_texts_that_lie_together_read_one_video():
+    """Three texts of each of two videos, against a video for each text."""
+    attention, x, tokens = VideoAttention(8, 6, 2), randn(6, 4, 8), randn(2, 5, 6, seed=1)
+    found = attention(x, attention.memory(tokens))
+    each = attention.memory(tokens[[0, 0, 0, 1, 1, 1]])
+    torch.testing.assert_close(found, attention(x, each), atol=1e-6, rtol=1e-6)
+    rows = attention.memory(tokens).rows(torch.tensor([0, 0, 0, 1, 1, 1]))
+    assert all(torch.equal(*pair) for pair in zip(rows, each, strict=True))
+    other = attention(x, attention.memory(tokens.flip(0)))
+    assert (other - found).abs().flatten(1).max(1).values.min() > 1e-3
+
+
+@torch.no_grad()
+def test_each_layer_sees_the_video_before_its_own_attention(denoiser):
+    seeing = Denoiser(SMALL, 11, video_width=6).eval()
+    for attention in seeing.video_attention:
+        attention.out.weight.normal_()
+    x_t, times, memory = randn(3, 6, 4), torch.tensor([0.0, 300.0, 900.0]), seeing.video_memory(randn(3, 5, 6, seed=1))
+    seen = []
+    for layer in seeing.input_transformers.layer:
+        layer.register_forward_hook(lambda _, given, output: seen.append((given[0], output)))
+    seeing(x_t, times)
+    before = seen[0][0]  # what comes into the first layer where there is no video
+    seen.clear()
+    predicted = seeing.denoise(x_t, times, memory=memory)
+    for attention, layer, (given, output) in zip(seeing.video_attention, memory, seen, strict=True):
+        torch.testing.assert_close(given, before + attention(before, layer))
+        before = output
+    torch.testing.assert_close(predicted, seeing.output_down_proj(seen[-1][1]))
+    one = [layer.rows(torch.tensor([2])) for layer in memory]
+    torch.testing.assert_close(seeing.denoise(x_t[2:], times[2:], memory=one), predicted[2:], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["num_frames", "video_width"])
+def test_layers_that_see_a_video_keep_their_values_when_a_diffusion_lm_is_filled_in(denoiser, folder, kind):
+    seeing = Denoiser(SMALL, 11, **{kind: 5})
+    before = {name: tensor.clone() for name, tensor in seeing.state_dict().items()}
+    weights.load(folder).fill(seeing)
+    own, filled = denoiser.state_dict(), seeing.state_dict()
+    assert own.keys() < filled.keys()
+    for name, tensor in filled.items():
+        assert torch.equal(tensor, own[name] if name in own else before[name]), name
 
 
 def test_nearest_word_equals_a_search_by_distance():
@@ -351,8 +433,9 @@ def test_published_folder_loads(conformance_dir, tmp_path):
     (tmp_path / "training_args.json").write_text(json.dumps(published["training_args"]))
     loaded = weights.load(tmp_path)
     assert loaded.denoiser_config.num_attention_heads == 12
-    assert loaded.denoiser_config == DENOISERS["base"]
-    rebuilt = loaded.build(num_frames=12).state_dict()
+    assert loaded.denoiser_config == DenoiserConfig()
+    rebuilt = loaded.build().state_dict()
+    assert rebuilt.keys() == state.keys() - {"position_ids"}
     assert all(torch.equal(rebuilt[name], tensor) for name, tensor in state.items() if name != "position_ids")
 
 
@@ -382,6 +465,67 @@ def test_unknown_words_are_not_generated(denoiser, diffusion):
     unknown = denoiser.word_embedding.weight[vocabulary.token_to_id["UNK"]]
     denoiser.forward = lambda x, times: unknown.expand_as(x)
     assert "UNK" not in " ".join(sample_captions(denoiser, diffusion, vocabulary, 5, 8, seed=5))
+
+
+VERSES = ["a b c d", "e f g a b"]
+
+
+@pytest.fixture(scope="module")
+def reader():
+    """A network that has learned by heart, from noise alone, which of two captions goes with which of two videos of
+    three tokens; with its vocabulary and the videos (2, 3, 8)."""
+    torch.manual_seed(3)
+    vocabulary, videos, process = Vocabulary.from_captions(VERSES), randn(2, 3, 8), GaussianDiffusion.sqrt(4)
+    network = Denoiser(replace(SMALL, dropout=0.0), len(vocabulary), video_width=8)
+    ids, optimizer = vocabulary.encode(VERSES, 8), torch.optim.Adam(network.parameters(), 3e-3)
+    words = (ids != PAD) & (ids != START)  # as TextDiffs counts them
+    for step in range(300):
+        t = torch.full((2,), step % 4)
+        x_t = process.q_sample(network.word_embedding(ids), t, torch.randn(2, 8, SMALL.channels))
+        logits = network.logits(network.denoise(x_t, process.model_times[t], memory=network.video_memory(videos)))
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(logits[words], ids[words]).backward()
+        optimizer.step()
+    return network.eval(), vocabulary, videos, process
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+@torch.no_grad()
+def test_what_was_learned_of_a_video_is_read_in_it(reader, sampler):
+    network, vocabulary, videos, process = reader
+    for caption, video in zip(VERSES, videos, strict=True):
+        reading = Reading(network.video_memory(video[None]), network.word_embedding.weight)
+        assert sample_captions(network, process, vocabulary, 5, 8, 7, sampler, reading=reading) == [caption] * 5
+
+
+@torch.no_grad()
+def test_each_caption_is_of_its_own_video(reader):
+    network, vocabulary, videos, process = reader
+    reading = Reading(network.video_memory(videos), network.word_embedding.weight)
+    ids = sample_words(network, process, randn(2, 5, 8, SMALL.channels), reading=reading)
+    assert [vocabulary.decode(row) for row in ids.tolist()] == VERSES
+    assert ids[:, 0].tolist() == [START, START]
+
+
+@torch.no_grad()
+def test_one_step_with_a_video_is_the_mean_of_the_words():
+    """By the probabilities of those that are known, written out, not what the network predicts."""
+    torch.manual_seed(5)
+    network = Denoiser(SMALL, 11, video_width=6).eval()
+    for layer in (network.output_down_proj[2], *(attention.out for attention in network.video_attention)):
+        layer.weight.normal_()
+    process, noise = GaussianDiffusion.sqrt(1), randn(2, 2, 8, SMALL.channels)
+    memory = network.video_memory(randn(2, 3, 6))
+    predicted = network.denoise(noise[:, 0], process.model_times[torch.tensor([0, 0])], memory=memory)
+    scores, table = network.logits(predicted).exp(), network.word_embedding.weight
+    ids = sample_words(network, process, noise, reading=Reading(memory, network.word_embedding.weight))
+    known = [word for word in range(11) if word != UNK]
+    for n in range(2):
+        assert ids[n, 0] == START
+        for place in range(1, 8):
+            mean = sum(scores[n, place, word] * table[word] for word in known) / scores[n, place, known].sum()
+            assert ids[n, place] == min(known, key=lambda word: (table[word] - mean).square().sum())
+    assert not torch.equal(ids, nearest_word(predicted, table))
 
 
 # -- programs --------------------------------------------------------------------------------------------------------
@@ -436,7 +580,7 @@ def test_training_writes_the_files_of_the_published_folder(trained):
     args = model.training_args
     assert len(model.vocabulary) == args["vocab_size"] == 22
     assert (args["steps"], args["ema_rate"], args["diffusion_steps"], args["text_len"]) == (60, 0.9999, 10, 10)
-    assert (args["noise_schedule"], args["predict_xstart"], args["in_channel"]) == ("sqrt", True, 16)
+    assert (args["noise_schedule"], args["predict_xstart"], args["in_channel"]) == ("sqrt", True, 64)
     assert model.denoiser_config == replace(DENOISERS["tiny"], dropout=args["dropout"])
     assert args["held_out"]["captions"] == 50 and 0 < args["held_out"]["accuracy"] <= args["held_out"]["accuracy_all"]
 
@@ -526,6 +670,68 @@ def test_output_dir_that_is_a_file_is_named(call, captions_file, tmp_path):
 )
 def test_sample_refuses_bad_input_in_one_line(arguments, complaint, call, folder):
     code, out, err = call("sample.py", *([] if arguments == ["nowhere"] else [folder]), *arguments)
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith("sample.py: error: ") and complaint in line
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Checkpoints by name of TextDiffs before training, of the published recipe and of X-Pool, on the tiny CLIP."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    make_diffusion_lm(folder / "teacher", CAPTIONS)
+    flags = ["--clip_arch=tiny", "--num_frames=2", "--diffusion_text_len=9", f"--diffusion_lm={folder / 'teacher'}"]
+    more = {"textdiffs": [], "published": ["--recipe=published"], "xpool": ["--arch=clip_transformer"]}
+    for name, given in more.items():
+        torch.manual_seed(0)
+        config = Config.parse([*flags, *given])
+        save_checkpoint(folder / f"{name}.pth", create_model(config), config, 1, 1)
+    write_video(folder / "film.mp4", render(scene_of(5, "test", 0)))
+    return folder
+
+
+def test_sample_reads_a_video(call, runs):
+    """Before training the cross-attention adds nothing: whatever the video, a ratio is 0."""
+    video, checkpoint = f"--video={runs / 'film.mp4'}", f"--checkpoint={runs / 'textdiffs.pth'}"
+    code, out, err = call("sample.py", video, checkpoint, "--num=4", "--gpu=cpu", "--sampling_steps=3")
+    assert (code, err) == (0, "")
+    known = {word for caption in CAPTIONS for word in caption.split()}
+    for line in out.splitlines():
+        ratio, *words = line.split()
+        assert float(ratio) == pytest.approx(0, abs=0.01) and set(words) <= known
+    assert len(out.splitlines()) == 4
+    assert call("sample.py", video, checkpoint, "--num=4", "--gpu=cpu", "--sampling_steps=3")[1] == out
+
+
+def test_what_the_video_explains_best_comes_first(call, runs):
+    """Of a student that was moved at random."""
+    checkpoint = torch.load(runs / "textdiffs.pth", weights_only=True)
+    for name, tensor in checkpoint["state_dict"].items():
+        if ".video_attention." in name and ".out." in name:
+            tensor.copy_(randn(*tensor.shape))
+    torch.save(checkpoint, runs / "moved.pth")
+    _, out, _ = call("sample.py", f"--video={runs / 'film.mp4'}", f"--checkpoint={runs / 'moved.pth'}", "--gpu=cpu")
+    ratios = [float(line.split()[0]) for line in out.splitlines()]
+    assert len(ratios) == 10 and ratios == sorted(ratios, reverse=True) and ratios[0] != 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--video=film.mp4"], "--checkpoint"),
+        (["--checkpoint=textdiffs.pth"], "--video"),
+        (["teacher", "--video=film.mp4", "--checkpoint=textdiffs.pth"], "two models"),
+        (["--video=textdiffs.pth", "--checkpoint=textdiffs.pth"], "textdiffs.pth does not open"),
+        (["--video=absent.mp4", "--checkpoint=textdiffs.pth"], "absent.mp4"),
+        (["--video=film.mp4", "--checkpoint=absent.pth"], "absent.pth"),
+        (["--video=film.mp4", "--checkpoint=film.mp4"], "film.mp4"),
+        (["--video=film.mp4", "--checkpoint=published.pth"], "--recipe=published"),
+        (["--video=film.mp4", "--checkpoint=xpool.pth"], "--arch=clip_transformer"),
+    ],
+)
+def test_sample_names_what_cannot_read_a_video(arguments, complaint, call, runs):
+    paths = [argument.replace("=", f"={runs}/") for argument in arguments]
+    code, out, err = call("sample.py", *paths, "--gpu=cpu")
     assert (code, out) == (2, "")
     (line,) = err.splitlines()
     assert line.startswith("sample.py: error: ") and complaint in line

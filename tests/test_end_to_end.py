@@ -210,7 +210,8 @@ def test_same_seed_same_run(place, trained, monkeypatch, capfd):
     [["--arch=clip_transformer"], ["--arch=clip_tmass", "--stochastic_trials=3", "--grad_accum=2", "--batch_size=2"],
      ["--arch=clip_baseline"], ["--arch=clip_baseline", "--pooling_type=topk", "--k=2"],
      ["--arch=clip_baseline", "--pooling_type=attention"], ["--recipe=published"],
-     ["--sampler=ddim", "--sampling_steps=4"],
+     ["--recipe=published", "--sampler=ddim", "--sampling_steps=4"],
+     ["--hard_negatives=1", "--grad_accum=2", "--batch_size=2"],
      ["--precision=bf16", "--video_sample_type=rand", "--msrvtt_train_file=7k"]],
 )  # fmt: skip
 def test_other_models_train_and_load(place, tmp_path, monkeypatch, capfd, more):
@@ -283,6 +284,7 @@ BAD_TRAINING = {
     "no such teacher": (["--diffusion_lm=/nonexistent/teacher"], "/nonexistent/teacher"),
     "embedding width": (["--embed_dim=512"], "128"),
     "heads": (["--num_mha_heads=3"], "num_mha_heads"),
+    "patches that are read": (["--patch_dropout=0.5"], "--patch_dropout"),
 }
 
 

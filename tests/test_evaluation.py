@@ -10,12 +10,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torchvision.io import read_image
 
+from config import Config
 from datasets.annotations import Clip, Split, load_annotations, load_captions
+from model.factory import create_model
 from modules.metrics import text_to_video
-from tests.made_up import TEST_VIDEOS, call_program, make_diffusion_lm, make_msrvtt, needs_compiler
+from tests.made_up import TEST_VIDEOS, call, call_program, make_diffusion_lm, make_msrvtt, needs_compiler
 from tests.precision import TOLERANCE
 from tests.processes import launch
 from trainer import evaluation
+from trainer.checkpoints import save_checkpoint
 from trainer.device import choose_precision, set_up
 from trainer.evaluation import SharedCaptions, format_table
 
@@ -23,19 +26,46 @@ MATRICES = ("strict", "published", "undiffused", "mean_pooled")
 
 
 class Place:
-    """The made-up data, and how test.py is called on it. The model is untrained, its weights follow from the seed."""
+    """The made-up data, checkpoints, and how test.py is called on them."""
 
     def __init__(self, root):
         self.root = root
         make_msrvtt(root)
         make_diffusion_lm(root / "teacher", load_captions("MSRVTT", root / "data" / "MSRVTT"))
+        self.save("textdiffs")
+        self.save("other_encoder")
+        self.save("published", "--recipe=published")
 
-    def arguments(self, name, *more):
-        """Arguments that keep the score matrices in <name>.npz and the results in <name>.json."""
+    def save(self, run, *more):
+        """A checkpoint of weights that follow from the seed, with a student to which videos matter."""
+        torch.manual_seed(1)
+        config = Config.parse([*self.model(), *more])
+        model = create_model(config)
+        with torch.no_grad():
+            if config.recipe == "textdiffs":
+                for attention in model.potential.student.video_attention:
+                    attention.out.weight.normal_()
+                model.potential.student.output_down_proj[2].weight.mul_(10)
+            if run == "other_encoder":
+                model.potential.video_encoder.patch_position.weight[3, 5] += 0.1
+        path = self.root / "outputs" / config.exp_name / run / "model_best.pth"
+        path.parent.mkdir(parents=True)
+        save_checkpoint(path, model, config, epoch=1, step=1)
+
+    def model(self):
+        """Arguments that shape the model."""
+        return ["--clip_arch=tiny", "--num_frames=3", "--diffusion_text_len=12", "--diffusion_steps=4",
+                f"--diffusion_lm={self.root / 'teacher'}"]  # fmt: skip
+
+    def arguments(self, name, *more, run="textdiffs"):
+        """Arguments that keep the score matrices in <name>.npz and the results in <name>.json.
+
+        :param run: of a checkpoint; None: an untrained model, whose weights follow from the seed.
+        """
+        model = self.model() if run is None else [f"--datetime={run}", "--load_epoch=0"]
         return [
             "--dataset_name=MSRVTT", f"--data_dir={self.root / 'data'}", f"--videos_dir={self.root / 'videos'}",
-            "--clip_arch=tiny", "--num_frames=3", "--diffusion_text_len=12", "--diffusion_steps=4", "--batch_size=2",
-            f"--diffusion_lm={self.root / 'teacher'}", f"--output_dir={self.root / 'outputs'}", "--num_workers=0",
+            *model, "--batch_size=2", f"--output_dir={self.root / 'outputs'}", "--num_workers=0",
             "--gpu=cpu", "--precision=fp32", "--batch_size_split=5", f"--save_sims={self.root / name}.npz",
             f"--output_json={self.root / name}.json", *more,
         ]  # fmt: skip
@@ -57,8 +87,8 @@ def place(tmp_path_factory):
 def evaluate(place, monkeypatch, capfd):
     """Runs test.py in this process: matrices and results."""
 
-    def run(name, *more):
-        code, err = call_program("test.py", place.arguments(name, *more), monkeypatch, capfd)
+    def run(name, *more, run="textdiffs"):
+        code, err = call_program("test.py", place.arguments(name, *more, run=run), monkeypatch, capfd)
         assert code == 0, err
         return place.matrices(name), place.results(name)
 
@@ -81,6 +111,7 @@ def test_processes_give_the_same_bits(place, evaluate, launcher, size, more):
     assert done.stdout.count("t2v strict") == 1  # one process speaks
     assert equal(place.matrices("together"), alone)
     assert place.results("together")["results"] == results["results"]
+    assert abs(alone["strict"] - alone["undiffused"])[alone["strict"] > -np.inf].mean() > 1e-3  # tokens matter
 
 
 def test_saved_scores_are_those_of_the_results(evaluate):
@@ -128,20 +159,24 @@ def test_float32_is_not_tf32():
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision(evaluate, precision):
-    full, _ = evaluate("full", "--diffusion_steps=1")
-    half, _ = evaluate(precision, "--diffusion_steps=1", f"--precision={precision}")
+@pytest.mark.parametrize("recipe", ["textdiffs", "published"])
+def test_half_precision(evaluate, precision, recipe):
+    """Of the published diffusion one step: words that lie close may change places in each."""
+    run, more = ("textdiffs", []) if recipe == "textdiffs" else (None, ["--recipe=published", "--diffusion_steps=1"])
+    full, _ = evaluate("full", *more, run=run)
+    half, _ = evaluate(precision, *more, f"--precision={precision}", run=run)
     for name in MATRICES:
         np.testing.assert_allclose(half[name], full[name], atol=TOLERANCE[precision])
     assert not np.array_equal(half["strict"], full["strict"])
 
 
-def test_embeddings_are_encoded_once(place, evaluate, monkeypatch):
+@pytest.mark.parametrize("run", ["textdiffs", "published"])
+def test_embeddings_are_encoded_once(place, evaluate, monkeypatch, run):
     """From the file of --save_embeddings come the same bits, without a video; and its tensors are what they say."""
-    file = place.root / "embeddings" / "file.safetensors"
-    encoded, report = evaluate("encoded", f"--save_embeddings={file}")
+    file = place.root / "embeddings" / f"{run}.safetensors"
+    encoded, report = evaluate("encoded", f"--save_embeddings={file}", run=run)
     monkeypatch.setattr("cv2.VideoCapture", None)  # no video can be opened
-    loaded, loaded_report = evaluate("loaded", f"--load_embeddings={file}", "--videos_dir=/nonexistent")
+    loaded, loaded_report = evaluate("loaded", f"--load_embeddings={file}", "--videos_dir=/nonexistent", run=run)
     assert equal(loaded, encoded) and loaded_report["results"] == report["results"]
     tensors = load_file(file)
     assert tensors["text_features"].shape == (TEST_VIDEOS, 128)
@@ -149,14 +184,29 @@ def test_embeddings_are_encoded_once(place, evaluate, monkeypatch):
     torch.testing.assert_close(tensors["video_features"], tensors["frame_features"].mean(1))
     texts, videos = (torch.nn.functional.normalize(tensors[f"{n}_features"], dim=1) for n in ("text", "video"))
     np.testing.assert_allclose(texts @ videos.T, encoded["mean_pooled"], atol=1e-5)
-    other, report = evaluate("other", f"--load_embeddings={file}", "--sampler=ddim", "--sampling_steps=2")
-    assert np.array_equal(other["undiffused"], encoded["undiffused"])
-    assert (report["sampler"], report["sampling_steps"]) == ("ddim", 2)
+    if run == "textdiffs":
+        assert tensors["video_tokens"].shape == (TEST_VIDEOS, 3 * 16, 128)
+        assert tensors["video_tokens"].dtype == torch.bfloat16
+    else:
+        assert "video_tokens" not in tensors
+        other, report = evaluate("other", f"--load_embeddings={file}", "--sampler=ddim", "--sampling_steps=2", run=run)
+        assert np.array_equal(other["undiffused"], encoded["undiffused"])
+        assert (report["sampler"], report["sampling_steps"]) == ("ddim", 2)
+
+
+def test_embeddings_of_another_encoder_of_the_videos_are_refused(place, evaluate, monkeypatch, capfd):
+    """Though CLIP is the same; without that encoder as well."""
+    file = place.root / "tokens.safetensors"
+    evaluate("tokens", f"--save_embeddings={file}")
+    for run in ("other_encoder", "published"):
+        arguments = place.arguments("bad", f"--load_embeddings={file}", run=run)
+        code, err = call_program("test.py", arguments, monkeypatch, capfd)
+        assert (code, err.count("\n")) == (2, 1) and "it differs in weights of the encoders" in err
 
 
 def test_embeddings_of_something_else_are_refused(place, evaluate, monkeypatch, capfd):
     file = place.root / "embeddings.safetensors"
-    evaluate("good", f"--save_embeddings={file}")
+    evaluate("good", f"--save_embeddings={file}", run=None)
     nan, text = place.root / "nan.safetensors", place.root / "text.safetensors"
     text.write_text("no tensors")
     save_file({"x": torch.ones(1)}, place.root / "foreign.safetensors")
@@ -172,7 +222,7 @@ def test_embeddings_of_something_else_are_refused(place, evaluate, monkeypatch, 
         save_file(load_file(file), unsaid, opened.metadata() | {"fingerprint": json.dumps(marks)})
     captions = place.root / "data" / "MSRVTT" / "MSRVTT_JSFUSION_test.csv"
     cases = [
-        (file, ["--seed=3"], 2, "differs in CLIP weights"),
+        (file, ["--seed=3"], 2, "differs in weights of the encoders"),
         (file, ["--num_frames=4"], 2, "--num_frames (3 in the file, 4 here)"),
         (file, ["--input_res=96"], 2, "--input_res (64 in the file, 96 here)"),
         (file, ["--precision=bf16"], 2, "--precision (fp32 in the file, bf16 here)"),
@@ -183,13 +233,13 @@ def test_embeddings_of_something_else_are_refused(place, evaluate, monkeypatch, 
         (nan, [], 1, "frame features hold NaN or infinite values: 1 of 6, the first is video 4 (video9004)"),
     ]
     for path, more, expected, said in cases:
-        arguments = place.arguments("bad", f"--load_embeddings={path}", *more)
+        arguments = place.arguments("bad", f"--load_embeddings={path}", *more, run=None)
         code, err = call_program("test.py", arguments, monkeypatch, capfd)
         assert (code, err.count("\n")) == (expected, 1) and said in err, err
     original = captions.read_text()
     captions.write_text(original.replace("circle", "square").replace("square", "round thing"))
     try:
-        arguments = place.arguments("bad", f"--load_embeddings={file}")
+        arguments = place.arguments("bad", f"--load_embeddings={file}", run=None)
         code, err = call_program("test.py", arguments, monkeypatch, capfd)
     finally:
         captions.write_text(original)
@@ -248,7 +298,7 @@ def test_captions_of_several_videos_are_told(place, evaluate, monkeypatch):
 
 def test_sweep(place, evaluate):
     """A row for each setting, the flags' own first, with the numbers that test.py gives for it alone."""
-    evaluate("sweep", "--sweep=ddim:2, ddpm:4:3,ddpm:4")
+    evaluate("sweep", "--sweep=ddim:2, ddpm:4:3,ddpm:4", run="published")
     with open(place.root / "sweep.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(r["sampler"], r["steps"], r["rerank_topk"]) for r in rows] == [
@@ -256,7 +306,7 @@ def test_sweep(place, evaluate):
     ]  # fmt: skip
     flags = [[], ["--sampler=ddim", "--sampling_steps=2"], ["--rerank_topk=3"]]
     for row, more in zip(rows, flags, strict=True):
-        _, report = evaluate("alone", *more)
+        _, report = evaluate("alone", *more, run="published")
         strict = {r["metric"]: r["R1"] for r in report["results"] if r["protocol"] == "strict" and not r["dsl"]}
         assert (float(row["t2v_R1"]), float(row["v2t_R1"])) == pytest.approx((strict["t2v"], strict["v2t"]))
         assert int(row["pairs_diffused"]) == report["pairs_diffused"]
@@ -268,9 +318,20 @@ def test_sweep(place, evaluate):
 
 @pytest.mark.parametrize("bad", ["ddpm", "ddpm:5", "ddpm:0", "dpm:3", "ddim:2:x", "ddim:1,", "ddim:-1", "ddim:1:2:3"])
 def test_bad_sweeps_are_refused_before_the_work(place, monkeypatch, capfd, bad):
-    code, err = call_program("test.py", place.arguments("bad-sweep", f"--sweep={bad}"), monkeypatch, capfd)
+    arguments = place.arguments("bad-sweep", f"--sweep={bad}", run="published")
+    code, err = call_program("test.py", arguments, monkeypatch, capfd)
     assert code == 2 and err.count("\n") == 1 and "--sweep" in err
     assert not (place.root / "bad-sweep.json").exists()
+
+
+def test_flags_of_one_recipe_are_noted_by_that_of_the_checkpoint(place, tmp_path, monkeypatch, capfd):
+    """Which --recipe need not repeat; a sweep without sampling is none."""
+    flags = ["--sampler=ddim", "--sampling_steps=2", "--sweep=ddim:2", f"--output_json={tmp_path / 'results.json'}"]
+    for run, notes in (("textdiffs", 3), ("published", 0)):
+        code, out, err = call("test.py", place.arguments("noted", *flags, run=run), monkeypatch, capfd)
+        assert code == 0, err
+        assert out.count("has no effect without --recipe=published") == notes
+        assert (tmp_path / "sweep.csv").exists() == (run == "published")
 
 
 @pytest.mark.parametrize("flag", ["--save_embeddings", "--save_sims"])
@@ -284,7 +345,7 @@ def test_files_that_cannot_be_written(place, monkeypatch, capfd, flag):
 @needs_compiler
 @pytest.mark.slow
 def test_compiled_network_gives_the_same_scores(evaluate):
-    more = ["--diffusion_steps=1", "--batch_size_split=36"]
+    more = ["--batch_size_split=36"]
     plain, _ = evaluate("eager", *more)
     compiled, _ = evaluate("compiled", *more, "--compile")
     np.testing.assert_allclose(compiled["strict"], plain["strict"], atol=1e-5)

@@ -6,7 +6,16 @@ import statistics
 import numpy as np
 import pytest
 
-from modules.metrics import RECALL_AT, FirstStage, dual_softmax, log_sums, ranks, text_to_video, video_to_text
+from modules.metrics import (
+    RECALL_AT,
+    FirstStage,
+    dual_softmax,
+    log_sums,
+    ranks,
+    text_to_video,
+    video_to_text,
+    winoground,
+)
 
 
 def slow_rank(row, right):
@@ -225,3 +234,35 @@ def test_blocks_of_queries_change_nothing(rng, dsl, monkeypatch):
     whole = [metric(scores, owner, dsl, first) for metric in (text_to_video, video_to_text)]
     monkeypatch.setattr("modules.metrics.BLOCK_ENTRIES", 70)
     assert [metric(scores, owner, dsl, first) for metric in (text_to_video, video_to_text)] == whole
+
+
+def test_winoground_of_made_up_pairs():
+    """Rows are captions, columns videos."""
+    both = [[2, 0], [1, 3]]
+    captions_find_their_video = [[5, 1], [6, 7]]  # but the first video prefers the second caption
+    videos_find_their_caption = [[5, 6], [1, 7]]  # but the first caption prefers the second video
+    tied = [[1, 1], [1, 1]]
+    assert winoground(np.array([both])) == {"text": 100, "video": 100, "group": 100}
+    assert winoground(np.array([captions_find_their_video])) == {"text": 0, "video": 100, "group": 0}
+    assert winoground(np.array([videos_find_their_caption])) == {"text": 100, "video": 0, "group": 0}
+    assert winoground(np.array([both, captions_find_their_video, tied, tied])) == {
+        "text": 25, "video": 50, "group": 25
+    }  # fmt: skip
+
+
+def test_winoground_of_random_scores_is_at_chance_and_ties_are_wrong():
+    scores = np.random.default_rng(0).random((20_000, 2, 2))
+    found = winoground(scores)
+    assert found["text"] == pytest.approx(25, abs=1) and found["video"] == pytest.approx(25, abs=1)
+    assert found["group"] == pytest.approx(100 / 6, abs=1)
+    for column in range(2):  # a model that does not look at the video, or not at the caption
+        assert winoground(scores[:, :, [column, column]])["video"] == 0
+        assert winoground(scores[:, [column, column]])["text"] == 0
+
+
+def test_negative_scores_keep_their_order_under_dsl():
+    """S times its softmax would put a small share of a negative score before a large one."""
+    scores = np.float32([[-0.10, -0.30, -0.40], [-0.35, -0.20, -0.50], [-0.60, -0.70, -0.05]])
+    for metric in (text_to_video, video_to_text):
+        assert metric(scores, range(3))["R1"] == metric(scores, range(3), dsl=True)["R1"] == 100
+    assert metric(scores + 1, range(3), dsl=True) == metric(scores, range(3), dsl=True)

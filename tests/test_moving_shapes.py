@@ -13,6 +13,7 @@ import pytest
 from datasets import moving_shapes
 from datasets.annotations import load_split
 from datasets.moving_shapes import captions_of, ensure, generate, render, scene_of
+from datasets.video import read_frames
 from diffusion_lm.errors import InputError
 
 
@@ -141,6 +142,25 @@ def test_the_large_test_split_begins_with_the_usual_one_and_changes_nothing(root
     splits = [load_split("MovingShapes", name, folder, None) for name in ("test", "test-large")]
     assert [len(split.clips) for split in splits] == [8, 11]
     assert splits[1].clips[:8] == splits[0].clips
+
+
+def test_twins_are_added_and_change_nothing(root, tmp_path):
+    folder = tmp_path / "MovingShapes"
+    shutil.copytree(root, folder)
+    before = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for _ in range(2):
+        moving_shapes.ensure_motion(folder, 24, pairs=3, workers=1)
+    assert before == {path: (folder / path).read_bytes() for path in before}
+    listed = json.loads((folder / "motion.json").read_text())["motion"]
+    split = load_split("MovingShapes", "test-motion", folder, None)
+    assert [clip.video_id for clip in split.clips] == [f"motion{index:04d}" for index in range(6)]
+    assert split.captions == [caption.text for (caption,) in captions_of(24, "motion", 6)]
+    assert split.captions == [caption for entry in listed for caption in entry["captions"]]
+    for index, clip in enumerate(split.clips):
+        drawn = render(scene_of(24, "motion", index))
+        assert np.abs(read_video(clip.path).astype(int) - drawn).mean() < 8
+    forwards, backwards = (read_frames(clip.path, 12).astype(int) for clip in split.clips[:2])  # left and right
+    assert np.abs(forwards - backwards[::-1]).mean() < 4 < np.abs(forwards - backwards).mean()
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def features_agree(original, clip, tokenizer, **tolerance):
     pixels = (frames.flatten(0, 1).float() / 255 - model.pixel_mean) / model.pixel_std
     with torch.no_grad():
         torch.testing.assert_close(model.encode_texts(ids), original.encode_text(ids), **tolerance)
-        torch.testing.assert_close(model.encode_videos(frames).flatten(0, 1), original(pixels), **tolerance)
+        torch.testing.assert_close(model.encode_videos(frames).frames.flatten(0, 1), original(pixels), **tolerance)
 
 
 def test_features_are_those_of_the_original(original, file):

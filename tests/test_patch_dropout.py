@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+from config import Config
+from diffusion_lm.errors import InputError
+from model.factory import create_model
 from modules.patch_dropout import PatchDropout
 from tests.small_models import small_xpool
 
@@ -29,14 +32,22 @@ def test_patches_of_each_image_are_left_out_at_random(share, kept):
     assert len(places.unique()) == 16  # and not always the same ones
 
 
+def test_patches_that_the_potential_reads_are_not_left_out(teacher):
+    line = f"--clip_arch=tiny --num_frames=2 --diffusion_lm={teacher} --patch_dropout=0.5"
+    with pytest.raises(InputError, match="--patch_dropout leaves out patches that --recipe=textdiffs reads"):
+        create_model(Config.parse(line.split()))
+    for more in ("--recipe=published", "--arch=clip_transformer"):
+        create_model(Config.parse([*line.split(), more]))
+
+
 def test_evaluation_sees_all_patches():
     torch.manual_seed(0)
     model, frames = small_xpool(), torch.randint(256, (2, 5, 3, 64, 64), dtype=torch.uint8)
-    whole = model.encode_videos(frames)
+    whole = model.encode_videos(frames).frames
     model.drop_patches(0.5)
-    assert torch.equal(model.encode_videos(frames), whole)
+    assert torch.equal(model.encode_videos(frames).frames, whole)
     model.train()
-    first, second = model.encode_videos(frames), model.encode_videos(frames)
+    first, second = (model.encode_videos(frames).frames for _ in range(2))
     assert not torch.allclose(first, whole) and not torch.allclose(first, second)
     first.sum().backward()
     assert model.clip.vision_model.embeddings.patch_embedding.weight.grad.abs().sum() > 0

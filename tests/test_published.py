@@ -12,7 +12,7 @@ from config import Config
 from datasets.annotations import load_split
 from datasets.loading import TestVideos
 from datasets.transforms import PIXEL_MEAN, PIXEL_STD
-from diffusion_lm.denoiser import DENOISERS, Denoiser
+from diffusion_lm.denoiser import Denoiser, DenoiserConfig
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
 from modules.frame_pooling import FramePooling
@@ -74,7 +74,7 @@ def scores_by_hand(published):
     pool = FramePooling(512).eval()
     pool.load_state_dict(part(state, "pool_frames."))
     folder, inner = published.root / "diffusion_lm", "textdiffs.diffusion.run_diffusion.student_model."
-    student = Denoiser(DENOISERS["base"], 821, 12).eval()
+    student = Denoiser(DenoiserConfig(), 821, 12).eval()
     student.load_state_dict(part(state, inner, "position_ids"))
     rounding = torch.load(folder / "random_emb.torch", weights_only=True)["weight"]
     diffusion = TextDiffusion(student, student, GaussianDiffusion.sqrt(STEPS), 512, 64, rounding).eval()

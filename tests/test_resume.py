@@ -256,7 +256,7 @@ def test_a_run_folder_that_somebody_deletes_is_told(training):
     assert line.endswith(f"{folder} is gone: somebody has deleted or moved it")
 
 
-SLOW_EVALUATION = ("--diffusion_steps=800", "--num_epochs=1", "--save_every=2")
+SLOW_EVALUATION = ("--recipe=published", "--diffusion_steps=800", "--num_epochs=1", "--save_every=2")
 
 
 @pytest.mark.parametrize(("number", "size"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2)])
@@ -395,12 +395,13 @@ def test_other_ways_to_train(training, more):
     folder = training.finished(f"other{more[0]}", *more, "--num_epochs=1", "--freeze_layer_num=1", "--profile=1")
     assert (folder / "profile.json").stat().st_size > 1000
     first = losses(folder)[0]
-    assert 0 < first["train/loss"] < 10
+    assert 0 < first["train/retrieval"] < 10 and 0 < first["train/words"] < 200  # nats of a caption
 
 
-def test_patches_that_are_left_out_are_those_of_an_uninterrupted_run(training, uninterrupted):
-    whole, again = training.finished("patches", "--patch_dropout=0.5"), training.place.folder("patches-again")
-    assert losses(whole)[0] != losses(uninterrupted)[0]
+def test_patches_that_are_left_out_are_those_of_an_uninterrupted_run(training):
+    xpool = "--arch=clip_transformer"
+    whole, again = training.finished("patches", xpool, "--patch_dropout=0.5"), training.place.folder("patches-again")
+    assert losses(whole)[0] != losses(training.finished("all-patches", xpool))[0]
     shutil.copytree(whole, again)
     (again / LAST).unlink()
     assert Run([f"--resume={again}"], training.logs / "patches-again").wait() == [0]

@@ -22,6 +22,8 @@ from datasets.moving_shapes import render, scene_of
 from datasets.transforms import test_transform as evaluation_transform
 from datasets.video import read_frames
 from diffusion_lm.errors import InputError
+from model.clip import EncodedVideos
+from model.retrieval import join_rows
 from tests.made_up import CAPTIONS, call, write_video
 from tests.made_up import run_program as run_in_a_process
 from tests.precision import DTYPES, PRECISIONS, TOLERANCE, assert_near, autocast, stated
@@ -130,10 +132,20 @@ def features_by_file(folder):
 
 
 @torch.no_grad()
-def slow_features(model, path, start=None, end=None):
-    """Frame features (F, D) of a video, on its own."""
+def slow_encoded(model, path, start=None, end=None):
+    """What is encoded of a video (1, ...), on its own."""
     frames = torch.from_numpy(read_frames(path, FRAMES, start=start, end=end)).permute(0, 3, 1, 2)
-    return model.encode_videos(evaluation_transform(64)(frames)[None])[0]
+    return in_halves(model.encode_videos(evaluation_transform(64)(frames)[None]))
+
+
+def slow_features(*video):
+    """Its frame features (F, D)."""
+    return slow_encoded(*video).frames[0]
+
+
+def in_halves(encoded):
+    """Tokens as an index and an evaluation keep them."""
+    return encoded if encoded.tokens is None else encoded._replace(tokens=encoded.tokens.bfloat16())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -248,14 +260,15 @@ def clips_named(*names):
     return [IndexedClip(name, 1, 1) for name in names]
 
 
-def new_store(folder, clips=(), frames=None):
+def new_store(folder, clips=(), frames=None, tokens=None):
     held = Store.create(folder, Head("a test", {}, {}, 30.0))
     if clips:
-        held.add(clips, frames)
+        held.add(clips, EncodedVideos(frames, tokens))
     return held
 
 
-def test_shards_stay_few_and_keep_every_clip(tmp_path, monkeypatch):
+@pytest.mark.parametrize("with_tokens", [True, False])
+def test_shards_stay_few_and_keep_every_clip(tmp_path, monkeypatch, with_tokens):
     monkeypatch.setattr(store, "SHARD_CLIPS", 8)
     held, generator, expected = new_store(tmp_path / "index"), np.random.default_rng(0), {}
     for step in range(60):
@@ -265,22 +278,24 @@ def test_shards_stay_few_and_keep_every_clip(tmp_path, monkeypatch):
             for name in names:
                 expected.pop(name, None)
         else:
-            frames = torch.randn(3, 2, 4)
-            held.add(clips_named(*names), frames)
-            expected |= dict(zip(names, frames, strict=True))
+            frames, tokens = torch.randn(3, 2, 4), torch.randn(3, 5, 2).bfloat16()
+            held.add(clips_named(*names), EncodedVideos(frames, tokens if with_tokens else None))
+            expected |= dict(zip(names, zip(frames, tokens, strict=True), strict=True))
         held.compact()
         held = opened(tmp_path / "index")
         assert {clip.file for clip, _ in held.clips.values()} == expected.keys()
         for clip, place in held.clips.values():
-            assert torch.equal(held.frames([place])[0], expected[clip.file])
-            assert torch.equal(held.video_features([place])[0], expected[clip.file].mean(0))
+            frames, tokens = expected[clip.file]
+            assert torch.equal(held.frames([place])[0], frames)
+            assert torch.equal(held.video_features([place])[0], frames.mean(0))
+            assert torch.equal(held.tokens([place])[0], tokens) if with_tokens else held.tokens([place]) is None
         assert len(held.lines) <= 1 + len(expected) // 4
 
 
 def test_of_two_lines_about_a_clip_the_one_of_the_later_shard_counts(tmp_path):
     """As after a death between writing shards together and deleting them."""
     held = new_store(tmp_path / "index", clips_named("/a", "/b"), torch.zeros(2, 2, 4))
-    held.add(clips_named("/b"), torch.ones(1, 2, 4))
+    held.add(clips_named("/b"), EncodedVideos(torch.ones(1, 2, 4)))
     held = opened(tmp_path / "index")
     assert held.frames([held.clips["/b", 0][1]]).min() == 1
     held.compact()
@@ -337,9 +352,7 @@ def test_parts_are_of_about_the_window(three_colours):
 
 MODELS = {
     "textdiffs": lambda: small_textdiffs(CAPTIONS + SENTENCES, num_frames=FRAMES),
-    "fused": lambda: small_textdiffs(
-        CAPTIONS + SENTENCES, num_frames=FRAMES, score_fusion=0.8, fused_pooling="mean", round_last=False
-    ),
+    "published": lambda: small_textdiffs(CAPTIONS + SENTENCES, num_frames=FRAMES, published=True),
     "tmass": lambda: small_tmass(num_frames=FRAMES, trials=4),
     "xpool": lambda: small_xpool(heads=2),
     "mean": lambda: small_baseline("avg"),
@@ -348,23 +361,25 @@ MODELS = {
 
 
 def searcher_of(model, folder, count, *flags, dtype=torch.float32):
-    """A searcher over `count` random videos, a cluster of them near each other so that stages disagree."""
+    """A searcher over `count` random videos, and what is encoded of these."""
     generator = torch.Generator().manual_seed(2)
     frames = torch.randn(count, FRAMES, WIDTH, generator=generator)
-    held = new_store(folder, clips_named(*(f"/videos/{number}.mp4" for number in range(count))), frames)
+    tokens = model.token_shape and torch.randn(count, *model.token_shape, generator=generator)
+    encoded = in_halves(EncodedVideos(frames, tokens))
+    held = new_store(folder, clips_named(*(f"/videos/{number}.mp4" for number in range(count))), *encoded)
     config = SearchConfig.parse(["query", "x", f"--index={folder}", *flags], prog="search.py")
     cpu = torch.device("cpu")
-    return Searcher(model, held, config, cpu, dtype), frames
+    return Searcher(model, held, config, cpu, dtype), encoded
 
 
 @torch.no_grad()
-def slow_scores(model, sentences, frames):
+def slow_scores(model, sentences, encoded):
     """The model's own score of every pair, one pair at a time: (texts, videos)."""
     tokens = model.tokenize(sentences)
     texts = model.texts(sentences, model.encode_texts(tokens.pop("token_ids")), **tokens)
-    zero = torch.zeros(1, dtype=torch.long)
+    videos, zero = model.videos(encoded), torch.zeros(1, dtype=torch.long)
     return torch.tensor([
-        [float(model.score_pairs(texts, model.videos(video[None]), zero + text, zero).strict) for video in frames]
+        [float(model.score_pairs(texts, videos, zero + text, zero + video).strict) for video in range(len(videos))]
         for text in range(len(sentences))
     ])  # fmt: skip
 
@@ -375,9 +390,9 @@ def test_exact_ranking_is_that_of_the_models_own_score(name, tmp_path, precision
     torch.manual_seed(0)
     model, close = MODELS[name](), {"atol": TOLERANCE[precision], "rtol": 0}
     exact = ("--pool_topk=0", "--rerank_topk=0", "--topk=25")
-    searcher, frames = searcher_of(model, tmp_path / "index", 25, *exact, dtype=DTYPES[precision])
+    searcher, encoded = searcher_of(model, tmp_path / "index", 25, *exact, dtype=DTYPES[precision])
     with autocast(precision):
-        scores = slow_scores(model, SENTENCES, frames)
+        scores = slow_scores(model, SENTENCES, encoded)
     for sentence, expected in zip(SENTENCES, scores, strict=True):
         hits = searcher.by_text(sentence)
         assert len({hit.clip.file for hit in hits}) == 25
@@ -385,28 +400,59 @@ def test_exact_ranking_is_that_of_the_models_own_score(name, tmp_path, precision
         ordered = torch.stack([expected[int(hit.clip.file[8:-4])] for hit in hits])
         torch.testing.assert_close(found, ordered, **close)  # each has its own score
         torch.testing.assert_close(found, expected.sort(descending=True).values, **close)
-        assert {hit.stage for hit in hits} == {"moved" if model.moves_text else "pooled"}
+        assert {hit.stage for hit in hits} == {"rescored" if model.rescores else "pooled"}
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["textdiffs", "fused"])
+@pytest.mark.parametrize("name", ["textdiffs", "published"])
 def test_stages_narrow_down(name, tmp_path):
-    """15 of 40 are pooled, 4 of those moved; each stage orders what it saw, and it stays before the rest."""
+    """15 of 40 are pooled, 4 of those rescored; each stage orders what it saw, and it stays before the rest."""
     torch.manual_seed(0)
     model = MODELS[name]()
-    searcher, frames = searcher_of(model, tmp_path / "index", 40, "--pool_topk=15", "--rerank_topk=4", "--topk=40")
-    searcher.config.topk = 20
-    text = model.encode_texts(model.tokenize(SENTENCES[:1])["token_ids"])
+    searcher, encoded = searcher_of(model, tmp_path / "index", 40, "--pool_topk=15", "--rerank_topk=4", "--topk=20")
+    text, frames = model.encode_texts(model.tokenize(SENTENCES[:1])["token_ids"]), encoded.frames
     means = F.cosine_similarity(text, frames.mean(1)).argsort(descending=True)
     pooled = F.cosine_similarity(text, model.pool_frames(text, frames)[:, 0])
-    if name == "fused":
-        pooled = 0.2 * pooled + 0.8 * F.cosine_similarity(text, F.normalize(frames, dim=-1).mean(1))
     by_pooling = means[:15][pooled[means[:15]].argsort(descending=True)]
-    moved = slow_scores(model, SENTENCES[:1], frames)[0]
-    expected = [*by_pooling[:4][moved[by_pooling[:4]].argsort(descending=True)], *by_pooling[4:], *means[15:20]]
+    rescored = slow_scores(model, SENTENCES[:1], encoded)[0]
+    expected = [*by_pooling[:4][rescored[by_pooling[:4]].argsort(descending=True)], *by_pooling[4:], *means[15:20]]
     hits = searcher.by_text(SENTENCES[0])
     assert [hit.clip.file for hit in hits] == [f"/videos/{int(index)}.mp4" for index in expected]
-    assert [hit.stage for hit in hits] == ["moved"] * 4 + ["pooled"] * 11 + ["mean_pooled"] * 5
+    assert [hit.stage for hit in hits] == ["rescored"] * 4 + ["pooled"] * 11 + ["mean_pooled"] * 5
+
+
+def test_tokens_are_read_of_the_clips_of_the_third_stage_alone(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    flags = ("--pool_topk=15", "--rerank_topk=4", "--topk=20")
+    searcher, _ = searcher_of(MODELS["textdiffs"](), tmp_path / "index", 40, *flags)
+    read, tokens = set(), Store.tokens
+    monkeypatch.setattr(Store, "tokens", lambda self, places: read.update(places) or tokens(self, places))
+    hits = searcher.by_text(SENTENCES[0])
+    assert read == {searcher.store.clips[hit.clip.file, 0][1] for hit in hits if hit.stage == "rescored"}
+    assert len(read) == 4
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_scores_of_indexed_videos_are_those_of_the_model(made, search, runs, videos, tmp_path, precision):
+    made(videos, f"--precision={precision}")
+    exact = ("--pool_topk=0", "--rerank_topk=0", f"--precision={precision}", "--json")
+    index = f"--index={tmp_path / 'index'}"
+    found = answers(search("query", *SENTENCES, index, *exact))
+    paths = sorted(videos.rglob("*.mp4"))
+    describe = (f"--describe={paths[0]}", "--captions=-")
+    (described,) = answers(search("query", index, *describe, *exact, stdin="\n".join(SENTENCES)))
+    with autocast(precision):
+        encoded = join_rows([slow_encoded(runs.one, path) for path in paths])
+        scores = slow_scores(runs.one, SENTENCES, encoded)
+        others = slow_scores(runs.one, SENTENCES, encoded._replace(tokens=encoded.tokens.roll(1, 0)))
+    assert (scores - others).abs().mean() > 2 * TOLERANCE[precision]  # the tokens matter
+    for answer, expected in zip(found, scores, strict=True):
+        told = {hit["file"]: hit["score"] for hit in answer["hits"]}
+        told = torch.tensor([told[str(path)] for path in paths])
+        torch.testing.assert_close(told, expected, atol=TOLERANCE[precision], rtol=0)
+    told = {hit["caption"]: hit["score"] for hit in described["hits"]}
+    told = torch.tensor([told[sentence] for sentence in SENTENCES])
+    torch.testing.assert_close(told, scores[:, 0], atol=TOLERANCE[precision], rtol=0)
 
 
 def test_sentences_are_ranked_by_the_models_own_score_and_the_best_part(runs, three_colours, tmp_path):
@@ -417,8 +463,8 @@ def test_sentences_are_ranked_by_the_models_own_score_and_the_best_part(runs, th
     config = SearchConfig.parse([*arguments, *exact], prog="search.py")
     searcher = Searcher(runs.one, held, config, torch.device("cpu"), torch.float32)
     hits = searcher.describe(str(three_colours / "long.mp4"), SENTENCES)
-    parts = [slow_features(runs.one, three_colours / "long.mp4", 2 * part, 2 * part + 2) for part in range(3)]
-    scores, best = slow_scores(runs.one, SENTENCES, torch.stack(parts)).max(1)
+    parts = [slow_encoded(runs.one, three_colours / "long.mp4", 2 * part, 2 * part + 2) for part in range(3)]
+    scores, best = slow_scores(runs.one, SENTENCES, join_rows(parts)).max(1)
     order = scores.argsort(descending=True).tolist()
     assert [hit.sentence for hit in hits] == [SENTENCES[index] for index in order]
     assert [hit.clip.part for hit in hits] == best[order].tolist()
@@ -560,6 +606,8 @@ def test_plain_clip_searches_too(search, videos, tmp_path):
     (answer,) = answers(search("query", "a red circle", index, "--json"))
     assert [hit["stage"] for hit in answer["hits"]] == ["pooled"] * VIDEOS
     assert read_head(tmp_path / "plain").made_with == "CLIP tiny (clip_baseline)"
+    held = opened(tmp_path / "plain")
+    assert held.tokens([place for _, place in held.clips.values()]) is None
 
 
 def test_in_a_process_of_its_own(made, videos, tmp_path):
@@ -631,6 +679,7 @@ def test_an_index_whose_checkpoint_has_gone_says_so(made, search, runs, videos, 
         (["query", "a", "--index=x"], "--index=x is no index"),
         (["query", "a", "--index=other"], "is no TextDiffs video index"),
         (["query", "a", "--index=newer"], "version 99"),
+        (["query", "a", "--index=older"], "version 2 and this program reads 3: index the videos anew"),
         (["query", "a", "--index=damaged"], "index.json cannot be read"),
         (["query", "--index=x"], "give one of"),
         (["query", "a", "--queries=q", "--index=x"], "give one of"),
@@ -643,7 +692,8 @@ def test_an_index_whose_checkpoint_has_gone_says_so(made, search, runs, videos, 
 def test_bad_command_lines(search, arguments, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    heads = {"other": "{}", "newer": '{"format": "TextDiffs video index", "version": 99}', "damaged": "{"}
+    of_version = '{"format": "TextDiffs video index", "version": %d}'
+    heads = {"other": "{}", "newer": of_version % 99, "older": of_version % 2, "damaged": "{"}
     for name, text in heads.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "index.json").write_text(text)

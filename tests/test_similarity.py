@@ -8,10 +8,12 @@ import torch
 from torch.nn import functional as F
 
 from diffusion_lm.errors import RunError
+from model.clip import EncodedVideos
 from modules.noise import sampling_noise
 from modules.parallel import map_in_order, one_thread_per_item
 from modules.similarity import Share, automatic_block, choose_candidates, similarity
 from tests.precision import PRECISIONS, TOLERANCE, autocast
+from tests.slow_potential import ratio
 from tests.small_models import small_textdiffs, small_xpool
 
 CAPTIONS = [
@@ -26,14 +28,14 @@ CAPTIONS = [
 FRAMES = 5
 
 
-@pytest.fixture(scope="module", params=["ddpm", "ddim", "fused", "mean"])
+@pytest.fixture(scope="module", params=["potential", "ddpm", "ddim"])
 def textdiffs(request):
+    """The text potential, and the published diffusion with both samplers."""
     torch.manual_seed(1)
     settings = {
-        "ddpm": {},
-        "ddim": {"sampler": "ddim", "sampling_steps": 2},
-        "fused": {"sentence_condition": True, "score_fusion": 0.25, "round_last": False},
-        "mean": {"score_fusion": 0.25, "fused_pooling": "mean"},
+        "potential": {"steps": 10},
+        "ddpm": {"published": True},
+        "ddim": {"published": True, "sampler": "ddim", "sampling_steps": 2},
     }[request.param]
     return small_textdiffs(CAPTIONS, num_frames=FRAMES, seed=5, **settings)
 
@@ -44,18 +46,19 @@ def xpool():
 
 
 def make_features(model, num_texts, num_videos, seed=0):
+    """Text features and encoded videos."""
     generator = torch.Generator().manual_seed(seed)
-    dim = model.embed_dim
-    return (
-        torch.randn(num_texts, dim, generator=generator),
-        torch.randn(num_videos, FRAMES, dim, generator=generator),
-    )
+    texts = torch.randn(num_texts, model.embed_dim, generator=generator)
+    frames = torch.randn(num_videos, FRAMES, model.embed_dim, generator=generator)
+    if model.token_shape is None:
+        return texts, EncodedVideos(frames)
+    return texts, EncodedVideos(frames, torch.randn(num_videos, *model.token_shape, generator=generator).bfloat16())
 
 
 @torch.no_grad()
-def score(model, captions, text_features, frame_features, own_text=None, **options):
+def score(model, captions, text_features, encoded, own_text=None, **options):
     word_ids = model.tokenize(captions).get("word_ids")
-    texts, videos = model.texts(captions, text_features, word_ids), model.videos(frame_features)
+    texts, videos = model.texts(captions, text_features, word_ids), model.videos(encoded)
     return similarity(model, texts, videos, own_text, **options)
 
 
@@ -64,12 +67,16 @@ def cosine(a, b):
 
 
 @torch.no_grad()
-def slow_scores(model, captions, text_features, frame_features, own_text=None):
+def slow_scores(model, captions, text_features, encoded, own_text=None):
     """(strict, published, undiffused) by the definition: one pair at a time, nothing shared between pairs."""
-    strict, published, undiffused = (torch.zeros(len(captions), len(frame_features)) for _ in range(3))
+    strict, published, undiffused = (torch.zeros(len(captions), len(encoded.frames)) for _ in range(3))
     for t, caption in enumerate(captions):
-        for v, frames in enumerate(frame_features):
+        for v, frames in enumerate(encoded.frames):
             text = diffused = text_features[t : t + 1]
+            potential = 0.0
+            if hasattr(model, "potential"):
+                nats = ratio(model, caption, encoded.tokens[v].float())
+                potential = 2 * model.potential.weight.item() * nats / model.clip.logit_scale.exp().item()
             if hasattr(model, "text_diffusion"):
                 diffusion, process = model.text_diffusion, model.sampling_diffusion
                 channels = diffusion.student.config.channels
@@ -80,20 +87,15 @@ def slow_scores(model, captions, text_features, frame_features, own_text=None):
                     noise,
                     diffusion=process,
                     sampler=model.sampler,
-                    round_last=model.round_last,
-                    sentence=F.cosine_similarity(text, frames)[None] if model.sentence_condition else None,
                 )
                 diffused = text + diffusion.log_shift(x).exp()
             pooled = model.pool_frames(text, frames[None])[0]
-            weight, mean = model.score_fusion, sum(frame / frame.norm() for frame in frames)[None]
-            as_encoded = cosine(text, mean if model.fused_pooling == "mean" else pooled)
-            strict[t, v] = ((1 - weight) * cosine(diffused, pooled) + weight * as_encoded).item()
-            undiffused[t, v] = ((1 - weight) * cosine(text, pooled) + weight * as_encoded).item()
+            strict[t, v] = cosine(diffused, pooled).item() + potential
+            undiffused[t, v] = cosine(text, pooled).item()
             if own_text is not None:
                 own = text_features[own_text[v] : own_text[v] + 1]
                 pooled = model.pool_frames(own, frames[None])[0]
-                as_encoded = cosine(text, mean if model.fused_pooling == "mean" else pooled)
-                published[t, v] = ((1 - weight) * cosine(diffused, pooled) + weight * as_encoded).item()
+                published[t, v] = cosine(diffused, pooled).item() + potential
     return strict, published, undiffused
 
 
@@ -103,11 +105,11 @@ def assert_close(actual, expected):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_textdiffs_equals_the_slow_loop(textdiffs, precision):
-    texts, frames = make_features(textdiffs, 7, 7)
+    texts, videos = make_features(textdiffs, 7, 7)
     own_text = torch.tensor([3, 0, 6, 2, 1, 5, 4])
     with autocast(precision):
-        scores = score(textdiffs, CAPTIONS, texts, frames, own_text, block_pairs=5)
-        strict, published, undiffused = slow_scores(textdiffs, CAPTIONS, texts, frames, own_text)
+        scores = score(textdiffs, CAPTIONS, texts, videos, own_text, block_pairs=5)
+        strict, published, undiffused = slow_scores(textdiffs, CAPTIONS, texts, videos, own_text)
     for name, expected in (("strict", strict), ("published", published), ("undiffused", undiffused)):
         found = torch.tensor(getattr(scores, name))
         torch.testing.assert_close(found, expected, atol=TOLERANCE[precision], rtol=0)
@@ -115,28 +117,31 @@ def test_textdiffs_equals_the_slow_loop(textdiffs, precision):
     assert (strict - published).abs().mean() > 0.01
 
 
-def test_the_diffused_text_depends_on_the_video(textdiffs):
+@torch.no_grad()
+def test_what_the_diffusion_adds_depends_on_the_video(textdiffs):
     """Otherwise the loop above could not tell a wrong video from the right one."""
-    texts, frames = make_features(textdiffs, 1, 6)
-    with torch.no_grad():
-        videos = textdiffs.videos(frames)
-        prepared = textdiffs.texts(CAPTIONS[:1], texts, textdiffs.tokenize(CAPTIONS[:1])["word_ids"])
-        index = torch.zeros(6, dtype=torch.long)
-        diffused = textdiffs.text_embeddings(prepared, videos, index, torch.arange(6), texts[index])
-    assert len(diffused.round(decimals=3).unique(dim=0)) > 2
+    texts, encoded = make_features(textdiffs, 1, 6)
+    videos = textdiffs.videos(encoded)
+    prepared = textdiffs.texts(CAPTIONS[:1], texts, textdiffs.tokenize(CAPTIONS[:1])["word_ids"])
+    index = torch.zeros(6, dtype=torch.long)
+    if textdiffs.samples:
+        found = textdiffs.text_embeddings(prepared, videos, index, torch.arange(6), texts[index])
+    else:
+        found = textdiffs.word_ratios(prepared, videos, index, torch.arange(6))
+    assert len(found.round(decimals=3).unique(dim=0)) > 2
 
 
 def test_xpool_equals_the_slow_loop(xpool):
-    texts, frames = make_features(xpool, 7, 7)
+    texts, videos = make_features(xpool, 7, 7)
     own_text = torch.randperm(7, generator=torch.Generator().manual_seed(0))
-    scores = score(xpool, CAPTIONS, texts, frames, own_text, block_pairs=4)
-    strict, published, _ = slow_scores(xpool, CAPTIONS, texts, frames, own_text)
+    scores = score(xpool, CAPTIONS, texts, videos, own_text, block_pairs=4)
+    strict, published, _ = slow_scores(xpool, CAPTIONS, texts, videos, own_text)
     assert_close(scores.strict, strict)
     assert_close(scores.published, published)
     assert_close(scores.undiffused, strict)
     for t in range(7):
         for v in range(7):
-            mean = frames[v].mean(0)
+            mean = videos.frames[v].mean(0)
             assert scores.mean_pooled[t, v] == pytest.approx(
                 F.cosine_similarity(texts[t], mean, dim=0).item(), abs=2e-5
             )
@@ -145,10 +150,10 @@ def test_xpool_equals_the_slow_loop(xpool):
 @pytest.mark.parametrize(("num_texts", "num_videos"), [(1, 4), (4, 1), (1, 1), (7, 3), (3, 7)])
 def test_any_number_of_texts_and_videos(textdiffs, num_texts, num_videos):
     """Without one caption a video the published protocol is not defined."""
-    texts, frames = make_features(textdiffs, num_texts, num_videos)
+    texts, videos = make_features(textdiffs, num_texts, num_videos)
     captions = CAPTIONS[:num_texts]
-    scores = score(textdiffs, captions, texts, frames, block_pairs=3)
-    strict, _, undiffused = slow_scores(textdiffs, captions, texts, frames)
+    scores = score(textdiffs, captions, texts, videos, block_pairs=3)
+    strict, _, undiffused = slow_scores(textdiffs, captions, texts, videos)
     assert_close(scores.strict, strict)
     assert_close(scores.undiffused, undiffused)
     assert scores.published is None
@@ -157,35 +162,36 @@ def test_any_number_of_texts_and_videos(textdiffs, num_texts, num_videos):
 
 @pytest.mark.parametrize("block_pairs", [1, 2, 6, 13, 48, 49, 1000])
 def test_scores_do_not_depend_on_the_block_size(textdiffs, block_pairs):
-    texts, frames = make_features(textdiffs, 7, 7)
-    one_block = score(textdiffs, CAPTIONS, texts, frames, torch.arange(7), block_pairs=49)
-    blocks = score(textdiffs, CAPTIONS, texts, frames, torch.arange(7), block_pairs=block_pairs)
+    texts, videos = make_features(textdiffs, 7, 7)
+    one_block = score(textdiffs, CAPTIONS, texts, videos, torch.arange(7), block_pairs=49)
+    blocks = score(textdiffs, CAPTIONS, texts, videos, torch.arange(7), block_pairs=block_pairs)
     assert_close(blocks.strict, one_block.strict)
     assert_close(blocks.published, one_block.published)
 
 
 def test_scores_do_not_depend_on_the_order_of_texts_and_videos(textdiffs):
-    texts, frames = make_features(textdiffs, 7, 5)
-    plain = score(textdiffs, CAPTIONS, texts, frames, block_pairs=6)
+    texts, videos = make_features(textdiffs, 7, 5)
+    plain = score(textdiffs, CAPTIONS, texts, videos, block_pairs=6)
     text_order, video_order = torch.tensor([4, 2, 6, 0, 5, 1, 3]), torch.tensor([3, 1, 4, 0, 2])
     captions = [CAPTIONS[i] for i in text_order]
-    shuffled = score(textdiffs, captions, texts[text_order], frames[video_order], block_pairs=6)
+    reordered = EncodedVideos(*(None if part is None else part[video_order] for part in videos))
+    shuffled = score(textdiffs, captions, texts[text_order], reordered, block_pairs=6)
     assert_close(shuffled.strict, plain.strict[text_order][:, video_order])
 
 
 def test_equal_captions_score_alike(textdiffs):
-    texts, frames = make_features(textdiffs, 1, 4)
-    scores = score(textdiffs, CAPTIONS[:1] * 3, texts.expand(3, -1), frames, block_pairs=3).strict
+    texts, videos = make_features(textdiffs, 1, 4)
+    scores = score(textdiffs, CAPTIONS[:1] * 3, texts.expand(3, -1), videos, block_pairs=3).strict
     assert_close(scores[0], scores[1])
     assert_close(scores[0], scores[2])
 
 
 def test_another_seed_gives_other_scores(textdiffs):
-    texts, frames = make_features(textdiffs, 7, 4)
-    scores = score(textdiffs, CAPTIONS, texts, frames)
+    texts, videos = make_features(textdiffs, 7, 4)
+    scores = score(textdiffs, CAPTIONS, texts, videos)
     seed, textdiffs.seed = textdiffs.seed, 6
     try:
-        other = score(textdiffs, CAPTIONS, texts, frames)
+        other = score(textdiffs, CAPTIONS, texts, videos)
     finally:
         textdiffs.seed = seed
     assert abs(scores.strict - other.strict).mean() > 1e-3
@@ -194,26 +200,29 @@ def test_another_seed_gives_other_scores(textdiffs):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_features_that_are_no_numbers_are_an_error_that_names_them(xpool, bad):
-    texts, frames = make_features(xpool, 7, 3)
-    good = frames[1, 2, 17].item()
-    frames[1, 2, 17] = bad
+    texts, encoded = make_features(xpool, 7, 3)
+    good = encoded.frames[1, 2, 17].item()
+    encoded.frames[1, 2, 17] = bad
     with pytest.raises(RunError, match="frame features hold NaN or infinite values: 1 of 3, the first is video 1;"):
-        score(xpool, CAPTIONS, texts, frames)
-    frames[1, 2, 17], texts[4, 0] = good, bad
+        score(xpool, CAPTIONS, texts, encoded)
+    encoded.frames[1, 2, 17], texts[4, 0] = good, bad
     with pytest.raises(RunError, match=r"text features .* text 4 .somebody cuts an onion with a knife"):
-        score(xpool, CAPTIONS, texts, frames)
+        score(xpool, CAPTIONS, texts, encoded)
 
 
 def test_scores_that_are_no_numbers_are_an_error_that_names_the_pair(textdiffs):
-    texts, frames = make_features(textdiffs, 7, 3)
-    bias = textdiffs.text_diffusion.linear_sims.bias
-    good = bias.data[0].item()
-    bias.data[0] = 1000.0  # its exponential is infinite
+    texts, videos = make_features(textdiffs, 7, 3)
+    if textdiffs.samples:
+        weights, bad = textdiffs.text_diffusion.linear_sims.bias, 1000.0  # its exponential is infinite
+    else:
+        weights, bad = textdiffs.potential.weight, float("nan")
+    good = weights.data.clone()
+    weights.data.fill_(bad)
     try:
         with pytest.raises(RunError, match='the score of "a man plays a guitar" with video 0 is nan'):
-            score(textdiffs, CAPTIONS, texts, frames)
+            score(textdiffs, CAPTIONS, texts, videos)
     finally:
-        bias.data[0] = good
+        weights.data.copy_(good)
 
 
 @torch.no_grad()
@@ -224,9 +233,10 @@ def test_undiffused_scores_need_no_pooled_video(heads):
     model = small_xpool(heads=heads)
     for parameter in model.pool_frames.parameters():
         parameter.add_(0.1 * torch.randn_like(parameter))
-    texts, frames = make_features(model, 150, 70, seed=1)  # more than one part of either
-    scores = score(model, ["a caption"] * 150, 5 * texts, 5 * frames)
-    pooled = model.pool_frames(5 * texts, 5 * frames)
+    texts, encoded = make_features(model, 150, 70, seed=1)  # more than one part of either
+    frames = 5 * encoded.frames
+    scores = score(model, ["a caption"] * 150, 5 * texts, EncodedVideos(frames))
+    pooled = model.pool_frames(5 * texts, frames)
     assert_close(scores.undiffused, F.cosine_similarity(5 * texts, pooled, dim=-1).t())
 
 
@@ -235,8 +245,8 @@ def test_undiffused_scores_need_no_pooled_video(heads):
 
 
 def test_a_block_that_does_not_fit_is_halved(textdiffs, monkeypatch, caplog):
-    texts, frames = make_features(textdiffs, 7, 7)
-    expected = score(textdiffs, CAPTIONS, texts, frames, torch.arange(7), block_pairs=5)
+    texts, videos = make_features(textdiffs, 7, 7)
+    expected = score(textdiffs, CAPTIONS, texts, videos, torch.arange(7), block_pairs=5)
     tried = []
     score_pairs = textdiffs.score_pairs
 
@@ -247,7 +257,7 @@ def test_a_block_that_does_not_fit_is_halved(textdiffs, monkeypatch, caplog):
         return score_pairs(texts, videos, text_index, video_index, own_pooled)
 
     monkeypatch.setattr(textdiffs, "score_pairs", limited)
-    scores = score(textdiffs, CAPTIONS, texts, frames, torch.arange(7), block_pairs=40)
+    scores = score(textdiffs, CAPTIONS, texts, videos, torch.arange(7), block_pairs=40)
     assert tried[:5] == [40, 20, 10, 5, 5] and max(tried[3:]) == 5  # the smaller block stays
     assert_close(scores.strict, expected.strict)
     assert_close(scores.published, expected.published)
@@ -259,22 +269,22 @@ def test_a_pair_that_does_not_fit_is_an_error(textdiffs, monkeypatch):
         torch.empty(2**60)  # what PyTorch itself says when memory does not suffice
 
     monkeypatch.setattr(textdiffs, "score_pairs", hungry)
-    texts, frames = make_features(textdiffs, 2, 2)
+    texts, videos = make_features(textdiffs, 2, 2)
     with pytest.raises(RunError, match="does not fit into memory"):
-        score(textdiffs, CAPTIONS[:2], texts, frames)
+        score(textdiffs, CAPTIONS[:2], texts, videos)
 
 
 def test_other_errors_are_not_taken_for_missing_memory(textdiffs, monkeypatch):
     monkeypatch.setattr(textdiffs, "score_pairs", lambda *_: torch.ones(2) @ torch.ones(3))
-    texts, frames = make_features(textdiffs, 2, 2)
+    texts, videos = make_features(textdiffs, 2, 2)
     with pytest.raises(RuntimeError, match="size"):
-        score(textdiffs, CAPTIONS[:2], texts, frames)
+        score(textdiffs, CAPTIONS[:2], texts, videos)
 
 
 def test_matrices_on_disk_are_the_same(textdiffs, tmp_path):
-    texts, frames = make_features(textdiffs, 7, 7)
-    in_memory = score(textdiffs, CAPTIONS, texts, frames, torch.arange(7))
-    on_disk = score(textdiffs, CAPTIONS, texts, frames, torch.arange(7), folder=tmp_path)
+    texts, videos = make_features(textdiffs, 7, 7)
+    in_memory = score(textdiffs, CAPTIONS, texts, videos, torch.arange(7))
+    on_disk = score(textdiffs, CAPTIONS, texts, videos, torch.arange(7), folder=tmp_path)
     for name in ("strict", "published", "undiffused", "mean_pooled"):
         matrix = getattr(on_disk, name)
         assert isinstance(matrix, np.memmap) and np.array_equal(matrix, getattr(in_memory, name))
@@ -308,10 +318,10 @@ def chosen_by_definition(undiffused, topk):
 
 @pytest.mark.parametrize(("num_texts", "num_videos", "topk"), [(7, 7, 1), (7, 7, 3), (7, 4, 2), (5, 9, 4)])
 def test_reranking_diffuses_the_best_of_each_query(textdiffs, num_texts, num_videos, topk):
-    texts, frames = make_features(textdiffs, num_texts, num_videos)
+    texts, videos = make_features(textdiffs, num_texts, num_videos)
     own_text = torch.arange(7) if num_texts == num_videos else None
-    every = score(textdiffs, CAPTIONS[:num_texts], texts, frames, own_text)
-    scores = score(textdiffs, CAPTIONS[:num_texts], texts, frames, own_text, rerank_topk=topk, block_pairs=4)
+    every = score(textdiffs, CAPTIONS[:num_texts], texts, videos, own_text)
+    scores = score(textdiffs, CAPTIONS[:num_texts], texts, videos, own_text, rerank_topk=topk, block_pairs=4)
     chosen = chosen_by_definition(every.undiffused, topk)
     assert scores.pairs_diffused == chosen.sum() < chosen.size
     assert np.array_equal(scores.strict == -np.inf, ~chosen)
@@ -324,9 +334,9 @@ def test_reranking_diffuses_the_best_of_each_query(textdiffs, num_texts, num_vid
 
 @pytest.mark.parametrize("topk", [0, 5, 7, 50])
 def test_reranking_the_whole_gallery_is_scoring_all_pairs(textdiffs, topk):
-    texts, frames = make_features(textdiffs, 7, 5)
-    every = score(textdiffs, CAPTIONS, texts, frames)
-    scores = score(textdiffs, CAPTIONS, texts, frames, rerank_topk=topk)
+    texts, videos = make_features(textdiffs, 7, 5)
+    every = score(textdiffs, CAPTIONS, texts, videos)
+    scores = score(textdiffs, CAPTIONS, texts, videos, rerank_topk=topk)
     assert scores.first is None and scores.pairs_diffused == 35
     assert np.array_equal(scores.strict, every.strict)
 
@@ -347,10 +357,10 @@ def all_scores(model, threads, share=None):
     """The four matrices, computed with a number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    texts, frames = make_features(model, 7, 7)
+    texts, videos = make_features(model, 7, 7)
     with one_thread_per_item(texts.device) as workers:
         assert workers == threads
-        scores = score(model, CAPTIONS, texts, frames, torch.arange(7), block_pairs=4, share=share, workers=workers)
+        scores = score(model, CAPTIONS, texts, videos, torch.arange(7), block_pairs=4, share=share, workers=workers)
     assert torch.get_num_threads() == threads
     torch.set_num_threads(before)
     return [getattr(scores, name) for name in ("strict", "published", "undiffused", "mean_pooled")]
@@ -383,8 +393,8 @@ def test_threads_keep_the_order_and_pass_errors_on():
 
 def test_processes_share_the_work(textdiffs):
     """Each pair is scored by one process, and every process has a part."""
-    texts, frames = make_features(textdiffs, 7, 7)
-    parts = [score(textdiffs, CAPTIONS, texts, frames, block_pairs=4, share=Share(rank, 3)).strict for rank in range(3)]
+    texts, videos = make_features(textdiffs, 7, 7)
+    parts = [score(textdiffs, CAPTIONS, texts, videos, block_pairs=4, share=Share(rank, 3)).strict for rank in range(3)]
     scored = np.stack([part > -np.inf for part in parts])
     assert (scored.sum(0) == 1).all()
     assert scored.sum((1, 2)).min() >= 16

@@ -9,7 +9,7 @@ import torch
 
 from datasets.loading import TrainPairs
 from tests.processes import in_processes
-from tests.small_models import small_xpool
+from tests.small_models import small_textdiffs, small_xpool
 from tests.test_end_to_end import Place
 from tests.training_runs import Run
 from trainer import distributed
@@ -50,6 +50,38 @@ def test_flops_are_those_of_the_layers():
     expected = 2 * (3 * layers + images + images_backward)
     counted = flops_per_pair(model, torch.zeros(1, frames, 3, 64, 64, dtype=torch.uint8), tokens, CPU, torch.float32)
     assert counted == pytest.approx(expected, rel=0.1)  # attention and projections are the rest
+
+
+def flops(model, pairs: int) -> int:
+    """Of pairs whose captions are all alike."""
+    frames = torch.zeros(pairs, 2, 3, 64, 64, dtype=torch.uint8)
+    index = torch.zeros(pairs, model.captions_read, dtype=torch.long)
+    tokens = model.select(model.tokenize(["a man plays a guitar"]), index)
+    return flops_per_pair(model, frames, tokens, CPU, torch.float32)
+
+
+def test_each_caption_that_is_read_and_each_wrong_video_is_counted():
+    """One more caption of a video, or one more wrong one, is one more pass of the student, whose cross-attention sees
+    tokens that are made once; the caption without a video is one without."""
+    model = small_textdiffs(["a man plays a guitar"], num_frames=2, captions_read=1, negatives=1)
+    one = flops(model, 4)
+    model.captions_read = 2
+    two = flops(model, 4)
+    model.captions_read = 5
+    assert flops(model, 4) - one == pytest.approx(4 * (two - one), rel=1e-6)
+    model.captions_read, model.negatives = 1, 2
+    assert flops(model, 4) - one == pytest.approx(two - one, rel=0.05)
+    model.negatives = 3
+    three = flops(model, 4)
+    assert three - one == pytest.approx(2 * (two - one), rel=0.05)
+    model.negatives = 9  # there are no more videos in this batch
+    assert flops(model, 4) == three
+    weights = sum(
+        module.weight.numel() * (1 if name.startswith("time_embed") else model.potential.text_length)
+        for name, module in model.potential.student.named_modules()
+        if isinstance(module, torch.nn.Linear) and "key_value" not in name
+    )
+    assert two - one == pytest.approx(3 * 2 * weights, rel=0.25)  # attention is the rest; x_t needs no gradient
 
 
 def test_stopwatch_counts_waiting_and_leaves_out_pauses():

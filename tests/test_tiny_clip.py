@@ -228,7 +228,7 @@ def test_the_pretrained_tiny_clip_knows_shapes_and_colours(attribute):
                 labels.append(names.index(getattr(shown, attribute)))
     prompts = [f"the {name} shape" if attribute == "colour" else f"the {name}" for name in names]
     texts = F.normalize(model.encode_texts(**model.tokenize(prompts)), dim=-1)
-    images = F.normalize(model.encode_videos(torch.stack(pixels)[:, None])[:, 0], dim=-1)
+    images = F.normalize(model.encode_videos(torch.stack(pixels)[:, None]).frames[:, 0], dim=-1)
     right = ((images @ texts.T).argmax(1) == torch.tensor(labels)).float().mean()
     assert len(labels) > 100
     assert right > 0.75, f"{100 * right:.0f} % right, chance {100 / len(names):.0f} %"

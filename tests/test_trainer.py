@@ -15,9 +15,11 @@ from datasets.holdout import Selection, TrainingSplits
 from datasets.loading import batches
 from modules.losses import clamp_logit_scale, symmetric_infonce
 from tests.made_up import write_video
-from tests.small_models import small_xpool
+from tests.processes import in_processes
+from tests.small_models import small_textdiffs, small_xpool
+from trainer import distributed
 from trainer.run_folder import MetricsWriter
-from trainer.trainer import Trainer
+from trainer.trainer import Trainer, parameter_groups
 
 CPU = torch.device("cpu")
 CLIP_LR, NOCLIP_LR, WEIGHT_DECAY = 1e-4, 1e-3, 0.2
@@ -62,7 +64,7 @@ def plain_training(trainer: Trainer) -> dict[str, torch.Tensor]:
         loader.sampler.set_epoch(epoch)
         for frames, index in batches(loader):
             texts = model.encode_texts(model.tokenize([trainer.split.captions[i] for i in index])["token_ids"])
-            pooled = model.pool_frames(texts, model.encode_videos(frames))  # (videos, texts, D)
+            pooled = model.pool_frames(texts, model.encode_videos(frames).frames)  # (videos, texts, D)
             logits = model.clip.logit_scale.exp() * F.cosine_similarity(texts[:, None], pooled.transpose(0, 1), dim=-1)
             loss = (F.cross_entropy(logits, right) + F.cross_entropy(logits.t(), right)) / 2
             gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
@@ -100,6 +102,72 @@ def test_training_is_what_plain_pytorch_does(split, tmp_path):
         lr = CLIP_LR if name.startswith("clip.") else NOCLIP_LR
         torch.testing.assert_close(parameter, expected[name], atol=2e-3 * lr, rtol=2.5e-7, msg=name)
     assert 4.6 < after["clip.logit_scale"].item() < math.log(100) - CLIP_LR  # it was bound, and came down from there
+
+
+def test_each_part_of_a_model_has_its_learning_rate():
+    """CLIP clip_lr, the pooling and the weight of the potential noclip_lr, what is new in the student and the encoder
+    of the videos potential_lr, and its language network, which was pre-trained, a fifth of it."""
+    model = small_textdiffs(["a b"])
+    config = Config(clip_lr=1e-6, noclip_lr=1e-5, potential_lr=5e-3, weight_decay=0.3)
+    groups = parameter_groups(model, config)
+    found = {id(parameter): group for group in groups for parameter in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(found) == len(list(model.parameters()))
+    student, encoder = model.potential.student, model.potential.video_encoder
+    parts = {
+        1e-6: [model.clip], 1e-5: [model.pool_frames], 5e-3: [student.video_attention, encoder],
+        1e-3: [student.input_transformers, student.word_embedding, student.lm_head, student.time_embed,
+               student.input_up_proj, student.output_down_proj, student.position_embeddings, student.LayerNorm],
+    }  # fmt: skip
+    rates = {id(p): rate for rate, modules in parts.items() for module in modules for p in module.parameters()}
+    rates[id(model.potential.weight)] = 5e-3
+    assert {key: group["lr"] for key, group in found.items()} == pytest.approx(rates)
+    for module, decays in ((student.word_embedding, 0.0), (student.output_down_proj[0], 0.3),
+                           (student.video_attention[0].key_value, 0.3), (student.LayerNorm, 0.0)):  # fmt: skip
+        assert found[id(module.weight)]["weight_decay"] == decays
+    assert found[id(model.potential.weight)]["weight_decay"] == 0
+    of_xpool = {group["lr"] for group in parameter_groups(small_xpool(), config)}
+    assert of_xpool == {1e-6, 1e-5}
+
+
+@pytest.fixture(scope="module")
+def many_captions(tmp_path_factory):
+    """Eight videos with 1, 2, ... 8 captions; nothing opens their files."""
+    folder = tmp_path_factory.mktemp("videos")
+    clips = [Clip(str(n), folder / f"{n}.mp4", tuple(f"a {n} b {i}" for i in range(n))) for n in range(1, 9)]
+    return Split("custom", "train", tuple(clips))
+
+
+def read_captions(split, folder, own: list[int], step: int, chunks: int = 1, count: int = 3) -> torch.Tensor:
+    """What the trainer of this process reads with the own captions of a batch of all processes, (B, R)."""
+    trainer = make_trainer(split, folder, batch_size=len(own) // chunks // distributed.size(), grad_accum=chunks)
+    trainer.model.captions_read, trainer.step = count, step
+    return trainer._read_with(torch.tensor(own[trainer.rows.start : trainer.rows.stop]))
+
+
+def test_captions_that_are_read_are_those_of_the_video(many_captions, tmp_path):
+    """The own one first; another step takes others."""
+    first = [0, 1, 3, 6, 10, 15, 21, 28]  # caption of each video
+    found = read_captions(many_captions, tmp_path, first, step=5)
+    assert found[:, 0].tolist() == first
+    for video, row in enumerate(found.tolist()):
+        captions = [caption for caption in row if caption != -1]
+        assert len(captions) == len(set(captions)) == min(3, video + 1)
+        assert {many_captions.clip_of_caption[caption] for caption in captions} == {video}
+    assert not torch.equal(found, read_captions(many_captions, tmp_path, first, step=6))
+    assert torch.equal(read_captions(many_captions, tmp_path, first, step=5, count=1), torch.tensor(first))
+
+
+def test_processes_and_chunks_read_the_same_captions(many_captions, tmp_path):
+    """As does a run that goes on, which is another trainer at the same step."""
+    own = [35, 27, 20, 14, 9, 5, 2, 0]
+    expected = read_captions(many_captions, tmp_path, own, step=7)
+    assert torch.equal(read_captions(many_captions, tmp_path, own, step=7, chunks=2), expected)
+    parts = in_processes(2, read_as_lists, many_captions, tmp_path, own, 7)
+    assert [row for part in parts for row in part] == expected.tolist()
+
+
+def read_as_lists(*arguments) -> list[list[int]]:
+    return read_captions(*arguments).tolist()
 
 
 @pytest.mark.parametrize(("asked", "chunks", "pairs"), [(16, 1, 8), (8, 2, 8), (5, 3, 6), (8, 1, 8), (2, 3, 6)])

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -17,20 +19,21 @@ from datasets.annotations import Split
 from datasets.transforms import OPENAI
 from diffusion_lm.errors import InputError
 from diffusion_lm.files import written_whole
-from model.clip import ClipRetrieval
+from model.clip import ClipRetrieval, EncodedVideos
 from model.retrieval import RetrievalModel
 from trainer.data_record import content_digest
 from trainer.device import precision_name
 
 FORMAT = "TextDiffs embeddings"
+TOKENS_DTYPE = torch.bfloat16
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What the encoders make of a split, float32."""
+    """What the encoders make of a split."""
 
-    texts: Tensor  # features of the N captions (N, D)
-    frames: Tensor  # frame features of the M videos (M, F, D)
+    texts: Tensor  # features of the N captions (N, D), float32
+    videos: EncodedVideos  # of the M videos; tokens as `new_tokens` made them
 
 
 def fingerprint(model: RetrievalModel, split: Split, config: Config, dtype: torch.dtype) -> dict[str, str]:
@@ -45,7 +48,7 @@ def fingerprint(model: RetrievalModel, split: Split, config: Config, dtype: torc
         "--num_frames": str(config.num_frames),
         "--input_res": str(config.input_res),
         "--precision": precision_name(dtype),
-        "CLIP weights": digest(model.clip),
+        "weights of the encoders": digest(*model.encoders()),
         **clip_marks(model),
     }
 
@@ -69,30 +72,53 @@ def differences(made_of: Mapping[str, str], here: Mapping[str, str]) -> list[str
     return [name for name, value in here.items() if (untold | dict(made_of)).get(name) != value]
 
 
-def digest(module: nn.Module) -> str:
+def digest(*modules: nn.Module) -> str:
     """SHA-256 of the names and values of all weights."""
     weights = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        weights.update(name.encode())
-        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            weights.update(name.encode())
+            weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return weights.hexdigest()
+
+
+def new_tokens(videos: int, token_shape: tuple[int, int], folder: Path | None = None) -> Tensor:
+    """Room for the tokens of a gallery (M, S, W), half precision, on the CPU: in memory, or in a file that goes with
+    the tensor.
+
+    :param folder: where the file lies; None: in memory.
+    :raises InputError: it cannot be written.
+    """
+    shape = (videos, *token_shape)
+    if folder is None:
+        return torch.empty(shape, dtype=TOKENS_DTYPE)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            halves = np.memmap(file, np.int16, "w+", shape=shape)
+    except OSError as error:
+        raise InputError(f"--output_dir={folder} cannot be written: {error.strerror}") from error
+    return torch.from_numpy(halves).view(TOKENS_DTYPE)
 
 
 def save_embeddings(path: Path, embeddings: Embeddings, split: Split, marks: dict[str, str]) -> None:
     """Write a safetensors file, whole or not at all.
 
     Tensors text_features (N, D), frame_features (M, F, D), video_features (M, D; their mean over the frames),
-    video_of_text (N,). Metadata: captions and video_ids as JSON lists, and the fingerprint.
+    video_of_text (N,), and of models that read them video_tokens (M, S, W). Metadata: captions and video_ids as JSON
+    lists, and the fingerprint.
 
     :param marks: what `fingerprint` gave.
     :raises InputError: the file cannot be written.
     """
     tensors = {
         "text_features": embeddings.texts.cpu(),
-        "frame_features": embeddings.frames.cpu(),
-        "video_features": embeddings.frames.mean(1).cpu(),
+        "frame_features": embeddings.videos.frames.cpu(),
+        "video_features": embeddings.videos.frames.mean(1).cpu(),
         "video_of_text": torch.tensor(split.clip_of_caption),
     }
+    if embeddings.videos.tokens is not None:
+        tensors["video_tokens"] = embeddings.videos.tokens
     metadata = {
         "format": FORMAT,
         "captions": json.dumps(split.captions),
@@ -119,8 +145,10 @@ def load_embeddings(path: Path, split: Split, marks: dict[str, str]) -> Embeddin
         if different:
             told = ", ".join(name + _values(made_of.get(name), marks[name]) for name in different)
             raise InputError(f"--load_embeddings={path} does not belong to this run: it differs in {told}")
-        embeddings = Embeddings(file.get_tensor("text_features"), file.get_tensor("frame_features"))
-    if (len(embeddings.texts), len(embeddings.frames)) != (len(split.captions), len(split.clips)):
+        tokens = file.get_tensor("video_tokens") if "video_tokens" in file.keys() else None  # noqa: SIM118 (no dict)
+        videos = EncodedVideos(file.get_tensor("frame_features"), tokens)
+        embeddings = Embeddings(file.get_tensor("text_features"), videos)
+    if (len(embeddings.texts), len(videos.frames)) != (len(split.captions), len(split.clips)):
         raise InputError(f"--load_embeddings={path} does not hold one row for each text and video")
     return embeddings
 

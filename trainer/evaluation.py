@@ -7,7 +7,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from config import Config
-from datasets.annotations import Split
+from datasets.annotations import MOTION_TEST, Split
 from datasets.failures import TimesBeyond
 from datasets.frame_cache import CacheSettings
 from datasets.holdout import Selection
@@ -26,7 +26,7 @@ from datasets.transforms import Preprocessing
 from diffusion_lm.errors import InputError
 from diffusion_lm.files import written_whole
 from diffusion_lm.progress import progress
-from model.clip import clean_caption
+from model.clip import EncodedVideos, clean_caption
 from model.retrieval import RetrievalModel, Texts, Videos
 from model.textdiffs import TextDiffs
 from modules.metrics import text_to_video, video_to_text
@@ -34,7 +34,8 @@ from modules.parallel import map_in_order, one_thread_per_item
 from modules.similarity import Share, Similarity, automatic_block, similarity
 from trainer import distributed
 from trainer.device import autocast
-from trainer.embeddings import Embeddings
+from trainer.embeddings import Embeddings, new_tokens
+from trainer.motion import format_motion, motion_rows, twin_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ class Evaluation:
     beyond: int = 0  # of the videos, clips whose times are not in their files, see `datasets.failures.TimesBeyond`
     split: str = "test"
     shared_captions: SharedCaptions = SharedCaptions(0, 0, 100.0)
+    motion: list[dict[str, Any]] = field(default_factory=list)  # Winoground scores, of the twins of MovingShapes
 
     def row(self, metric: str, protocol: str = "strict", dsl: bool = False) -> dict[str, Any]:
         """The row of a metric (t2v, v2t), protocol and dsl."""
@@ -122,11 +124,19 @@ class Evaluator:
         model.train(training)
         return replace(evaluation, seconds=time.perf_counter() - started)
 
-    @torch.no_grad()
     def encode(self, model: RetrievalModel) -> Embeddings:
         """Features of all texts and videos of the split. The model is in evaluation mode, here and below."""
+        return self.encode_orders(model, [None])[0]
+
+    @torch.no_grad()
+    def encode_orders(self, model: RetrievalModel, orders: Sequence[Tensor | None]) -> list[Embeddings]:
+        """What `encode` gives for each of several orders of the frames, which are decoded once.
+
+        :param orders: for each video the frame that takes each place (M, F), on the CPU; None: as they are.
+        """
         with autocast(self.device, self.dtype), one_thread_per_item(self.device) as workers:
-            return Embeddings(self._encode_texts(model, workers), self._encode_videos(model, workers))
+            texts = self._encode_texts(model, workers)
+            return [Embeddings(texts, videos) for videos in self._encode_videos(model, workers, orders)]
 
     def evaluate(
         self,
@@ -152,32 +162,46 @@ class Evaluator:
             if look is not None and distributed.is_main():
                 look(scores)
             results, references = evaluate_similarity(scores, self.split.clip_of_caption)
+            motion = self._motion(model, embeddings, scores) if self.split.name == MOTION_TEST else []
         videos = len(self.split.clips)
         return Evaluation(
             results, references, time.perf_counter() - started, seconds, scores.pairs_diffused,
             videos=videos, annotated=videos + len(self.split.missing), beyond=len(self.beyond.reasons),
-            split=self.split.name, shared_captions=self.shared_captions,
+            split=self.split.name, shared_captions=self.shared_captions, motion=motion,
         )  # fmt: skip
 
     @torch.no_grad()
     def similarity(
-        self, model: RetrievalModel, embeddings: Embeddings, rerank_topk: int, folder: Path | None
+        self,
+        model: RetrievalModel,
+        embeddings: Embeddings,
+        rerank_topk: int,
+        folder: Path | None,
+        condition: EncodedVideos | None = None,
     ) -> Similarity:
-        """The score matrices, complete in every process."""
+        """The score matrices, complete in every process.
+
+        :param condition: what a text diffusion is told of the videos in the place of what they show. Candidates, and
+            what frames are pooled to, stay those of the embeddings.
+        """
         if self.config.compile:
-            model.compile_sampling()
+            model.compile_scoring()
         with autocast(self.device, self.dtype), one_thread_per_item(self.device) as workers:
             texts, videos = self._ready(model, embeddings)
+            if condition is not None:
+                told = model.videos(EncodedVideos(condition.frames.to(self.device), condition.tokens))
+                videos = replace(videos, tokens=told.tokens, frame_channels=told.frame_channels)
             logger.info("scoring %d texts x %d videos", len(texts), len(videos))
             share = Share(distributed.rank(), distributed.size(), distributed.merge_maximum)
             block = self._block_pairs(model)
             return similarity(model, texts, videos, self.own_text, block, rerank_topk, share, folder, workers)
 
     @torch.no_grad()
-    def score_steps(
+    def word_ratios(
         self, model: TextDiffs, embeddings: Embeddings, text_index: Tensor, video_index: Tensor
-    ) -> np.ndarray:
-        """How the strict scores of P pairs move over the S steps of the sampling, (S, P), in this process alone.
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """How much better each word of a text is predicted with a video than without, in nats, for P pairs (P, l), and
+        the ids of these words (P, l); in this process alone.
 
         :param text_index: (P,), `video_index` likewise; on the CPU.
         """
@@ -185,18 +209,31 @@ class Evaluator:
             texts, videos = self._ready(model, embeddings)
             given = self.config.batch_size_split or self.config.chunk_size
             block = given or automatic_block(model.pair_bytes, self.device, len(text_index))
-            parts = [
-                torch.stack([*model.score_steps(texts, videos, *pairs)]).float().cpu().numpy()
-                for pairs in zip(text_index.split(block), video_index.split(block), strict=True)
-            ]
-            return np.concatenate(parts, axis=1)
+            pairs = zip(text_index.split(block), video_index.split(block), strict=True)
+            ratios = torch.cat([model.word_ratios(texts, videos, *pair) for pair in pairs])
+            return ratios.cpu().numpy(), texts.word_ids[text_index.to(self.device)].cpu().numpy()
+
+    @torch.no_grad()
+    def _motion(self, model: RetrievalModel, embeddings: Embeddings, scores: Similarity) -> list[dict[str, Any]]:
+        """Scores of the twins, also of those that were not reranked together; each process scores all of them."""
+        kinds, twins = twin_pairs(self.split)
+        index = twins.repeat_interleave(2, dim=1).flatten(), twins.repeat(1, 2).flatten()  # of texts, of videos
+        found = {name: getattr(scores, name)[index[0].numpy(), index[1].numpy()] for name in ("strict", "undiffused")}
+        if scores.first is not None and kinds:
+            with autocast(self.device, self.dtype), one_thread_per_item(self.device):
+                texts, videos = self._ready(model, embeddings)
+                blocks = zip(*(part.split(self._block_pairs(model)) for part in index), strict=True)
+                strict = torch.cat([model.score_pairs(texts, videos, *block).strict for block in blocks])
+            found["strict"] = strict.float().cpu().numpy()
+        return [row for name, values in found.items() for row in motion_rows(name, kinds, values.reshape(-1, 2, 2))]
 
     def _ready(self, model: RetrievalModel, embeddings: Embeddings) -> tuple[Texts, Videos]:
         """Texts and videos of the split, ready to be scored."""
         more = {n: rows.to(self.device) for n, rows in self._tokenized(model).items() if n != "token_ids"}
         texts = model.texts(self.split.captions, embeddings.texts.to(self.device), **more)
         names = [str(clip.path) for clip in self.split.clips]
-        return texts, model.videos(embeddings.frames.to(self.device), names)
+        encoded = embeddings.videos
+        return texts, model.videos(EncodedVideos(encoded.frames.to(self.device), encoded.tokens), names)
 
     def _block_pairs(self, model: RetrievalModel) -> int:
         """The same in every process: the partition into blocks is one."""
@@ -220,8 +257,10 @@ class Evaluator:
         with folder as name:
             yield Path(name)
 
-    def _encode_videos(self, model: RetrievalModel, workers: int) -> Tensor:
-        """Frame features (M, F, D) of all videos, in the order of the split."""
+    def _encode_videos(
+        self, model: RetrievalModel, workers: int, orders: Sequence[Tensor | None]
+    ) -> list[EncodedVideos]:
+        """All videos, in the order of the split, for each of the orders of their frames."""
         loaded = progress(
             batches(self.loader, beyond=self.beyond.of_clip),
             "encoding videos",
@@ -229,20 +268,49 @@ class Evaluator:
             "batches",
             shown=distributed.is_main(),
         )
-        frames = (frames for frames, _ in loaded)
-        shape = (self.config.num_frames, model.embed_dim)
-        features = self._encode(model.encode_videos, frames, workers, self.videos_of, shape)
+        folder = Path(self.config.output_dir) if self.config.save_memory_mode else None
+        shape = model.token_shape
+        tokens = [None if shape is None else new_tokens(len(self.split.clips), shape, folder) for _ in orders]
+
+        def encode(batch: tuple[Tensor, Tensor]) -> Tensor:
+            """Frame features of a batch (B, orders, F, D); the tokens go where they are kept."""
+            frames, features = batch[0].to(self.device, non_blocking=True), []
+            for order, kept in zip(orders, tokens, strict=True):
+                encoded = model.encode_videos(frames if order is None else reordered(frames, order[batch[1]]))
+                if kept is not None:
+                    kept[batch[1]] = encoded.tokens.to("cpu", kept.dtype)
+                features.append(encoded.frames)
+            return torch.stack(features, dim=1)
+
+        shape = (len(orders), self.config.num_frames, model.embed_dim)
+        features = self._encode(encode, loaded, workers, self.videos_of, shape)
+        for kept in tokens:
+            if kept is not None:
+                self._share_tokens(kept)
         for reasons in distributed.gather_objects(self.beyond.reasons):
             self.beyond.reasons |= reasons
         if self.beyond.reasons:
             logger.warning(self.beyond.summary())
-        return features
+        return [EncodedVideos(*videos) for videos in zip(features.unbind(1), tokens, strict=True)]
+
+    def _share_tokens(self, tokens: Tensor) -> None:
+        """Complete the tokens of all videos (M, S, W) in every process, some batches at a time."""
+        if distributed.size() == 1:
+            return
+        own = self.videos_of[distributed.rank()].split(self.config.batch_size)
+        for turn in range(max(len(share.split(self.config.batch_size)) for share in self.videos_of)):
+            index = own[turn] if turn < len(own) else torch.empty(0, dtype=torch.long)
+            sent = tokens[index].view(torch.uint8)  # which every backend can exchange
+            rows = distributed.gather_rows(index, everywhere=True)
+            tokens[rows] = distributed.gather_rows(sent, everywhere=True).view(tokens.dtype)
 
     def _encode_texts(self, model: RetrievalModel, workers: int) -> Tensor:
         """Text features (N, D) of all captions, in the order of the split."""
         ids = self._tokenized(model)["token_ids"][self.texts_of[distributed.rank()]]
         parts = (part for part in ids.split(self.config.batch_size) if len(part))
-        return self._encode(model.encode_texts, parts, workers, self.texts_of, (model.embed_dim,))
+        return self._encode(
+            lambda part: model.encode_texts(part.to(self.device)), parts, workers, self.texts_of, (model.embed_dim,)
+        )
 
     def _tokenized(self, model: RetrievalModel) -> dict[str, Tensor]:
         """What the model reads of all captions, made once."""
@@ -251,13 +319,18 @@ class Evaluator:
         return self.tokens
 
     def _encode(
-        self, encoder: Callable[[Tensor], Tensor], inputs: Iterable[Tensor], workers: int, shares: list[Tensor],
+        self, encoder: Callable[[Any], Tensor], inputs: Iterable[Any], workers: int, shares: list[Tensor],
         shape: tuple[int, ...],
     ) -> Tensor:  # fmt: skip
         """Features (items, *shape) of all items, in every process, from batches of the share of this one."""
         features = [torch.empty(0, *shape, device=self.device)]
-        features += map_in_order(lambda batch: encoder(batch.to(self.device, non_blocking=True)), inputs, workers)
+        features += map_in_order(encoder, inputs, workers)
         return _gathered(torch.cat(features), shares)
+
+
+def reordered(frames: Tensor, order: Tensor) -> Tensor:
+    """Frames (B, F, ...) in another order: in the place f of video b that of number order[b, f], order (B, F)."""
+    return frames[torch.arange(len(frames))[:, None], order]
 
 
 def _shares(count: int, batch_size: int) -> list[Tensor]:
@@ -336,6 +409,8 @@ def format_table(evaluation: Evaluation, metric: str, dsl: bool, selection: Sele
         if row["metric"] == metric and row["dsl"] in wanted
     ]
     told = [table(lines)]
+    if evaluation.motion:
+        told.append(format_motion(evaluation.motion, REFERENCES))
     if selection is not None:
         told.append(f"{evaluation.split} split; model {selection}")
     shared = evaluation.shared_captions
@@ -390,7 +465,7 @@ def write_results(
         "shared_captions": asdict(evaluation.shared_captions),
         "results": evaluation.results,
         "references": evaluation.references,
-    }
+    } | ({"motion": evaluation.motion} if evaluation.motion else {})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as unfinished:

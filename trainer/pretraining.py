@@ -17,7 +17,7 @@ import torch
 
 from diffusion_lm import weights
 from diffusion_lm.errors import InputError, RunError
-from diffusion_lm.training import LossNotFinite, Training
+from diffusion_lm.training import CHECKED, LossNotFinite, Training
 from trainer import distributed
 from trainer.checkpoints import delete_old, first_whole, load_whole, newest_first, write_checkpoint
 from trainer.device import random_state
@@ -210,6 +210,8 @@ class SavedTraining:
         states, recent = checkpoint["random_states"], checkpoint["recent"]
         same = len(states) == distributed.size()
         own = recent[distributed.rank()] if same else torch.stack(recent).mean(0)
+        if own.shape[-1] != len(CHECKED):
+            raise InputError("--resume: an older version wrote this run, with another loss: start a new one")
         self.training.load_state_dict(checkpoint, own)
         settings, step = self.training.settings, self.training.step
         restore_random_state(states, settings.seed, step, self.training.device)

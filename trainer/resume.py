@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from config import Config
-from config.config import BEFORE_THE_FLAG, RECIPES
+from config.config import up_to_date
 from diffusion_lm.errors import InputError
 from trainer import distributed
 from trainer.checkpoints import BEST, load_newest, load_whole, newest_first
@@ -67,7 +67,7 @@ def resume(config: Config) -> tuple[Path | None, dict[str, Any] | None]:
         if not found:
             raise InputError(f"--resume={place}: the folder holds no checkpoint")
     path, checkpoint = found
-    trained = RECIPES["published"] | BEFORE_THE_FLAG | checkpoint["config"]  # which runs of before these flags were
+    trained = up_to_date(checkpoint["config"])
     Config.from_dict(trained)  # complains about names that are not known
     take_over(config, config.explicit | {"resume"}, trained, path, FREE_SETTINGS)
     folder = path.resolve().parent

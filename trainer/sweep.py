@@ -10,7 +10,7 @@ from typing import Any
 from config import Config
 from diffusion_lm.errors import InputError
 from diffusion_lm.sampling import SAMPLERS
-from model.textdiffs import TextDiffs
+from model.published_textdiffs import PublishedTextDiffs
 from trainer.embeddings import Embeddings
 from trainer.evaluation import Evaluation, Evaluator
 
@@ -49,7 +49,7 @@ def parse_sweep(text: str, diffusion_steps: int) -> list[Setting]:
 
 
 def sweep(
-    evaluator: Evaluator, model: TextDiffs, embeddings: Embeddings, done: Evaluation, config: Config
+    evaluator: Evaluator, model: PublishedTextDiffs, embeddings: Embeddings, done: Evaluation, config: Config
 ) -> list[Row]:
     """Evaluate each setting of --sweep.
 

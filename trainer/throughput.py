@@ -103,23 +103,26 @@ def _seconds_of_product(a: Tensor, b: Tensor, device: torch.device) -> float:
 def flops_per_pair(
     model: RetrievalModel, frames: Tensor, tokens: dict[str, Tensor], device: torch.device, dtype: torch.dtype
 ) -> int:
-    """FLOPs of the matrix products in the forward and backward pass of a pair, without the loss, which is small.
+    """FLOPs of the matrix products in the forward and backward pass of a pair, the mean over a batch of B.
 
-    Random streams stay as they were, and no gradients are left.
+    What grows with the batch is small, and here that of a batch of B. It takes 1 + `model.negatives` pairs for each
+    text to meet as many wrong videos as in a large batch. Random streams stay as they were, and no gradients are left.
 
-    :param frames: uint8 (1, F, 3, R, R); `tokens` what `model.select` gave of a caption.
+    :param frames: uint8 (B, F, 3, R, R); `tokens` what `model.select` gave of B pairs.
     """
-    before = random_state(device)
-    noise = tuple(part.to(device) for part in model.draw_noise(0, range(1)))
+    before, count = random_state(device), len(frames)
+    noise = tuple(part.to(device) for part in model.draw_noise(0, range(count)))
     with FlopCounterMode(display=False) as counter:
         with autocast(device, dtype):
-            pair = model.encode_pairs(
+            pairs = model.encode_pairs(
                 frames.to(device), **{name: rows.to(device) for name, rows in tokens.items()}, noise=noise
             )
-        (pair.texts.sum() + pair.frames.sum() + pair.embeddings.sum() + sum(pair.penalties.values())).backward()
+            mean = model.pooled_sum(pairs.texts, pairs.videos.frames) / count if model.needs_mean_pooled else None
+            sims = model.similarities(pairs, pairs.videos, torch.arange(count, device=device), mean)
+        sum(part.sum() for part in (sims, *pairs.penalties.values())).backward()
     model.zero_grad(set_to_none=True)
     set_random_state(before, device)
-    return counter.get_total_flops()
+    return counter.get_total_flops() // count
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from diffusion_lm.progress import progress
 from diffusion_lm.vocabulary import SPECIAL_TOKENS, UNK
 from model.retrieval import RetrievalModel
 from modules.losses import clamp_logit_scale
+from modules.noise import other_captions
 from trainer import distributed
 from trainer.anomaly import find_anomalies
 from trainer.checkpoints import BEST, delete_old, epoch_file, load_checkpoint, newest_first, save_checkpoint, step_file
@@ -42,7 +43,7 @@ from trainer.training_step import TrainingStep
 
 logger = logging.getLogger(__name__)
 
-MOST_UNKNOWN = 0.05  # share of words; a teacher of the same captions with rare words left out is below
+MOST_UNKNOWN = 0.05  # share of words; a Diffusion-LM of the same captions without rare words is below
 GRADIENT_NORM = 1.0
 ADAM_BETAS, ADAM_EPS = (0.9, 0.98), 1e-6  # CLIP's (Radford et al. 2021, table 18)
 WINDOW_COLUMNS = ("R1", "R5", "R10", "MedR", "MeanR")
@@ -50,20 +51,20 @@ SHOWN_PAIRS = 8  # of a batch, in an error
 
 
 def parameter_groups(model: RetrievalModel, config: Config) -> list[dict]:
-    """CLIP parameters at clip_lr, the rest at noclip_lr; no weight decay on biases, norms, tables and scales."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    """CLIP parameters at clip_lr, those of the text potential at their shares of potential_lr, the rest at noclip_lr;
+    no weight decay on biases, norms, tables and scales."""
+    rates = {name: share * config.potential_lr for name, share in model.potential_rates.items()}
+    rates["clip."] = config.clip_lr
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
+            rate = next((rate for prefix, rate in rates.items() if name.startswith(prefix)), config.noclip_lr)
             decays = parameter.ndim >= 2 and id(parameter) not in tables
-            groups.setdefault((name.startswith("clip."), decays), []).append(parameter)
+            groups.setdefault((rate, decays), []).append(parameter)
     return [
-        {
-            "params": parameters,
-            "lr": config.clip_lr if is_clip else config.noclip_lr,
-            "weight_decay": config.weight_decay if decays else 0.0,
-        }
-        for (is_clip, decays), parameters in groups.items()
+        {"params": parameters, "lr": rate, "weight_decay": config.weight_decay if decays else 0.0}
+        for (rate, decays), parameters in groups.items()
     ]
 
 
@@ -117,7 +118,12 @@ class Trainer:
         self.rows, self.batch_size = range(rank * own, (rank + 1) * own), own * size
         self.loader = train_loader(pairs, own, config.num_workers, config.seed, device.type == "cuda", rank, size)
         self.steps_of_epoch = self.loader.sampler.steps
+        self.epoch, self.epoch_step, self.step = 1, 0, 0  # the epoch being trained, steps done of it and of all
         self.tokens = model.tokenize(self.split.captions)
+        self.captions_of_clip: list[list[int]] = [[] for _ in self.split.clips]
+        for caption, clip in enumerate(self.split.clip_of_caption):
+            self.captions_of_clip[clip].append(caption)
+        self.most_captions = max(map(len, self.captions_of_clip))
         self._tell_unknown_words()
         model.freeze(config.freeze_layer_num)
         clamp_logit_scale(model.clip.logit_scale)  # weights of others may come with more
@@ -130,7 +136,6 @@ class Trainer:
         warmup = math.ceil(total * config.warmup_proportion)
         self.scheduler = get_cosine_schedule_with_warmup(self.optimizer, warmup, total)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        self.epoch, self.epoch_step, self.step = 1, 0, 0  # the epoch being trained, steps done of it and of all
         self.evaluated = True  # unless an evaluation is due at this step
         self.best = -1.0
         self.window: deque[dict[str, float]] = deque(maxlen=config.eval_window_size)
@@ -223,7 +228,7 @@ class Trainer:
         :param index: captions (B,), on the CPU.
         """
         noise = self.model.draw_noise(self.step, self.rows)
-        losses = self.training_step(frames, self.model.select(self.tokens, index), noise)
+        losses = self.training_step(frames, self.model.select(self.tokens, self._read_with(index)), noise)
         loss = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         try:
@@ -248,6 +253,16 @@ class Trainer:
         self.recent.append(torch.stack(list(values.values())).detach())  # reading it here would wait for the device
         if self.config.detect_anomaly:
             self._read_recent(self.epoch_step + 1)
+
+    def _read_with(self, index: Tensor) -> Tensor:
+        """Captions (B,), and behind each the others of its video that the model reads too: (B, R), -1 for none."""
+        count = min(self.model.captions_read, self.most_captions) - 1
+        if count == 0:
+            return index
+        clips, captions = self.split.clip_of_caption, index.tolist()
+        same_video = [self.captions_of_clip[clips[caption]] for caption in captions]
+        others = other_captions(captions, same_video, count, self.config.seed, self.step, self.rows)
+        return torch.cat([index[:, None], others], dim=1)
 
     def _step_was_taken(self) -> bool:
         """Update the loss scale; whether the optimizer's step was taken, which fp16 leaves out where gradients are
@@ -327,8 +342,10 @@ class Trainer:
 
     def _share_of_flops(self) -> float:
         """Share of the device's matrix rate that one pair per second takes."""
-        tokens = self.model.select(self.tokens, torch.tensor([0]))
-        frames = torch.zeros(1, self.config.num_frames, 3, self.config.input_res, self.config.input_res).byte()
+        count, side = 1 + self.model.negatives, self.config.input_res
+        index = self._read_with(torch.arange(len(self.rows)))[:count]  # captions of any videos
+        tokens = self.model.select(self.tokens, index)
+        frames = torch.zeros(len(index), self.config.num_frames, 3, side, side, dtype=torch.uint8)
         flops = flops_per_pair(self.model, frames, tokens, self.device, self.dtype)
         return flops / matmul_rate(self.device, self.dtype)
 

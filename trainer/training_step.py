@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from model.clip import EncodedVideos
 from model.retrieval import EncodedPairs, RetrievalModel, split_rows
 from modules.losses import symmetric_infonce
 from trainer import distributed
@@ -48,24 +49,25 @@ class TrainingStep(nn.Module):
         )
         with autocast(self.device, self.dtype):
             pairs = EncodedPairs.join([self._pass(self._encode, *part) for part in parts])
-            all_frames = distributed.gather_with_gradient(pairs.frames)
+            everybody = EncodedVideos(*(t if t is None else distributed.gather_with_gradient(t) for t in pairs.videos))
             chunks = pairs.split(size)
             means = [None] * self.chunks
             if self.model.needs_mean_pooled:
-                means = self._mean_pooled([chunk.texts for chunk in chunks], all_frames).split(size)
+                means = self._mean_pooled([chunk.texts for chunk in chunks], everybody.frames).split(size)
             own = distributed.rank() * len(frames) + torch.arange(len(frames), device=self.device)
             sims = torch.cat(
                 [
-                    self._pass(self.model.similarities, chunk, all_frames, videos, mean)
+                    self._pass(self.model.similarities, chunk, everybody, videos, mean)
                     for chunk, videos, mean in zip(chunks, own.split(size), means, strict=True)
                 ]
             )
             sims = distributed.gather_with_gradient(sims)  # (texts, embeddings of each, videos)
             weights = self.model.loss_weights.items()
+            reduce = torch.mean if self.model.mean_penalties else torch.sum
             return {
                 name: weight * symmetric_infonce(sims[:, index], self.model.clip.logit_scale)
                 for index, (name, weight) in enumerate(weights)
-            } | {name: distributed.gather_with_gradient(value[None]).sum() for name, value in pairs.penalties.items()}
+            } | {name: reduce(distributed.gather_with_gradient(each)) for name, each in pairs.penalties.items()}
 
     def _mean_pooled(self, texts: Sequence[Tensor], all_frames: Tensor) -> Tensor:
         """Mean over the texts of all processes of the pooled videos of this process, (B, D).
@@ -91,7 +93,10 @@ class TrainingStep(nn.Module):
         """A call that keeps what its backward pass needs, or computes it again where there are several chunks."""
         if self.chunks == 1:
             return function(*arguments)
-        return checkpoint(function, *arguments, use_reentrant=False)
+        here = torch.empty(
+            0, device=self.device
+        )  # so that the random state of the device, where dropout draws, is kept
+        return checkpoint(lambda _, *given: function(*given), here, *arguments, use_reentrant=False)
 
 
 def _split(tensors: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:

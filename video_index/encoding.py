@@ -8,17 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from config import SearchConfig
 from datasets.annotations import Clip
 from datasets.loading import FilmClips, Sample, film_loader
 from diffusion_lm.errors import InputError
 from diffusion_lm.progress import progress
-from model.retrieval import RetrievalModel
+from model.clip import EncodedVideos
+from model.retrieval import RetrievalModel, join_rows, split_rows
 from modules.parallel import map_in_order, one_thread_per_item
 from modules.similarity import check_finite
 from trainer.device import autocast
+from trainer.embeddings import TOKENS_DTYPE, new_tokens
 from video_index.files import Changes, missing_parts
 from video_index.store import SHARD_CLIPS, IndexedClip, Store
 
@@ -38,8 +39,8 @@ class Encoder:
         self.model, self.config, self.device, self.dtype = model, config, device, dtype
 
     @torch.no_grad()
-    def __call__(self, clips: Sequence[IndexedClip]) -> Iterator[tuple[IndexedClip, Tensor | InputError]]:
-        """Each clip with its frame features (F, D), or why it has none.
+    def __call__(self, clips: Sequence[IndexedClip]) -> Iterator[tuple[IndexedClip, EncodedVideos | InputError]]:
+        """Each clip with its features as a video (1, ...) on the CPU, tokens in half precision, or why it has none.
 
         Clips of one video are decoded together and come in order, videos in any.
 
@@ -53,27 +54,29 @@ class Encoder:
         loader = film_loader(films, config.batch_size, workers, self.device.type == "cuda")
         with autocast(self.device, self.dtype), one_thread_per_item(self.device) as threads:
             for batch in map_in_order(self._encode, loader, threads):
-                yield from ((clips[index], features) for index, features in batch)
+                yield from ((clips[index], video) for index, video in batch)
 
-    def all(self, clips: Sequence[IndexedClip]) -> Tensor:
-        """Frame features (clips, F, D) of the clips of one video.
+    def all(self, clips: Sequence[IndexedClip]) -> EncodedVideos:
+        """What is encoded of the clips of one video, in their order.
 
         :raises InputError: a clip does not decode.
         """
-        features = dict(self(clips))
-        for item in features.values():
+        videos = dict(self(clips))
+        for item in videos.values():
             if isinstance(item, InputError):
                 raise item
-        return torch.stack([features[clip] for clip in clips])
+        return join_rows([videos[clip] for clip in clips])
 
-    def _encode(self, batch: list) -> list[tuple[int, Tensor | InputError]]:
+    def _encode(self, batch: list) -> list[tuple[int, EncodedVideos | InputError]]:
         good = [sample for sample in batch if isinstance(sample, Sample)]
         encoded = [sample for sample in batch if not isinstance(sample, Sample)]
         if good:
             frames = torch.stack([sample.frames for sample in good]).to(self.device, non_blocking=True)
-            features = self.model.encode_videos(frames).float().cpu()
+            features, tokens = self.model.encode_videos(frames)
+            features = features.float().cpu()
             check_finite("frame", features, None)
-            encoded += zip((sample.index for sample in good), features, strict=True)
+            videos = EncodedVideos(features, None if tokens is None else tokens.to("cpu", TOKENS_DTYPE))
+            encoded += zip((sample.index for sample in good), split_rows(videos, 1), strict=True)
         return encoded
 
 
@@ -89,14 +92,15 @@ def update(store: Store, found: Changes, encode: Encoder) -> int:
     :return: clips that were encoded.
     """
     store.drop(found.outdated)
-    shape = (0, encode.config.num_frames, encode.model.embed_dim)
-    writer = _Writer(store, torch.empty(shape))
+    features = torch.empty(0, encode.config.num_frames, encode.model.embed_dim)
+    tokens = None if encode.model.token_shape is None else new_tokens(0, encode.model.token_shape)
+    writer = _Writer(store, EncodedVideos(features, tokens))
     try:
         with progress(None, "videos", len(found.missing), "videos") as bar:
             for clips in missing_parts(store, found.missing, store.head.window):
                 left = Counter(clip.file for clip in clips)
-                for clip, features in encode(clips):
-                    writer.add(clip, features)
+                for clip, video in encode(clips):
+                    writer.add(clip, video)
                     left[clip.file] -= 1
                     bar.update(left[clip.file] == 0)
                     writer.write_when_due()
@@ -109,18 +113,18 @@ def update(store: Store, found: Changes, encode: Encoder) -> int:
 class _Writer:
     """Gathers clips until they make a shard, or have waited long enough."""
 
-    def __init__(self, store: Store, nothing: Tensor) -> None:
-        self.store, self.nothing = store, nothing  # features of no clips (0, F, D)
+    def __init__(self, store: Store, nothing: EncodedVideos) -> None:
+        self.store, self.nothing = store, nothing  # what is encoded of no clips (0, ...)
         self.clips: list[IndexedClip] = []
-        self.features: list[Tensor] = []
+        self.videos: list[EncodedVideos] = []
         self.encoded, self.written_at = 0, time.monotonic()
 
-    def add(self, clip: IndexedClip, features: Tensor | InputError) -> None:
-        if isinstance(features, InputError):
-            self.clips.append(replace(clip, error=str(features)))
+    def add(self, clip: IndexedClip, video: EncodedVideos | InputError) -> None:
+        if isinstance(video, InputError):
+            self.clips.append(replace(clip, error=str(video)))
         else:
             self.clips.append(clip)
-            self.features.append(features)
+            self.videos.append(video)
             self.encoded += 1
 
     def write_when_due(self) -> None:
@@ -129,6 +133,6 @@ class _Writer:
 
     def write(self) -> None:
         if self.clips:
-            self.store.add(self.clips, torch.stack(self.features) if self.features else self.nothing)
-            self.clips, self.features = [], []
+            self.store.add(self.clips, join_rows([self.nothing, *self.videos]))
+            self.clips, self.videos = [], []
         self.written_at = time.monotonic()

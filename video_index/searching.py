@@ -2,8 +2,7 @@
 
 1. All clips by the cosine of the query with the mean of their frames (`mean_pooled`).
 2. The best --pool_topk of them by the model's score of the query as encoded, with its own pooling (`pooled`).
-3. Where the model moves texts, the best --rerank_topk of those by its score: the text is diffused, or sampled, towards
-   each clip (`moved`).
+3. Where the model's score of a pair is more than that, the best --rerank_topk of those by its score (`rescored`).
 
 A clip that a later stage saw ranks before all that it did not see. With --pool_topk=0 --rerank_topk=0 the ranking is
 that of the model's score of all pairs.
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 
 from config import SearchConfig
 from diffusion_lm.errors import InputError
+from model.clip import EncodedVideos
 from model.retrieval import RetrievalModel, Texts, Videos
 from modules.parallel import map_in_order, one_thread_per_item
 from modules.similarity import automatic_block, check_finite
@@ -26,7 +26,7 @@ from trainer.device import autocast
 from video_index.encoding import Encoder
 from video_index.files import is_current, parts_of, state_of
 from video_index.first_stage import FirstStage
-from video_index.store import IndexedClip, Place, Store
+from video_index.store import IndexedClip, Place, Store, StoredTokens
 
 PAIRS_AT_ONCE = 4096  # of the second stage
 UNDIVIDED = 2**20  # a count of pairs so high that memory alone divides them: few are fastest in one block
@@ -37,7 +37,7 @@ class Hit:
     """A clip, or a sentence for one, and how well it fits."""
 
     score: float
-    stage: str  # "mean_pooled", "pooled" or "moved": what the score is
+    stage: str  # "mean_pooled", "pooled" or "rescored": what the score is
     clip: IndexedClip
     sentence: str | None = None
 
@@ -55,7 +55,7 @@ class _Ranking:
         """The best `count` pairs."""
         return _Ranking(self.text_index[:count], self.video_index[:count], self.scores[:count], self.stages[:count])
 
-    def rescored(self, scores: Tensor, stage: str) -> "_Ranking":
+    def reordered(self, scores: Tensor, stage: str) -> "_Ranking":
         """The first pairs by their scores of a later stage (n,), before the others as they were."""
         scores, order = scores.cpu().sort(descending=True, stable=True)
         count = len(order)
@@ -99,7 +99,7 @@ class Searcher:
             wanted = 0 if pooled == 0 else max(pooled, self.config.topk)
             cosines, chosen = self.first.best(texts.features.cpu(), wanted)
             seen = chosen[:pooled] if pooled else chosen
-            videos = self._videos(self.store.frames([self.places[index] for index in seen.tolist()]))
+            videos = self._videos(self._held(seen.tolist()))
             everything = torch.arange(len(chosen))
             ranking = _Ranking(torch.zeros_like(everything), everything, cosines, ["mean_pooled"] * len(chosen))
             ranking = self._refined(texts, videos, ranking, len(seen)).head(self.config.topk)
@@ -116,9 +116,9 @@ class Searcher:
 
         :raises InputError: the video is not in the index and does not decode.
         """
-        clips, frames = self.frames_of(video)
+        clips, encoded = self.encoded(video)
         own = sum(clip.file == clips[0].file for clip in self.clips)
-        cosines, chosen = self.first.best(frames.mean(1), self.config.topk + own)
+        cosines, chosen = self.first.best(encoded.frames.mean(1), self.config.topk + own)
         hits = [
             Hit(score, "mean_pooled", self.clips[index])
             for score, index in zip(cosines.tolist(), chosen.tolist(), strict=True)
@@ -131,10 +131,10 @@ class Searcher:
 
         :raises InputError: the video is not in the index and does not decode.
         """
-        clips, frames = self.frames_of(video)
+        clips, encoded = self.encoded(video)
         with autocast(self.device, self.dtype):
-            texts, videos = self._texts(sentences), self._videos(frames)
-            means = F.normalize(frames.mean(1), dim=-1).to(self.device)
+            texts, videos = self._texts(sentences), self._videos(encoded)
+            means = F.normalize(encoded.frames.mean(1), dim=-1).to(self.device)
             cosines = (F.normalize(texts.features.float(), dim=-1) @ means.t()).flatten().cpu()
             cosines, pairs = cosines.sort(descending=True, stable=True)
             text_index, video_index = pairs // len(clips), pairs % len(clips)
@@ -142,8 +142,8 @@ class Searcher:
             ranking = self._refined(texts, videos, ranking, self.config.pool_topk or len(pairs))
         return _first_of_each(ranking, clips, sentences)[: self.config.topk]
 
-    def frames_of(self, video: str) -> tuple[list[IndexedClip], Tensor]:
-        """The clips of a video and their frame features (clips, F, D), from the index if it holds them as they are.
+    def encoded(self, video: str) -> tuple[list[IndexedClip], EncodedVideos]:
+        """The clips of a video and what is encoded of them, from the index if it holds them as they are.
 
         :raises InputError: it is not there or does not decode.
         """
@@ -151,7 +151,7 @@ class Searcher:
         stat = state_of(file)
         held = [index for index, clip in enumerate(self.clips) if clip.file == file and is_current(clip, stat)]
         if held and len(held) == self.clips[held[0]].parts:
-            return [self.clips[index] for index in held], self.store.frames([self.places[index] for index in held])
+            return [self.clips[index] for index in held], self._held(held)
         clips = parts_of(file, stat, self.store.head.window)
         return clips, self.encoder.all(clips)
 
@@ -163,16 +163,22 @@ class Searcher:
         check_finite("text", features, sentences)
         return self.model.texts(sentences, features, **{name: rows.to(self.device) for name, rows in tokens.items()})
 
-    def _videos(self, frames: Tensor) -> Videos:
-        return self.model.videos(frames.to(self.device))
+    def _held(self, indices: Sequence[int]) -> EncodedVideos:
+        """What the index holds of clips; their tokens are read when they are scored."""
+        places = [self.places[index] for index in indices]
+        tokens = None if self.model.token_shape is None else StoredTokens(self.store, places)
+        return EncodedVideos(self.store.frames(places), tokens)
+
+    def _videos(self, encoded: EncodedVideos) -> Videos:
+        return self.model.videos(encoded._replace(frames=encoded.frames.to(self.device)))
 
     def _refined(self, texts: Texts, videos: Videos, ranking: _Ranking, pooled: int) -> _Ranking:
         """The second stage for the first `pooled` pairs of a ranking, then the third where there is one."""
-        ranking = ranking.rescored(self._pooled(texts, videos, ranking.head(pooled)), "pooled")
-        if not self.model.moves_text:
+        ranking = ranking.reordered(self._pooled(texts, videos, ranking.head(pooled)), "pooled")
+        if not self.model.rescores:
             return ranking
         best = ranking.head(min(self.config.rerank_topk or pooled, pooled))
-        return ranking.rescored(self._moved(texts, videos, best), "moved")
+        return ranking.reordered(self._rescored(texts, videos, best), "rescored")
 
     def _pooled(self, texts: Texts, videos: Videos, pairs: _Ranking) -> Tensor:
         """Scores of the texts as encoded, of pairs, (P,)."""
@@ -182,7 +188,7 @@ class Searcher:
             scores.append(self.model.undiffused_pairs(texts, videos, text_index, video_index))
         return torch.cat(scores)
 
-    def _moved(self, texts: Texts, videos: Videos, pairs: _Ranking) -> Tensor:
+    def _rescored(self, texts: Texts, videos: Videos, pairs: _Ranking) -> Tensor:
         """The model's own score of pairs, (P,)."""
         block = self.config.batch_size_split or automatic_block(self.model.pair_bytes, self.device, UNDIVIDED)
         blocks = zip(pairs.text_index.split(block), pairs.video_index.split(block), strict=True)

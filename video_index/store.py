@@ -1,7 +1,8 @@
 """The folder of an index: features in safetensors, what they belong to in JSON Lines.
 
     index.json              {"format", "version", "made_with", "model", "flags", "window"}
-    <number>.safetensors    frame_features (n, F, D) and video_features (n, D), their mean over the frames, float32
+    <number>.safetensors    frame_features (n, F, D) and video_features (n, D), their mean over the frames, float32; of
+                            models that read them video_tokens (n, S, W), bfloat16
     <number>.jsonl          one clip a line: {"file", "size", "mtime_ns", "part", "parts", "start", "end", "row"}, or
                             {..., "error"} instead of the row where the clip does not decode
 
@@ -25,12 +26,13 @@ from torch import Tensor
 
 from diffusion_lm.errors import InputError
 from diffusion_lm.files import written_whole
+from model.clip import EncodedVideos
 
 logger = logging.getLogger(__name__)
 
-FORMAT, VERSION = "TextDiffs video index", 2
+FORMAT, VERSION = "TextDiffs video index", 3
 HEAD_FILE, LOCK_FILE = "index.json", ".lock"
-SHARD_CLIPS = 1024  # a shard is full
+SHARD_CLIPS = 512  # a shard is full: 90 MB with the tokens of ViT-B/32, and it is written from memory
 
 
 @dataclass(frozen=True)
@@ -142,16 +144,18 @@ class Store:
         """Clips without features."""
         return [clip for clip, _ in self.clips.values() if clip.error is not None]
 
-    def add(self, clips: Sequence[IndexedClip], frames: Tensor) -> None:
+    def add(self, clips: Sequence[IndexedClip], videos: EncodedVideos) -> None:
         """Write a shard.
 
-        :param frames: features (n, F, D) of those clips that have no error, in their order.
+        :param videos: n of them, those clips that have no error, in their order; tokens as `Encoder` makes them.
         :raises InputError: the disk is full or the folder cannot be written.
         """
         shard = max(self.lines, default=0) + 1
-        rows = iter(range(len(frames)))
+        rows = iter(range(len(videos.frames)))
         placed = [(clip, Place(shard, next(rows) if clip.error is None else None)) for clip in clips]
-        tensors = {"frame_features": frames.contiguous(), "video_features": frames.mean(1)}
+        tensors = {"frame_features": videos.frames.contiguous(), "video_features": videos.frames.mean(1)}
+        if videos.tokens is not None:
+            tensors["video_tokens"] = videos.tokens.contiguous()
         with _writing(self.folder), written_whole(self._path(shard, "safetensors")) as unfinished:
             unfinished.write_bytes(save(tensors))  # save_file would let nobody else read it
         self._write_lines(shard, placed)
@@ -185,7 +189,8 @@ class Store:
     def _merge(self, shards: Sequence[int], members: dict[int, list[tuple[IndexedClip, Place]]]) -> None:
         placed = [clip for shard in shards for clip in members[shard]]
         if placed:
-            self.add([clip for clip, _ in placed], self.frames([place for _, place in placed if place.row is not None]))
+            places = [place for _, place in placed if place.row is not None]
+            self.add([clip for clip, _ in placed], EncodedVideos(self.frames(places), self.tokens(places)))
         for shard in shards:
             self._delete(shard)
 
@@ -205,7 +210,14 @@ class Store:
         """Frame features of clips (n, F, D); reads those rows alone."""
         return self._rows_of("frame_features", places)
 
+    def tokens(self, places: Sequence[Place]) -> Tensor | None:
+        """Tokens of clips (n, S, W), bfloat16; reads those rows alone. None where the model has none."""
+        held = self._open(next(iter(self.lines)), lambda file: "video_tokens" in file.keys())  # noqa: SIM118 (no dict)
+        return self._rows_of("video_tokens", places) if held else None
+
     def _rows_of(self, name: str, places: Sequence[Place]) -> Tensor:
+        if not places:
+            return self._open(next(iter(self.lines)), lambda file: file.get_slice(name)[:0])
         by_shard = defaultdict(list)
         for position, place in enumerate(places):
             by_shard[place.shard].append((position, place.row))
@@ -216,10 +228,6 @@ class Store:
             if result is None:
                 result = values.new_empty(len(places), *values.shape[1:])
             result[list(positions)] = values
-        if result is None:
-            shard = next(iter(self.lines), None)
-            shape = [0] if shard is None else self._open(shard, lambda file: file.get_slice(name).get_shape())
-            return torch.empty(0, *shape[1:])
         return result
 
     def _rows(self, shard: int) -> int:
@@ -256,6 +264,20 @@ class Store:
 
     def _path(self, shard: int, kind: str) -> Path:
         return self.folder / f"{shard:06}.{kind}"
+
+
+class StoredTokens:
+    """Tokens of M clips (M, S, W), of which `tokens[index]` reads those rows alone: memory may not hold all of them.
+
+    :param places: of the M clips.
+    """
+
+    def __init__(self, store: Store, places: Sequence[Place]) -> None:
+        self.store, self.places = store, places
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """Those of the clips `index` (n,): (n, S, W), bfloat16."""
+        return self.store.tokens([self.places[row] for row in index.tolist()])
 
 
 def _pick(rows: Any, wanted: Sequence[int]) -> Tensor:

@@ -1,7 +1,13 @@
-"""The network g(x_t, t, s) of Diffusion-LM that predicts x_0, with the condition layers of TextDiffs."""
+"""The network g(x_t, t) of Diffusion-LM that predicts x_0, and the two ways in which it can see a video.
+
+TextDiffs adds cross-attention to the tokens of a video (`VideoAttention`); the published recipe tells every token how
+similar it is to each frame (`condition_term`).
+"""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,10 +39,13 @@ class DenoiserConfig:
         return asdict(self)
 
 
+# What is trained here has more channels than Diffusion-LM's 16: with so few, the scores of words at all places are a
+# matrix of rank 16, which cannot say how likely each word is.
+CHANNELS = 64
 DENOISERS = {
-    "base": DenoiserConfig(),
-    "small": DenoiserConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=1536),
-    "tiny": DenoiserConfig(hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=512),
+    "base": DenoiserConfig(channels=CHANNELS),
+    "small": DenoiserConfig(384, 6, 6, 1536, CHANNELS),
+    "tiny": DenoiserConfig(128, 3, 4, 512, CHANNELS),
 }
 
 
@@ -52,15 +61,65 @@ def timestep_embedding(times: Tensor) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+class VideoMemory(NamedTuple):
+    """What one layer of cross-attention reads of N videos."""
+
+    keys: Tensor  # (N, heads, S, H / heads)
+    values: Tensor  # likewise
+
+    def rows(self, index: Tensor) -> "VideoMemory":
+        """That of the videos `index` (P,)."""
+        return VideoMemory(self.keys.index_select(0, index), self.values.index_select(0, index))
+
+
+class VideoAttention(nn.Module):
+    """Cross-attention of words to the tokens of a video, which adds nothing before it is trained.
+
+    :param hidden: H, width of the words.
+    :param video_width: W, width of the video's tokens.
+    """
+
+    def __init__(self, hidden: int, video_width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(hidden)
+        self.query, self.key_value = nn.Linear(hidden, hidden), nn.Linear(video_width, 2 * hidden)
+        self.out = nn.Linear(hidden, hidden)
+
+    def memory(self, tokens: Tensor) -> VideoMemory:
+        """Keys and values of the tokens of videos (N, S, W)."""
+        return VideoMemory(*(self._split(part) for part in self.key_value(tokens).chunk(2, dim=-1)))
+
+    def forward(self, x: Tensor, memory: VideoMemory) -> Tensor:
+        """What words x (N, L, H) find in videos: (N, L, H).
+
+        :param memory: of N videos, or of fewer, each for equally many texts that lie together.
+        """
+        query = self.query(self.norm(x)).view(len(memory.keys), -1, x.shape[-1])
+        found = F.scaled_dot_product_attention(self._split(query), *memory)
+        return self.out(found.transpose(1, 2).flatten(2)).view_as(x)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
 class Denoiser(nn.Module):
-    """A BERT encoder over L tokens that maps (x_t, t, condition) to x_0, and the word table E of its vocabulary.
+    """A BERT encoder over L tokens that maps (x_t, t, what it sees of a video) to x_0, and the word table E of its
+    vocabulary. Without `num_frames` and `video_width` it is the unconditional Diffusion-LM.
 
     :param config: sizes.
     :param vocabulary_size: V, rows of the word table.
-    :param num_frames: F, width of the condition of each token; None builds the unconditional Diffusion-LM.
+    :param num_frames: F, width of the condition of each token, as published.
+    :param video_width: W, width of the video tokens that its cross-attention reads.
     """
 
-    def __init__(self, config: DenoiserConfig, vocabulary_size: int, num_frames: int | None = None) -> None:
+    def __init__(
+        self,
+        config: DenoiserConfig,
+        vocabulary_size: int,
+        num_frames: int | None = None,
+        video_width: int | None = None,
+    ) -> None:
         super().__init__()
         self.config, self.num_frames = config, num_frames
         hidden, channels = config.hidden_size, config.channels
@@ -83,6 +142,12 @@ class Denoiser(nn.Module):
             self.sims_decoder = nn.Sequential(
                 nn.Linear(2 * hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, hidden)
             )
+        if video_width is not None:
+            heads = config.num_attention_heads
+            self.video_attention = nn.ModuleList(
+                VideoAttention(hidden, video_width, heads) for _ in range(config.num_hidden_layers)
+            )
+            self.reset_video_attention_to_no_op()
 
     @property
     def vocabulary_size(self) -> int:
@@ -111,8 +176,22 @@ class Denoiser(nn.Module):
         expand = self.sims_decoder[0]
         return F.linear(self.sims_linear(condition), expand.weight[:, self.config.hidden_size :], expand.bias)
 
-    def denoise(self, x_t: Tensor, times: Tensor, condition_term: Tensor | None = None) -> Tensor:
-        """`forward` with what `condition_term` gave in the place of the condition.
+    def video_memory(self, tokens: Tensor, rows: Tensor | None = None) -> list[VideoMemory]:
+        """What each layer reads of videos, from their tokens (N, S, W): the same for all texts and steps.
+
+        :param rows: videos (P,) in [0, N) that are read, each as often as it stands there; None: all, once.
+        """
+        layers = (attention.memory(tokens) for attention in self.video_attention)  # one layer of all N at a time
+        return [layer if rows is None else layer.rows(rows) for layer in layers]
+
+    def denoise(
+        self,
+        x_t: Tensor,
+        times: Tensor,
+        condition_term: Tensor | None = None,
+        memory: Sequence[VideoMemory] | None = None,
+    ) -> Tensor:
+        """`forward` with what `condition_term` gave in the place of the condition, or with what `video_memory` gave.
 
         :param times: (N,), or (1,) where all rows are at the same step.
         """
@@ -123,7 +202,12 @@ class Denoiser(nn.Module):
         if condition_term is not None:
             expand, activation, contract = self.sims_decoder
             x = contract(activation(F.linear(x, expand.weight[:, :hidden]) + condition_term))
-        x = self.input_transformers(x).last_hidden_state
+        if memory is None:
+            x = self.input_transformers(x).last_hidden_state
+        else:
+            layers = self.input_transformers.layer
+            for layer, attention, seen in zip(layers, self.video_attention, memory, strict=True):
+                x = layer(x + attention(x, seen))
         return self.output_down_proj(x)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -131,24 +215,11 @@ class Denoiser(nn.Module):
         return self.lm_head(x)
 
     @torch.no_grad()
-    def reset_condition_to_no_op(self) -> None:
-        """Make the condition layers the identity on x, so that g(x_t, t, s) = g(x_t, t) for every s.
-
-        x = relu(x) - relu(-x) carries x through the ReLU in two halves; the condition enters with weight zero, and
-        learns from there because `sims_linear` has random values. These are as large as those of x: with BERT's small
-        ones the weight would hardly move, and the condition would never be used.
-        """
-        hidden = self.config.hidden_size
-        nn.init.normal_(self.sims_linear.weight, std=self.num_frames**-0.5)
-        expand, contract = self.sims_decoder[0], self.sims_decoder[2]
-        for layer in (expand, contract):
-            layer.weight.zero_()
-            layer.bias.zero_()
-        identity = torch.eye(hidden)
-        expand.weight[:hidden, :hidden] = identity
-        expand.weight[hidden:, :hidden] = -identity
-        contract.weight[:, :hidden] = identity
-        contract.weight[:, hidden:] = -identity
+    def reset_video_attention_to_no_op(self) -> None:
+        """Let the cross-attention add nothing, so that the network is the unconditional one whatever the video."""
+        for attention in self.video_attention:
+            attention.out.weight.zero_()
+            attention.out.bias.zero_()
 
 
 def nearest_word(x: Tensor, table: Tensor) -> Tensor:

@@ -17,12 +17,13 @@ ROUNDING_BLOCK = 256
 
 
 class EndToEndLoss(NamedTuple):
-    """The loss and its three terms, scalars; total = x_start + prior + rounding."""
+    """The loss and its four terms, scalars; total = x_start + prior + rounding + words."""
 
     total: Tensor
     x_start: Tensor  # regression of the network
     prior: Tensor  # what is left of x_0 at T
     rounding: Tensor  # cross-entropy of the words given x_0, in nats per token
+    words: Tensor  # the same given the x_0 that the network predicts from x_t
 
 
 def end_to_end_loss(
@@ -37,7 +38,12 @@ def end_to_end_loss(
 
     x_0 = E[ids] + sigma_0 * noise. The network regresses to x_0, at t = 0 to the word embedding E[ids] itself. The
     rounding term -log p(ids | x_0) keeps the words apart, which the regression alone would shrink to one point. The
-    prior term is |sqrt(abar_T) x_0|^2. Gradients reach the word table through all three.
+    prior term is |sqrt(abar_T) x_0|^2. Gradients reach the word table through all of them.
+
+    The last term, -log p(ids | x_t), is not in Diffusion-LM (Dieleman et al. 2022, "Continuous diffusion for
+    categorical data", train with it alone). Regression leaves the scores of words given a vague x_0 far too sure: at
+    the noisiest step twice as many nats as the frequencies of the words have. As a likelihood, which is what TextDiffs
+    asks it for, they would be worthless.
 
     :param word_ids: (N, L).
     :param t: integer steps (N,) in [0, T).
@@ -51,7 +57,8 @@ def end_to_end_loss(
     regression = F.mse_loss(predicted.float(), target)
     prior = diffusion.alphas_cumprod[-1] * x_start.square().mean()
     rounding = rounding_loss(denoiser, x_start, word_ids)
-    return EndToEndLoss(regression + prior + rounding, regression, prior, rounding)
+    words = rounding_loss(denoiser, predicted, word_ids)
+    return EndToEndLoss(regression + prior + rounding + words, regression, prior, rounding, words)
 
 
 def first_not_finite(values: Tensor, names: Sequence[str]) -> tuple[int, str, float] | None:
@@ -69,10 +76,11 @@ def first_not_finite(values: Tensor, names: Sequence[str]) -> tuple[int, str, fl
 def rounding_loss(denoiser: Denoiser, x_start: Tensor, word_ids: Tensor) -> Tensor:
     """-log p(ids | x_0), the mean over all tokens.
 
-    :param x_start: (N, L, C).
+    :param x_start: (N, L, C), or a prediction of it.
     :param word_ids: (N, L).
     """
     # float32 always: half precision cannot tell the scores of thousands of words apart
     with torch.autocast(x_start.device.type, enabled=False):
-        blocks = zip(x_start.flatten(0, 1).split(ROUNDING_BLOCK), word_ids.flatten().split(ROUNDING_BLOCK), strict=True)
-        return sum(F.cross_entropy(denoiser.logits(x), ids, reduction="sum") for x, ids in blocks) / word_ids.numel()
+        rows, ids = x_start.float().flatten(0, 1), word_ids.flatten()
+        blocks = zip(rows.split(ROUNDING_BLOCK), ids.split(ROUNDING_BLOCK), strict=True)
+        return sum(F.cross_entropy(denoiser.logits(x), of, reduction="sum") for x, of in blocks) / word_ids.numel()

@@ -68,6 +68,7 @@ class HeldOut:
     x_start: float
     prior: float
     rounding: float
+    words: float
     accuracy: float  # words recovered from x_t at t = 0, over all tokens but PAD
     accuracy_all: float  # the same over all tokens
 
@@ -175,7 +176,7 @@ def evaluate(denoiser: Denoiser, diffusion: GaussianDiffusion, word_ids: Tensor,
     """
     denoiser.eval()
     generator = torch.Generator().manual_seed(seed)
-    losses, right, counted = torch.zeros(4), torch.zeros(2), torch.zeros(2)
+    losses, right, counted = torch.zeros(len(EndToEndLoss._fields)), torch.zeros(2), torch.zeros(2)
     steps = torch.arange(len(word_ids)) % diffusion.num_steps  # every t equally often
     for ids, t in zip(word_ids.split(EVALUATION_BATCH), steps.split(EVALUATION_BATCH), strict=True):
         noise = draw_noise(ids, denoiser.config.channels, generator)
@@ -235,7 +236,7 @@ class Training:
         self.optimizer, self.schedule = make_optimizer(denoiser, settings)
         self.average = ExponentialAverage(denoiser, settings.ema_rate)
         self.step = 0  # steps done
-        self.recent: list[Tensor] = []  # of each step since the last record: CHECKED (5,), on the device
+        self.recent: list[Tensor] = []  # of each step since the last record: CHECKED (6,), on the device
         self.held_out: HeldOut | None = None
 
     def steps(self) -> Iterator[int]:
@@ -281,7 +282,7 @@ class Training:
         self.recent = list(recent.to(self.device))
 
     def read_recent(self) -> Tensor:
-        """CHECKED of the steps since the last record, of this process, on the CPU: (steps, 5).
+        """CHECKED of the steps since the last record, of this process, on the CPU: (steps, 6).
 
         :raises LossNotFinite: names the first step at which one of them is not finite.
         """

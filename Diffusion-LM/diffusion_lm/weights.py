@@ -38,6 +38,8 @@ _LONGEST_SAFETENSORS_HEAD = 100_000_000  # bytes, by its specification
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _BERT_BASE = "bert-base-uncased"  # what the published training_args.json calls the base denoiser
 
+VIDEO_LAYERS = ("sims_linear.", "sims_decoder.", "video_attention.")  # of a denoiser, which no Diffusion-LM has
+
 
 @dataclass(frozen=True)
 class PretrainedDiffusionLM:
@@ -51,14 +53,21 @@ class PretrainedDiffusionLM:
     random_table: Tensor  # (V, C)
     training_args: dict
 
-    def build(self, num_frames: int | None = None) -> Denoiser:
-        """A denoiser with the pre-trained weights; with `num_frames`, condition layers that keep their random start."""
-        denoiser = Denoiser(self.denoiser_config, len(self.vocabulary), num_frames)
+    def build(self) -> Denoiser:
+        """The pre-trained, unconditional denoiser."""
+        denoiser = Denoiser(self.denoiser_config, len(self.vocabulary))
+        self.fill(denoiser)
+        return denoiser
+
+    def fill(self, denoiser: Denoiser) -> None:
+        """Give a denoiser the pre-trained weights; layers that look at a video keep theirs.
+
+        :raises InputError: other names are missing, or left over.
+        """
         missing, unexpected = denoiser.load_state_dict(self.state_dict, strict=False)
-        missing = [name for name in missing if not name.startswith(("sims_linear.", "sims_decoder."))]
+        missing = [name for name in missing if not name.startswith(VIDEO_LAYERS)]
         if missing or unexpected:
             raise InputError(f"{self.weights_file}: names missing {missing}, names not known {unexpected}")
-        return denoiser
 
 
 def find_weights(folder: Path) -> Path | None:

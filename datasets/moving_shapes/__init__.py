@@ -7,60 +7,64 @@ solve the set.
 
     <root>/annotations.json    {"version", "seed", "train": [{"video_id", "captions"}, ...], "test": [...]}
     <root>/large.json          {"version", "seed", "test": [...]}, where the large test split was asked for
+    <root>/motion.json         {"version", "seed", "motion": [...]}, where the twins were asked for
     <root>/videos/<video_id>.mp4
 
 Video i of a split depends on (seed, split, i) alone: a larger train split leaves every other video as it was, and the
-large test split begins with the usual one.
+large test split begins with the usual one. The videos 2i and 2i + 1 of the split `motion` are twins, see `motion.py`.
 """
 
 import json
 import logging
 import multiprocessing
 import tempfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
-from numpy.random import Generator, Philox, SeedSequence
 
 from datasets.moving_shapes.captions import Caption, describe
-from datasets.moving_shapes.scene import SIDE, Scene, render, sample_scene
+from datasets.moving_shapes.motion import PAIRS, twins_of
+from datasets.moving_shapes.motion import SPLIT as MOTION_SPLIT
+from datasets.moving_shapes.scene import SIDE, Scene, render, sample_scene, stream
 from diffusion_lm.errors import InputError
 from diffusion_lm.files import written_whole
 from diffusion_lm.progress import progress
 
-__all__ = ["ANNOTATIONS", "LARGE", "captions_of", "ensure", "ensure_large", "generate", "render", "scene_of"]
+__all__ = [
+    "ANNOTATIONS", "LARGE", "MOTION", "captions_of", "ensure", "ensure_large", "ensure_motion", "generate", "render",
+    "scene_of",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
 VERSION = 2  # 1 had the same videos, and captions of fewer words
 ANNOTATIONS = "annotations.json"
 LARGE = "large.json"
+MOTION = "motion.json"
 LARGE_TEST_VIDEOS = 500  # enough to tell two models that differ by a few points
 FPS = 12
 CAPTIONS_PER_VIDEO = {"train": 5, "test": 1}
 
 
-def _stream(seed: int, split: str, index: int, use: int) -> Generator:
-    """The random numbers of one video, use 0 for its scene and 1 for its captions."""
-    return Generator(Philox(SeedSequence(seed, spawn_key=(zlib.crc32(split.encode()), index, use))))
-
-
 def scene_of(seed: int, split: str, index: int) -> Scene:
     """The scene of a split's video."""
-    return sample_scene(_stream(seed, split, index, 0))
+    if split == MOTION_SPLIT:
+        return twins_of(seed, index // 2).scenes[index % 2]
+    return sample_scene(stream(seed, split, index, 0))
 
 
 def captions_of(seed: int, split: str, videos: int) -> list[list[Caption]]:
     """Captions of the first videos of a split.
 
-    Those of one video differ. In a split with one caption per video no two are alike, as retrieval is measured on it.
+    Those of one video differ. No two of the test split are alike, as retrieval is measured on it.
     """
+    if split == MOTION_SPLIT:
+        return [[caption] for pair in range(videos // 2) for caption in twins_of(seed, pair).captions]
     per_video = CAPTIONS_PER_VIDEO[split]
     captions, taken = [], set()
     for index in range(videos):
-        scene, rng = scene_of(seed, split, index), _stream(seed, split, index, 1)
+        scene, rng = scene_of(seed, split, index), stream(seed, split, index, 1)
         if per_video > 1:
             taken = set()
         captions.append([])
@@ -143,20 +147,30 @@ def ensure(root: Path, seed: int = 24) -> None:
 
 
 def ensure_large(root: Path, seed: int = 24, test_videos: int = LARGE_TEST_VIDEOS, workers: int | None = None) -> None:
-    """Add the large test split to the data set of `root`, which is generated if it is not there.
-
-    Nothing that is there changes. The list of the split is written last, so that an interrupted call is made up for by
-    the next one, and several processes may do it at once.
-    """
+    """Add the large test split to the data set of `root`, as `_ensure_more`."""
     ensure(root, seed)
-    path = root / LARGE
+    there = len(json.loads((root / ANNOTATIONS).read_text(encoding="utf-8"))["test"])
+    _ensure_more(root / LARGE, seed, "test", range(there, test_videos), workers)
+
+
+def ensure_motion(root: Path, seed: int = 24, pairs: int = PAIRS, workers: int | None = None) -> None:
+    """Add the twins to the data set of `root`, as `_ensure_more`."""
+    ensure(root, seed)
+    _ensure_more(root / MOTION, seed, MOTION_SPLIT, range(2 * pairs), workers)
+
+
+def _ensure_more(path: Path, seed: int, split: str, new: range, workers: int | None) -> None:
+    """Add videos to those of a split, and their list in a file of its own, unless it is there.
+
+    Nothing that is there changes. The list is written last, so that an interrupted call is made up for by the next one,
+    and several processes may do it at once.
+    """
     if not path.exists():
-        with tempfile.TemporaryDirectory(prefix=".large-", dir=root) as scratch:
-            there = len(json.loads((root / ANNOTATIONS).read_text(encoding="utf-8"))["test"])
-            _write_videos(Path(scratch), seed, [("test", index) for index in range(there, test_videos)], workers)
+        with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as scratch:
+            _write_videos(Path(scratch), seed, [(split, index) for index in new], workers)
             for video in sorted(Path(scratch).iterdir()):
-                video.replace(root / "videos" / video.name)
-        _write_annotations(path, seed, {"test": test_videos})
+                video.replace(path.parent / "videos" / video.name)
+        _write_annotations(path, seed, {split: new.stop})
     _check(path, seed, f"delete {path} to have it generated again")
 
 

@@ -1,7 +1,7 @@
 """What is said of a MovingShapes video: sentences, and what they claim."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from datasets.moving_shapes.words import (
     JOINED,
     LEAVES_AT,
     OPENINGS,
+    OPPOSITES,
     PARTICIPLES,
     PATH_AND_CHANGE,
     PATTERNED,
@@ -147,8 +148,10 @@ def _path_phrase(rng: Generator, shown: MovingObject) -> _Phrase:
     return _Phrase(_filled(rng, _word(rng, wordings), shown), frozenset({("path", shown.path)}))
 
 
-def _change_phrase(rng: Generator, shown: MovingObject) -> _Phrase:
-    words = _word(rng, WORDS["change"][shown.change])
+def _change_phrase(
+    rng: Generator, shown: MovingObject, wordings: Mapping[str, Sequence[str]] = WORDS["change"]
+) -> _Phrase:
+    words = _word(rng, wordings[shown.change])
     facts = {"change": shown.change}
     if "{then}" in words:
         facts["then"] = shown.then
@@ -280,8 +283,44 @@ def describe(scene: Scene, rng: Generator) -> Caption:
     """Say part of what the scene shows, in 6 to 18 words."""
     while True:
         caption = _draft(scene, rng)
-        if 6 <= len(caption.text.split()) <= 18:
+        if has_usual_length(caption):
             return caption
+
+
+def has_usual_length(caption: Caption) -> bool:
+    """Whether it has 6 to 18 words."""
+    return 6 <= len(caption.text.split()) <= 18
+
+
+def describe_motion(scene: Scene, rng: Generator, in_order: bool) -> Caption:
+    """Say how the first object moves or changes, or which of the first two changes first; and perhaps the background.
+
+    Equal random numbers give twins, which differ in that alone, captions that differ in that alone.
+
+    :param in_order: whether the order of the changes of two objects is told.
+    """
+    form = "finite" if in_order else pick(rng, ("finite", "nominal"))  # of which the second clause may be finite
+    article = pick(rng, ("a", "a", "a", "the", ""))
+    told, clauses = scene.objects[: 2 if in_order else 1], []
+    for shown in told:
+        noun = _noun_phrase(rng, shown, article)
+        if in_order or not shown.change:
+            phrase = (_change_phrase if in_order else _path_phrase)(rng, shown)
+        else:
+            phrase = _change_phrase(rng, shown, WORDS["change"] | OPPOSITES)
+        clauses.append(_clause(rng, noun, _inflected(phrase), seen=False))
+    text, mentions = getattr(clauses[0], form), [clause.facts for clause in clauses]
+    if in_order:
+        order = pick(rng, ("earlier first", "earlier first", "earlier first", "later first"))
+        first, second = sorted(range(2), key=lambda index: told[index].change_at)
+        mentions = [mentions[first], mentions[second]]
+        as_told = (first, second) if order == "earlier first" else (second, first)
+        text = _word(rng, JOINED[order][form]).format(*(clauses[index] for index in as_told))
+    background = _word(rng, WORDS["background"][scene.background]) if rng.random() < 0.87 else None
+    if background:
+        them = "them" if in_order else "it"
+        text = _with_background(rng, background, text, article, them, at_end=form == "nominal")
+    return Caption(text, tuple(mentions), background, in_order)
 
 
 def describe_picture(background: str, shown: Sequence[Figure], rng: Generator) -> str:

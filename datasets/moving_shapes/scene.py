@@ -1,6 +1,7 @@
 """What a MovingShapes video shows: from random numbers to a scene, and from a scene to pixels."""
 
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -9,7 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
-from numpy.random import Generator
+from numpy.random import Generator, Philox, SeedSequence
 
 T = TypeVar("T")
 Facts = frozenset[tuple[str, str]]  # (attribute, value) pairs of one object
@@ -28,6 +29,7 @@ COLOURS = {  # RGB
     "white": (255, 255, 255),
 }
 RADII = {"small": 0.14, "medium": 0.19, "big": 0.25}  # half a side, in frame sides
+MOST_HIDDEN = 0.25  # of the time, `hidden_share` of a scene
 GROWTH = 1.6  # of an object that grows, and the inverse of one that shrinks
 STEPS = {  # signs of x and y; y points down, as in images
     "left": (-1, 0),
@@ -76,6 +78,11 @@ class Scene:
     tracks: np.ndarray
 
 
+def stream(seed: int, split: str, index: int, use: int) -> Generator:
+    """The random numbers of one video, or of two twins: use 0 for what is shown, from 1 on for captions."""
+    return Generator(Philox(SeedSequence(seed, spawn_key=(zlib.crc32(split.encode()), index, use))))
+
+
 def pick(rng: Generator, options: Sequence[T]) -> T:
     """One of the options, all of them equally likely."""
     return options[rng.integers(len(options))]
@@ -91,13 +98,14 @@ def sample_scene(rng: Generator) -> Scene:
     background = pick(rng, BACKGROUNDS)
     count = pick(rng, (1, 1, 2, 2, 2, 2, 2, 2, 2, 3))
     while True:
-        objects = _sample_objects(rng, background, count)
+        objects = sample_objects(rng, background, count)
         scene = Scene(background, objects, np.stack([track(rng, shown, frames) for shown in objects]))
-        if _hidden_share(scene) <= 0.25:
+        if hidden_share(scene) <= MOST_HIDDEN:
             return scene
 
 
-def _sample_objects(rng: Generator, background: str, count: int) -> tuple[MovingObject, ...]:
+def sample_objects(rng: Generator, background: str, count: int) -> tuple[MovingObject, ...]:
+    """Draw objects that differ in colour; each may change, the third never."""
     colours = rng.permutation([name for name in COLOURS if (name, background) != ("white", "pale")]).tolist()
     # The changes of two objects lie clearly apart, so that a caption can tell which came first; a third has none.
     times = [*rng.permutation([rng.uniform(0.25, 0.35), rng.uniform(0.6, 0.7)]).tolist(), None]
@@ -159,7 +167,7 @@ def _straight_track(rng: Generator, shown: MovingObject, time: np.ndarray, margi
     return np.stack([np.interp(time, times, axis) for axis in np.stack(points, axis=1)], axis=1)
 
 
-def _hidden_share(scene: Scene) -> float:
+def hidden_share(scene: Scene) -> float:
     """Share of the time during which two objects lie over each other, summed over the pairs."""
     share = 0.0
     for (a, track_a), (b, track_b) in combinations(zip(scene.objects, scene.tracks, strict=True), 2):

@@ -280,6 +280,12 @@ PATH_AND_CHANGE = {  # of one object, by how its change bears on its path
         "{move} while {changing}",
     ),
 }
+OPPOSITES = {  # wordings of changes: the n-th of one change says the opposite of the n-th of its twin
+    "appear": ("appear", "suddenly appear"),
+    "disappear": ("disappear", "suddenly disappear"),
+    "grow": ("grow", "get bigger", "become larger", "increase in size"),
+    "shrink": ("shrink", "get smaller", "become smaller", "decrease in size"),
+}
 BEGINS, ENDS = ("appear", "enter"), ("turn", "disappear", "stop", "leave")  # the other changes let the path go on
 JOINED = {  # two clauses
     "apart": {
