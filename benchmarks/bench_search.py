@@ -65,8 +65,7 @@ def textdiffs() -> TextDiffs:
     """As the demo's, untrained."""
     vocabulary = Vocabulary.from_captions([query["query"] for query in QUERIES])
     clip = build_clip(CLIPConfig.from_pretrained(TINY_FOLDER).to_dict(), TINY_FOLDER)
-    vision = clip[0].config.vision_config
-    encoder = VideoEncoder(vision.hidden_size, FRAMES, (vision.image_size // vision.patch_size) ** 2)
+    encoder = VideoEncoder.of(clip[0].config.vision_config, FRAMES)
     student = Denoiser(DENOISERS[DENOISER], len(vocabulary), video_width=encoder.width)
     table = student.word_embedding.weight.detach().clone()
     potential = TextPotential(student, table, encoder, GaussianDiffusion.sqrt(STEPS), LENGTH)

@@ -33,8 +33,7 @@ class PatchXPool(XPool):
         super().__init__(model.clip, model.tokenizer)
         self.pool_frames = model.pool_frames
         self.set_preprocessing(model.preprocessing)
-        vision = model.clip.config.vision_config
-        self.video_encoder = VideoEncoder(vision.hidden_size, num_frames, (vision.image_size // vision.patch_size) ** 2)
+        self.video_encoder = VideoEncoder.of(model.clip.config.vision_config, num_frames)
         self.project = nn.Linear(self.video_encoder.width, self.embed_dim)
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.project.bias)

@@ -330,9 +330,7 @@ def _published(
 
 
 def _textdiffs(config: Config, clip: CLIPModel, tokenizer: CLIPTokenizer | None, parts: _Diffusion) -> TextDiffs:
-    vision, words = clip.config.vision_config, len(parts.vocabulary)
-    patches = (vision.image_size // vision.patch_size) ** 2
-    encoder = VideoEncoder(vision.hidden_size, config.num_frames, patches)
+    words, encoder = len(parts.vocabulary), VideoEncoder.of(clip.config.vision_config, config.num_frames)
     potential = TextPotential(
         Denoiser(parts.sizes, words, video_width=encoder.width),
         torch.empty(words, parts.sizes.channels),

@@ -101,17 +101,12 @@ def training_noise(
     :param stream: separates independent draws of the same step.
     :param rows: of the batch of all processes.
     """
-    t = np.empty(len(rows), dtype=np.int64)
-    noise = np.empty((len(rows), 2, length, channels), dtype=np.float32)
-    for place, row in enumerate(rows):
-        generator = _generator_of_row(seed, stream, step, row)
-        t[place] = generator.integers(diffusion_steps)
-        generator.standard_normal(dtype=np.float32, out=noise[place])
-    return TrainingNoise(torch.from_numpy(t), torch.from_numpy(noise[:, 0]), torch.from_numpy(noise[:, 1]))
+    drawn = reading_noise(seed, step, rows, 1, range(diffusion_steps), length, channels, stream)
+    return TrainingNoise(*(part[:, 0] for part in drawn))
 
 
 def reading_noise(
-    seed: int, step: int, rows: range, draws: int, times: range, length: int, channels: int
+    seed: int, step: int, rows: range, draws: int, times: range, length: int, channels: int, stream: int = 0
 ) -> TrainingNoise:
     """The noise of one training step for the captions that are read with each video, as above.
 
@@ -122,7 +117,7 @@ def reading_noise(
     t = np.empty((len(rows), draws), dtype=np.int64)
     noise = np.empty((len(rows), 2, draws, length, channels), dtype=np.float32)
     for place, row in enumerate(rows):
-        generator = _generator_of_row(seed, 0, step, row)
+        generator = _generator_of_row(seed, stream, step, row)
         t[place] = generator.integers(times.start, times.stop, draws)
         generator.standard_normal(dtype=np.float32, out=noise[place])
     return TrainingNoise(torch.from_numpy(t), torch.from_numpy(noise[:, 0]), torch.from_numpy(noise[:, 1]))

@@ -21,12 +21,11 @@ from torch.nn import functional as F
 
 from diffusion_lm.denoiser import Denoiser, VideoMemory
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
-from diffusion_lm.losses import ROUNDING_BLOCK
+from diffusion_lm.losses import nats
 from diffusion_lm.vocabulary import PAD, START
 from modules.video_encoder import VideoEncoder
 
 LEAST_NOISE = 0.6  # of training: t is drawn from the steps from this share of T on
-WORDS_AT_ONCE = ROUNDING_BLOCK  # whose scores of V words are made together
 READ_AT = (0.6, 0.6, 0.7, 0.7, 0.8, 0.8)  # shares of T at which a caption is read in a test
 # Weight of the mean of these beside that of the single, noisier draw of training; chosen on held-out videos.
 READ_WEIGHT = 2.0
@@ -87,20 +86,13 @@ class TextPotential(nn.Module):
     def log_p(self, noised: NoisedWords, memory: Sequence[VideoMemory] | None = None) -> Tensor:
         """log p(w_i | x_t, v) of each word of N captions, 0 where there is none: (N, l), float32.
 
-        In float32 always: half precision cannot tell the scores of thousands of words apart.
-
         :param memory: what `student.video_memory` gave of the videos, see `VideoAttention`; None: log p(w_i | x_t).
         """
         denoise = self.student.denoise if self.training else self.denoise  # only scoring is compiled
         x_start = denoise(noised.x_t, self.diffusion.model_times[noised.t], memory=memory)
         word_ids = noised.word_ids
-        with torch.autocast(x_start.device.type, enabled=False):
-            parts = x_start[:, : word_ids.shape[1]].float().flatten(0, 1).split(WORDS_AT_ONCE)
-            nats = [
-                F.cross_entropy(self.student.logits(x), ids, reduction="none")
-                for x, ids in zip(parts, word_ids.flatten().split(WORDS_AT_ONCE), strict=True)
-            ]
-            return torch.where(is_word(word_ids), -torch.cat(nats).view_as(word_ids), 0.0)
+        log_p = -nats(self.student, x_start[:, : word_ids.shape[1]], word_ids)
+        return torch.where(is_word(word_ids), log_p, 0.0)
 
 
 def is_word(word_ids: Tensor) -> Tensor:

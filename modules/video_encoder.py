@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import CLIPVisionConfig
 
 GRID = 7  # patches of a side that are kept of a frame; finer ones are averaged, so that a gallery fits into memory
 WIDTH, LAYERS = 128, 2
@@ -33,6 +34,11 @@ class VideoEncoder(nn.Module):
         for positions in (self.frame_position, self.patch_position):
             nn.init.normal_(positions.weight, std=POSITION_STD)
         self.layers = nn.Sequential(*(MixerLayer(*self.tokens) for _ in range(LAYERS)), nn.LayerNorm(WIDTH))
+
+    @classmethod
+    def of(cls, vision: CLIPVisionConfig, num_frames: int) -> "VideoEncoder":
+        """That of the patches of a CLIP, before training."""
+        return cls(vision.hidden_size, num_frames, (vision.image_size // vision.patch_size) ** 2)
 
     @property
     def tokens(self) -> tuple[int, int]:

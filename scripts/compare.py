@@ -32,7 +32,6 @@ from trainer.run_folder import EVALUATION, METRICS_FILE, RESULTS_FILE, TEST, run
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent
-BEST = "model_best.pth"
 DONE = "comparison.json"  # in the folder of a run: its figures
 FROZEN = ("text_diffusion.teacher.", "potential.word_table")  # what stays as it was pre-trained
 COLUMNS = (("t2v", "R1"), ("t2v", "R5"), ("v2t", "R1"), ("v2t", "R5"))
@@ -125,7 +124,7 @@ def run(folder: Path, method: Method, shared: Sequence[str], seed: int) -> list[
         common = {
             "train_seconds": seconds,
             "test_seconds": report["seconds"],
-            "parameters": count_parameters(folder / BEST),
+            "parameters": count_parameters(folder),
         }
         rows = [row | common for row in report["results"] if not row["dsl"]]
         with written_whole(done) as unfinished:
@@ -150,11 +149,11 @@ def call(program: str, flags: list[str]) -> None:
         raise error(f"{program} {shlex.join(flags)} ended with exit code {code}")
 
 
-def count_parameters(path: Path) -> int:
-    """Parameters of a checkpoint, without those that are not trained."""
-    from trainer.checkpoints import load_checkpoint  # with torch, slow to import
+def count_parameters(folder: Path) -> int:
+    """Parameters of the best checkpoint of a run, without those that are not trained."""
+    from trainer.checkpoints import BEST, load_checkpoint  # with torch, slow to import
 
-    state = load_checkpoint(path)["state_dict"]
+    state = load_checkpoint(folder / BEST)["state_dict"]
     return sum(tensor.numel() for name, tensor in state.items() if not name.startswith(FROZEN))
 
 

@@ -11,6 +11,7 @@ beside the checkpoint.
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from modules.bootstrap import RESAMPLES, paired_difference
 from modules.metrics import text_ranks, video_ranks
 from trainer.evaluation import Evaluator
 from trainer.run_folder import check_writable, run_program
+from trainer.tables import aligned
 
 logger = logging.getLogger(__name__)
 
@@ -136,13 +138,18 @@ def other_videos(videos: int, seed: int) -> Tensor:
 
 def format_rows(rows: list[dict[str, Any]]) -> str:
     """The table for people."""
-    width = max(len(row["condition"]) for row in rows) + len("t2v ")
-    lines = [f"{'strict, in %':{width}}{'R@1':>8}{'lost':>8}   95 % interval   queries"]
-    for row in rows:
-        interval = f"[{row['low']:.1f}, {row['high']:.1f}]"
-        label = f"{row['metric']} {row['condition']}"
-        lines.append(f"{label:{width}}{row['R1']:8.1f}{row['lost']:8.1f}{interval:>16}{row['queries']:10}")
-    return "\n".join(lines)
+    return aligned(
+        [(f"{row['metric']} {row['condition']}", row) for row in rows],
+        {"R1": "R@1", "lost": "lost"},
+        "   95 % interval   queries",
+        lambda row: f"{interval(row):>16}{row['queries']:10}",
+        title="strict, in %",
+    )
+
+
+def interval(row: Mapping[str, Any]) -> str:
+    """That of what is lost."""
+    return f"[{row['low']:.1f}, {row['high']:.1f}]"
 
 
 if __name__ == "__main__":

@@ -71,8 +71,7 @@ def small_textdiffs(
             student.output_down_proj[2].weight.mul_(100 if scaled else 1)
         diffusion = TextDiffusion(student, teacher, process, embed_dim, length)
         return PublishedTextDiffs(*clip, diffusion, vocabulary, **options).eval()
-    vision = clip[0].config.vision_config
-    encoder = VideoEncoder(vision.hidden_size, num_frames, (vision.image_size // vision.patch_size) ** 2)
+    encoder = VideoEncoder.of(clip[0].config.vision_config, num_frames)
     student = Denoiser(SMALL, len(vocabulary), video_width=encoder.width)
     word_table = student.word_embedding.weight.detach().clone()
     if scaled:

@@ -36,6 +36,7 @@ from trainer import distributed
 from trainer.device import autocast
 from trainer.embeddings import Embeddings, new_tokens
 from trainer.motion import format_motion, motion_rows, twin_pairs
+from trainer.tables import aligned
 
 logger = logging.getLogger(__name__)
 
@@ -206,12 +207,13 @@ class Evaluator:
         :param text_index: (P,), `video_index` likewise; on the CPU.
         """
         with autocast(self.device, self.dtype):
-            texts, videos = self._ready(model, embeddings)
+            used, rows = text_index.unique(return_inverse=True)  # few of the texts, and only these are prepared
+            texts, videos = self._ready(model, embeddings, used)
             given = self.config.batch_size_split or self.config.chunk_size
-            block = given or automatic_block(model.pair_bytes, self.device, len(text_index))
-            pairs = zip(text_index.split(block), video_index.split(block), strict=True)
+            block = given or automatic_block(model.pair_bytes, self.device, len(rows))
+            pairs = zip(rows.split(block), video_index.split(block), strict=True)
             ratios = torch.cat([model.word_ratios(texts, videos, *pair) for pair in pairs])
-            return ratios.cpu().numpy(), texts.word_ids[text_index.to(self.device)].cpu().numpy()
+            return ratios.cpu().numpy(), texts.word_ids[rows.to(self.device)].cpu().numpy()
 
     @torch.no_grad()
     def _motion(self, model: RetrievalModel, embeddings: Embeddings, scores: Similarity) -> list[dict[str, Any]]:
@@ -227,10 +229,19 @@ class Evaluator:
             found["strict"] = strict.float().cpu().numpy()
         return [row for name, values in found.items() for row in motion_rows(name, kinds, values.reshape(-1, 2, 2))]
 
-    def _ready(self, model: RetrievalModel, embeddings: Embeddings) -> tuple[Texts, Videos]:
-        """Texts and videos of the split, ready to be scored."""
-        more = {n: rows.to(self.device) for n, rows in self._tokenized(model).items() if n != "token_ids"}
-        texts = model.texts(self.split.captions, embeddings.texts.to(self.device), **more)
+    def _ready(
+        self, model: RetrievalModel, embeddings: Embeddings, chosen: Tensor | None = None
+    ) -> tuple[Texts, Videos]:
+        """Texts and videos of the split, ready to be scored.
+
+        :param chosen: the texts (n,), on the CPU; None: all.
+        """
+        captions, features, tokens = self.split.captions, embeddings.texts, self._tokenized(model)
+        if chosen is not None:
+            captions, features = [captions[index] for index in chosen.tolist()], features[chosen.to(features.device)]
+            tokens = {name: rows[chosen] for name, rows in tokens.items()}
+        more = {name: rows.to(self.device) for name, rows in tokens.items() if name != "token_ids"}
+        texts = model.texts(captions, features.to(self.device), **more)
         names = [str(clip.path) for clip in self.split.clips]
         encoded = embeddings.videos
         return texts, model.videos(EncodedVideos(encoded.frames.to(self.device), encoded.tokens), names)
@@ -427,13 +438,8 @@ def format_table(evaluation: Evaluation, metric: str, dsl: bool, selection: Sele
 
 def table(lines: Sequence[tuple[str, dict[str, Any]]]) -> str:
     """Labelled rows of metrics as aligned text."""
-    width = max(len(label) for label, _ in lines)
-    head = " " * width + "".join(f"{'R@' + c[1:] if c[0] == 'R' else c:>8}" for c in COLUMNS) + "   queries x gallery"
-    body = [
-        f"{label:<{width}}" + "".join(f"{row[c]:8.1f}" for c in COLUMNS) + f"   {row['queries']} x {row['gallery']}"
-        for label, row in lines
-    ]
-    return "\n".join([head, *body])
+    columns = {name: f"R@{name[1:]}" if name[0] == "R" else name for name in COLUMNS}
+    return aligned(lines, columns, "   queries x gallery", lambda row: f"   {row['queries']} x {row['gallery']}")
 
 
 def write_results(

@@ -9,8 +9,7 @@ from torch import Tensor
 from datasets.annotations import Split
 from datasets.moving_shapes.motion import KINDS, PAIRS, kind_of, video_ids
 from modules.metrics import winoground
-
-WON = ("text", "video", "group")
+from trainer.tables import aligned
 
 
 def twin_pairs(split: Split) -> tuple[list[str], Tensor]:
@@ -43,10 +42,5 @@ def format_motion(rows: list[dict[str, Any]], labels: dict[str, str]) -> str:
     :param labels: of the names of the scores.
     """
     named = [(f"motion {labels.get(row['scores'], row['scores'])}, {row['kind']}", row) for row in rows]
-    width = max(len(label) for label, _ in named)
-    head = " " * width + "".join(f"{column:>8}" for column in WON) + "   pairs"
-    body = [
-        f"{label:<{width}}" + "".join(f"{row[column]:8.1f}" for column in WON) + f"{row['pairs']:8}"
-        for label, row in named
-    ]
-    return "\n".join([head, *body])
+    columns = {name: name for name in ("text", "video", "group")}
+    return aligned(named, columns, "   pairs", lambda row: f"{row['pairs']:8}")

@@ -79,8 +79,14 @@ def rounding_loss(denoiser: Denoiser, x_start: Tensor, word_ids: Tensor) -> Tens
     :param x_start: (N, L, C), or a prediction of it.
     :param word_ids: (N, L).
     """
+    return nats(denoiser, x_start, word_ids).mean()
+
+
+def nats(denoiser: Denoiser, x_start: Tensor, word_ids: Tensor) -> Tensor:
+    """-log p(ids | x_0) of each token, (N, L), float32; arguments as above."""
     # float32 always: half precision cannot tell the scores of thousands of words apart
     with torch.autocast(x_start.device.type, enabled=False):
         rows, ids = x_start.float().flatten(0, 1), word_ids.flatten()
         blocks = zip(rows.split(ROUNDING_BLOCK), ids.split(ROUNDING_BLOCK), strict=True)
-        return sum(F.cross_entropy(denoiser.logits(x), of, reduction="sum") for x, of in blocks) / word_ids.numel()
+        parts = [F.cross_entropy(denoiser.logits(x), ids, reduction="none") for x, ids in blocks]
+        return torch.cat(parts).view_as(word_ids)
