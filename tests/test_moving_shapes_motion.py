@@ -14,7 +14,7 @@ from datasets.moving_shapes.scene import GROWTH, RADII
 from datasets.moving_shapes.words import OPPOSITES, WORDS
 from datasets.video import frame_indices
 from modules.metrics import winoground
-from tests.made_up import call_program, make_diffusion_lm
+from tests.made_up import call, call_program, make_diffusion_lm
 from trainer.motion import format_motion, motion_rows, twin_pairs
 
 FEW = 6  # pairs of the data set that programs are run on
@@ -182,8 +182,9 @@ def test_every_arch_is_scored_on_twins(place, more, monkeypatch, capfd):
             f"--output_dir={place / 'outputs'}", "--num_workers=0", "--gpu=cpu", "--precision=fp32",
             f"--save_sims={place / 'sims.npz'}", f"--output_json={place / 'results.json'}", *flags,
         ]  # fmt: skip
-        code, err = call_program("test.py", arguments, monkeypatch, capfd)
+        code, out, err = call("test.py", arguments, monkeypatch, capfd)
         assert code == 0, err
+        assert sum(line.startswith("motion ") for line in out.splitlines()) == 2 * (1 + len(KINDS))
         with np.load(place / "sims.npz") as file:
             return json.loads((place / "results.json").read_text()), dict(file)
 
