@@ -34,9 +34,10 @@ from modules.text_diffusion import TextDiffusion
 from trainer import distributed
 from trainer.device import choose_device, choose_precision
 from trainer.launch import Processes, free_port
+from trainer.optimizer import ADAM_BETAS, ADAM_EPS, parameter_groups
 from trainer.run_folder import run_program
 from trainer.throughput import flops_per_pair, matmul_rate
-from trainer.trainer import ADAM_BETAS, ADAM_EPS, GRADIENT_NORM, parameter_groups
+from trainer.trainer import GRADIENT_NORM
 from trainer.training_step import TrainingStep
 
 FRAMES, LENGTH, DIFFUSION_STEPS = 12, 64, 10

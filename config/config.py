@@ -262,7 +262,7 @@ class Config:
         metavar="TOKENS",
     )
     read_captions: int = flag(
-        5,
+        3,
         "captions of each video of a batch, where it has so many, that the text diffusion learns to read in it",
         group="diffusion",
         minimum=1,
@@ -271,16 +271,16 @@ class Config:
         metavar="R",
     )
     potential_lr: float = flag(
-        1e-4,
-        "learning rate of the layers that read the video, a fifth of it that of the network they are added to; small"
-        " denoisers take more, such as 3e-3",
+        3e-4,
+        "learning rate of the layers that read the video, half of it that of the network they are added to; small"
+        " denoisers take more, such as 1e-2",
         group="diffusion",
         minimum=0,
         archs=DIFFUSION_ARCHS,
         recipe="textdiffs",
     )
     hard_negatives: int = flag(
-        2,
+        1,
         "wrong videos of the batch, the most similar ones, with which each caption is also read in training",
         group="diffusion",
         minimum=1,

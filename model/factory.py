@@ -1,7 +1,7 @@
 """Builds a model: fresh for training, or from a checkpoint."""
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -331,8 +331,9 @@ def _published(
 
 def _textdiffs(config: Config, clip: CLIPModel, tokenizer: CLIPTokenizer | None, parts: _Diffusion) -> TextDiffs:
     words, encoder = len(parts.vocabulary), VideoEncoder.of(clip.config.vision_config, config.num_frames)
+    sizes = replace(parts.sizes, dropout=0.0)  # a ratio compares two readings, which must differ by the video alone
     potential = TextPotential(
-        Denoiser(parts.sizes, words, video_width=encoder.width),
+        Denoiser(sizes, words, video_width=encoder.width),
         torch.empty(words, parts.sizes.channels),
         encoder,
         GaussianDiffusion.sqrt(config.diffusion_steps),

@@ -1,5 +1,6 @@
 """Tokens of a video: what lies where in which of its frames."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig
@@ -34,6 +35,8 @@ class VideoEncoder(nn.Module):
         for positions in (self.frame_position, self.patch_position):
             nn.init.normal_(positions.weight, std=POSITION_STD)
         self.layers = nn.Sequential(*(MixerLayer(*self.tokens) for _ in range(LAYERS)), nn.LayerNorm(WIDTH))
+        self.register_buffer("moments", _moments(num_frames, self.grid), persistent=False)
+        self.place = nn.Linear(self.moments.shape[1], WIDTH)
 
     @classmethod
     def of(cls, vision: CLIPVisionConfig, num_frames: int) -> "VideoEncoder":
@@ -49,7 +52,7 @@ class VideoEncoder(nn.Module):
         """Patch features of the frames of videos (N, F, P, W) -> tokens (N, S, width)."""
         x = self.input(self.norm(self._on_grid(patches)))
         x = x + self.frame_position.weight[:, None] + self.patch_position.weight
-        return self.layers(x.flatten(1, 2))
+        return self.layers(x.flatten(1, 2)) + self.place(self.moments)
 
     def _on_grid(self, patches: Tensor) -> Tensor:
         """(N, F, P, W) -> (N, F, grid^2, W): where there are more patches, the mean of those that lie together."""
@@ -76,6 +79,20 @@ class MixerLayer(nn.Module):
         """(N, S, width) -> the same shape."""
         x = x + self.tokens_mlp(self.tokens_norm(x).transpose(1, 2)).transpose(1, 2)
         return x + self.channels_mlp(self.channels_norm(x))
+
+
+def _moments(num_frames: int, grid: int) -> Tensor:
+    """Time, place and their products for each token, from -1 to 1: (S, 8).
+
+    What attention to the patches of a thing averages of them is where it is, and, as the covariance of place and time
+    is a velocity, where it goes.
+    """
+    time, row, column = (
+        torch.linspace(-1, 1, count) if count > 1 else torch.zeros(1) for count in (num_frames, grid, grid)
+    )
+    time, row, column = torch.meshgrid(time, row, column, indexing="ij")
+    places, powers = (torch.ones_like(row), row, column), (torch.ones_like(time), time, time.square())
+    return torch.stack([power * place for power in powers for place in places][1:], dim=-1).flatten(0, 2)
 
 
 def _mlp(width: int, hidden: int) -> nn.Sequential:

@@ -90,9 +90,9 @@ FLAGS = {
     "stochastic_prior_std": (2.0, ANY),
     "stochasic_trials": (10, ANY),
     "recipe": ("published", "textdiffs"),
-    "hard_negatives": (4, 2),
-    "read_captions": (1, 5),
-    "potential_lr": (3e-3, 1e-4),
+    "hard_negatives": (4, 1),
+    "read_captions": (1, 3),
+    "potential_lr": (3e-3, 3e-4),
     "select_on": ("test", "val"),
 }
 SWITCHES = ("no_tensorboard", "noloss_record", "save_memory_mode", "raw_video", "skip_eval", "DSL")

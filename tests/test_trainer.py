@@ -18,8 +18,9 @@ from tests.made_up import write_video
 from tests.processes import in_processes
 from tests.small_models import small_textdiffs, small_xpool
 from trainer import distributed
+from trainer.optimizer import parameter_groups
 from trainer.run_folder import MetricsWriter
-from trainer.trainer import Trainer, parameter_groups
+from trainer.trainer import Trainer
 
 CPU = torch.device("cpu")
 CLIP_LR, NOCLIP_LR, WEIGHT_DECAY = 1e-4, 1e-3, 0.2
@@ -105,24 +106,30 @@ def test_training_is_what_plain_pytorch_does(split, tmp_path):
 
 
 def test_each_part_of_a_model_has_its_learning_rate():
-    """CLIP clip_lr, the pooling and the weight of the potential noclip_lr, what is new in the student and the encoder
-    of the videos potential_lr, and its language network, which was pre-trained, a fifth of it."""
+    """CLIP clip_lr, the pooling noclip_lr, what is new in the student and the encoder of the videos potential_lr, and
+    its language network, which was pre-trained, half of it. Muon moves the matrices of the last two; their vectors and
+    tables have 0.3 of these rates."""
     model = small_textdiffs(["a b"])
-    config = Config(clip_lr=1e-6, noclip_lr=1e-5, potential_lr=5e-3, weight_decay=0.3)
+    config = Config(clip_lr=1e-6, noclip_lr=1e-5, potential_lr=1e-2, weight_decay=0.3)
     groups = parameter_groups(model, config)
     found = {id(parameter): group for group in groups for parameter in group["params"]}
     assert sum(len(group["params"]) for group in groups) == len(found) == len(list(model.parameters()))
     student, encoder = model.potential.student, model.potential.video_encoder
-    parts = {
-        1e-6: [model.clip], 1e-5: [model.pool_frames], 5e-3: [student.video_attention, encoder],
-        1e-3: [student.input_transformers, student.word_embedding, student.lm_head, student.time_embed,
-               student.input_up_proj, student.output_down_proj, student.position_embeddings, student.LayerNorm],
-    }  # fmt: skip
-    rates = {id(p): rate for rate, modules in parts.items() for module in modules for p in module.parameters()}
-    rates[id(model.potential.weight)] = 5e-3
-    assert {key: group["lr"] for key, group in found.items()} == pytest.approx(rates)
+    expected = {id(p): (1e-6, False) for p in model.clip.parameters()}
+    expected |= {id(p): (1e-5, False) for p in model.pool_frames.parameters()}
+    tables = [student.word_embedding, student.position_embeddings, encoder.frame_position, encoder.patch_position]
+    for name, parameter in model.potential.named_parameters():
+        language = name.startswith("student.") and "video_attention" not in name
+        matrix = parameter.ndim == 2 and all(parameter is not table.weight for table in tables)
+        expected[id(parameter)] = ((5e-3 if language else 1e-2) * (1 if matrix else 0.3), matrix)
+    assert {key: group["orthogonal"] for key, group in found.items()} == {
+        key: muon for key, (_, muon) in expected.items()
+    }
+    assert {key: group["lr"] for key, group in found.items()} == pytest.approx(
+        {k: lr for k, (lr, _) in expected.items()}
+    )
     for module, decays in ((student.word_embedding, 0.0), (student.output_down_proj[0], 0.3),
-                           (student.video_attention[0].key_value, 0.3), (student.LayerNorm, 0.0)):  # fmt: skip
+                           (student.video_attention[0].query, 0.3), (student.LayerNorm, 0.0)):  # fmt: skip
         assert found[id(module.weight)]["weight_decay"] == decays
     assert found[id(model.potential.weight)]["weight_decay"] == 0
     of_xpool = {group["lr"] for group in parameter_groups(small_xpool(), config)}

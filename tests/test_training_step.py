@@ -25,7 +25,7 @@ from tests.processes import in_processes
 from tests.slow_potential import log_p, noised
 from tests.small_models import SMALL, small_baseline, small_textdiffs, small_tmass, small_xpool
 from trainer import distributed, training_step
-from trainer.trainer import parameter_groups
+from trainer.optimizer import parameter_groups
 from trainer.training_step import TrainingStep
 
 CAPTIONS = ["a man plays a guitar", "two dogs run on the beach", "somebody cuts an onion", "a cat", "a dog jumps high",
@@ -271,7 +271,7 @@ def test_the_contrast_of_ratios_does_not_move_the_prior():
     read, student = pairs.reading, list(model.potential.student.parameters())
     assert not read.prior.requires_grad
     own = NoisedWords(read.word_ids, read.x_t, read.t)
-    with_video = model.potential.log_p(own, model.potential.student.video_memory(pairs.videos.tokens)).sum(1)
+    with_video = model.potential.log_p(own, pairs.videos.tokens).sum(1)
     without = model.potential.log_p(own).sum(1)
     torch.testing.assert_close(read.own_ratio, with_video - without, atol=1e-4, rtol=1e-4)
     weights = torch.arange(1.0, 1 + len(CAPTIONS))

@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
 from transformers import get_cosine_schedule_with_warmup
 
 from config import Config
@@ -35,6 +34,7 @@ from trainer.checkpoints import BEST, delete_old, epoch_file, load_checkpoint, n
 from trainer.data_record import Record
 from trainer.device import random_state, seed_process, set_random_state
 from trainer.evaluation import Evaluation, Evaluator, format_table, write_results
+from trainer.optimizer import make_optimizer
 from trainer.resume import how_to_go_on, how_to_test, restore_random_state, what_is_kept
 from trainer.run_folder import EVALUATION, RESULTS_FILE, TEST, MetricsWriter, TrainedError
 from trainer.stop import Interrupted, StopSignal
@@ -45,27 +45,8 @@ logger = logging.getLogger(__name__)
 
 MOST_UNKNOWN = 0.05  # share of words; a Diffusion-LM of the same captions without rare words is below
 GRADIENT_NORM = 1.0
-ADAM_BETAS, ADAM_EPS = (0.9, 0.98), 1e-6  # CLIP's (Radford et al. 2021, table 18)
 WINDOW_COLUMNS = ("R1", "R5", "R10", "MedR", "MeanR")
 SHOWN_PAIRS = 8  # of a batch, in an error
-
-
-def parameter_groups(model: RetrievalModel, config: Config) -> list[dict]:
-    """CLIP parameters at clip_lr, those of the text potential at their shares of potential_lr, the rest at noclip_lr;
-    no weight decay on biases, norms, tables and scales."""
-    rates = {name: share * config.potential_lr for name, share in model.potential_rates.items()}
-    rates["clip."] = config.clip_lr
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            rate = next((rate for prefix, rate in rates.items() if name.startswith(prefix)), config.noclip_lr)
-            decays = parameter.ndim >= 2 and id(parameter) not in tables
-            groups.setdefault((rate, decays), []).append(parameter)
-    return [
-        {"params": parameters, "lr": rate, "weight_decay": config.weight_decay if decays else 0.0}
-        for (rate, decays), parameters in groups.items()
-    ]
 
 
 def _figures(evaluation: Evaluation, prefix: str) -> dict[str, float]:
@@ -131,7 +112,7 @@ class Trainer:
         self.share_of_flops = self._share_of_flops() if distributed.is_main() else 0.0
         model.prepare(config.gradient_checkpointing, config.compile)
         self.training_step = distributed.synchronised(TrainingStep(model, config.grad_accum, device, dtype))
-        self.optimizer = AdamW(parameter_groups(model, config), betas=ADAM_BETAS, eps=ADAM_EPS, fused=True)
+        self.optimizer = make_optimizer(model, config)
         total = self.steps_of_epoch * config.num_epochs
         warmup = math.ceil(total * config.warmup_proportion)
         self.scheduler = get_cosine_schedule_with_warmup(self.optimizer, warmup, total)

@@ -1,0 +1,106 @@
+"""What moves the weights: AdamW, and Muon for the matrices of the text potential."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from config import Config
+from model.retrieval import RetrievalModel
+
+ADAM_BETAS, ADAM_EPS = (0.9, 0.98), 1e-6  # CLIP's (Radford et al. 2021, table 18)
+MOMENTUM = 0.95
+# Five steps of x -> a x + b x^3 + c x^5 bring singular values in (0, 1] to between 0.7 and 1.2 (Jordan et al. 2024).
+NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS = (3.4445, -4.7750, 2.0315), 5
+RMS = 0.2  # of a step at learning rate 1, about that of AdamW (Liu et al. 2025, "Muon is Scalable for LLM Training")
+ADAM_SHARE = 0.3  # of the rate of Muon's matrices, for the vectors and tables beside them
+
+
+def make_optimizer(model: RetrievalModel, config: Config) -> "MuonAdamW":
+    """The optimizer of a run."""
+    return MuonAdamW(parameter_groups(model, config), betas=ADAM_BETAS, eps=ADAM_EPS, fused=True)
+
+
+def parameter_groups(model: RetrievalModel, config: Config) -> list[dict]:
+    """CLIP parameters at clip_lr, those of the text potential at their shares of potential_lr, the rest at noclip_lr;
+    no weight decay on biases, norms, tables and scales. Matrices of the text potential are `orthogonal`."""
+    rates = {name: share * config.potential_lr for name, share in model.potential_rates.items()}
+    rates["clip."] = config.clip_lr
+    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            prefix = next((prefix for prefix in rates if name.startswith(prefix)), None)
+            matrix = parameter.ndim >= 2 and id(parameter) not in tables
+            of_potential = matrix and prefix in model.potential_rates
+            rate = rates.get(prefix, config.noclip_lr)
+            if prefix in model.potential_rates and not matrix:
+                rate *= ADAM_SHARE
+            groups.setdefault((rate, matrix, of_potential), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": rate,
+            "weight_decay": config.weight_decay if decays else 0.0,
+            "orthogonal": orthogonal,
+        }
+        for (rate, decays, orthogonal), parameters in groups.items()
+    ]
+
+
+class MuonAdamW(AdamW):
+    """AdamW, but groups with `orthogonal` are moved by Muon (Jordan et al. 2024): by their momentum with all singular
+    values made about 1, so that no direction of a matrix waits for its turn. Both take learning rates of one size.
+
+    torch.optim.Muon computes in bf16, which processors without AMX emulate, and one matrix at a time.
+    """
+
+    def __init__(self, groups: Iterable[dict], **settings: object) -> None:
+        super().__init__(groups, **settings)
+        self._step_supports_amp_scaling = False  # the scaler of fp16 leaves out a step, not AdamW's kernel
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One step; gradients of matrices that Muon moves are used up."""
+        for group in self.param_groups:
+            if group.get("orthogonal"):
+                self._move(group)
+        super().step(closure)
+
+    def _move(self, group: dict) -> None:
+        alike: dict[tuple[int, int], list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                alike.setdefault(parameter.shape, []).append(parameter)
+        for shape, parameters in alike.items():
+            directions = orthogonalised(torch.stack([self._momentum(parameter) for parameter in parameters]))
+            size = group["lr"] * RMS * max(shape) ** 0.5
+            for parameter, direction in zip(parameters, directions.to(parameters[0].dtype), strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction, alpha=size)
+                parameter.grad = None  # AdamW passes it by
+
+    def _momentum(self, parameter: nn.Parameter) -> Tensor:
+        """Nesterov's, of the gradients up to now."""
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())  # which AdamW expects of every parameter
+            state["momentum"] = torch.zeros_like(parameter)
+        state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
+        return parameter.grad.lerp(state["momentum"], MOMENTUM)
+
+
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """Matrices (N, A, B) with the same singular vectors, and all singular values about 1.
+
+    In bf16 where it is not emulated, as the iteration forgives rounding.
+    """
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x.to(torch.bfloat16 if x.is_cuda else torch.float32)
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
