@@ -73,7 +73,7 @@ def captions_of_video(args: Namespace, device: torch.device) -> list[str]:
 
     # 3. captions
     potential = model.potential
-    reading = Reading(potential.student.video_memory(video.tokens), potential.word_table)
+    reading = Reading(video.tokens, potential.word_table)
     length = args.text_len or potential.text_length
     found = sampled(args, potential.student, potential.diffusion, model.vocabulary, length, reading)
 

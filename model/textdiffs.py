@@ -54,15 +54,15 @@ class TextDiffs(XPool):
         num_mha_heads: int = 1,
         transformer_dropout: float = 0.3,
         seed: int = 24,
-        negatives: int = 2,
-        captions_read: int = 5,
+        negatives: int = 1,
+        captions_read: int = 3,
     ) -> None:
         super().__init__(clip, tokenizer, num_mha_heads, transformer_dropout)
         self.potential, self.vocabulary, self.seed = potential, vocabulary, seed
         self.negatives, self.captions_read = negatives, captions_read
         self.loss_weights = {"retrieval": 1.0, "potential": 1.0}
         # layers that start from nothing learn fastest; the language network, which is trained already, slowly
-        self.potential_rates = {"potential.student.video_attention.": 1.0, "potential.student.": 0.2, "potential.": 1.0}
+        self.potential_rates = {"potential.student.video_attention.": 1.0, "potential.student.": 0.5, "potential.": 1.0}
 
     @property
     def token_shape(self) -> tuple[int, int]:
@@ -105,12 +105,12 @@ class TextDiffs(XPool):
 
     @property
     def pair_bytes(self) -> int:
-        """Memory of one pair at its peak, about: a layer of the student and what it reads of the video, or the word
-        scores."""
+        """Memory of one pair at its peak, about: a layer of the student or the word scores, and the tokens of the
+        video."""
         sizes, (tokens, width) = self.potential.student.config, self.token_shape
         words = self.potential.student.vocabulary_size
         text = self.potential.text_length * (2 * sizes.intermediate_size + 10 * sizes.hidden_size + 2 * words)
-        return 4 * (text + tokens * (width + 2 * sizes.hidden_size * sizes.num_hidden_layers))
+        return 4 * (text + tokens * width)
 
     # Scoring
 
@@ -150,9 +150,8 @@ class TextDiffs(XPool):
         used_texts, text_rows = text_index.unique(return_inverse=True)  # each text and video of the block once
         used_videos, video_rows = video_index.unique(return_inverse=True)
         text_rows, video_rows = (rows.to(device, non_blocking=True) for rows in (text_rows, video_rows))
-        tokens = videos.tokens[used_videos].to(device, non_blocking=True)
-        memory = self.potential.student.video_memory(tokens.to(texts.features.dtype), video_rows)
-        log_p = [self.potential.log_p(noised.rows(text_rows), memory) for noised in self._draws(texts, used_texts)]
+        tokens = videos.tokens[used_videos].to(device, non_blocking=True).to(texts.features.dtype)[video_rows]
+        log_p = [self.potential.log_p(noised.rows(text_rows), tokens) for noised in self._draws(texts, used_texts)]
         prior = texts.prior[used_texts.to(device, non_blocking=True)][text_rows]
         return torch.stack(log_p).mean(0) - prior
 
@@ -194,7 +193,7 @@ class TextDiffs(XPool):
         drawn = TrainingNoise(*(part[:, :count] for part in noise[0]))
         noised = self.potential.noised(word_ids.flatten(0, 1), *(part.flatten(0, 1) for part in drawn))
         own = NoisedWords(*(part.unflatten(0, (-1, count))[:, 0] for part in noised))
-        with_video = self.potential.log_p(noised, self.potential.student.video_memory(pairs.videos.tokens))
+        with_video = self.potential.log_p(noised, pairs.videos.tokens)
         with_video, without = with_video.unflatten(0, (-1, count)), self.potential.log_p(own)
         log_p = torch.cat([with_video, without[:, None]], dim=1)
         readings = 1 + is_word(word_ids).any(2).sum(1)  # a video may have fewer captions than are read
@@ -225,9 +224,8 @@ class TextDiffs(XPool):
         :param videos: (T, K) in [0, V).
         """
         text = torch.arange(len(videos), device=videos.device).repeat_interleave(videos.shape[1])
-        memory = self.potential.student.video_memory(tokens, videos.flatten())
         noised = NoisedWords(read.word_ids, read.x_t, read.t).rows(text)
-        return (self.potential.log_p(noised, memory).sum(1) - read.prior[text]).view_as(videos)
+        return (self.potential.log_p(noised, tokens[videos.flatten()]).sum(1) - read.prior[text]).view_as(videos)
 
 
 def without_padding(word_ids: Tensor) -> Tensor:

@@ -12,14 +12,13 @@ be compared. The cross-attention adds nothing before training: all ratios are 0 
 pre-trained Diffusion-LM.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffusion_lm.denoiser import Denoiser, VideoMemory
+from diffusion_lm.denoiser import Denoiser
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.losses import nats
 from diffusion_lm.vocabulary import PAD, START
@@ -83,13 +82,13 @@ class TextPotential(nn.Module):
         x_start = F.embedding(padded, self.word_table) + self.diffusion.x_start_std * x_start_noise
         return NoisedWords(word_ids, self.diffusion.q_sample(x_start, t, q_noise), t)
 
-    def log_p(self, noised: NoisedWords, memory: Sequence[VideoMemory] | None = None) -> Tensor:
+    def log_p(self, noised: NoisedWords, video: Tensor | None = None) -> Tensor:
         """log p(w_i | x_t, v) of each word of N captions, 0 where there is none: (N, l), float32.
 
-        :param memory: what `student.video_memory` gave of the videos, see `VideoAttention`; None: log p(w_i | x_t).
+        :param video: tokens of the videos (N, S, W), or of fewer, see `VideoAttention`; None: log p(w_i | x_t).
         """
         denoise = self.student.denoise if self.training else self.denoise  # only scoring is compiled
-        x_start = denoise(noised.x_t, self.diffusion.model_times[noised.t], memory=memory)
+        x_start = denoise(noised.x_t, self.diffusion.model_times[noised.t], video=video)
         word_ids = noised.word_ids
         log_p = -nats(self.student, x_start[:, : word_ids.shape[1]], word_ids)
         return torch.where(is_word(word_ids), log_p, 0.0)

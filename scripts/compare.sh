@@ -5,7 +5,7 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt "$@"
 
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # idle threads leave the cores to the processes that decode videos
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-20000} # threads wait a moment for the next loop, then leave the cores to the processes that decode
 data=data/many # of its own: the usual set has 1,600 training videos
 teacher=Diffusion-LM/diffusion_models/MovingShapes-4000
 python -c "
@@ -20,7 +20,7 @@ compgen -G "$teacher/ema_*.pt" >/dev/null ||
     python Diffusion-LM/train.py --dataset_name=MovingShapes --data_dir=$data --denoiser=tiny --text_len=20 --steps=1500 \
         --log_step=100 --output_dir=$teacher --resume
 
-heads="--transformer_dropout=0 --noclip_lr=1e-3 --potential_lr=3e-3" # as in demo.sh
+heads="--transformer_dropout=0 --noclip_lr=1e-3 --potential_lr=1e-2" # as in demo.sh
 diffusion="--arch=clip_stochastic --diffusion_text_len=20 --diffusion_lm=$teacher --rerank_topk=20 $heads"
 python scripts/compare.py --dataset_name=MovingShapes --data_dir=$data --split=large --clip_arch=tiny-shapes --num_frames=6 \
     --batch_size=64 --clip_lr=5e-4 --num_epochs=5 --video_sample_type=rand --num_workers=2 --log_step=25 --precision=fp32 \

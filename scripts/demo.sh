@@ -5,7 +5,7 @@ set -euo pipefail
 [ "${*:---help}" = --help ] || { echo "demo.sh: error: it takes no arguments: $*" >&2 && exit 2; }
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt "$@"
 
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # idle threads leave the cores to the processes that decode videos
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-20000} # threads wait a moment for the next loop, then leave the cores to the processes that decode
 started=$SECONDS
 dataset=MovingShapes
 teacher=Diffusion-LM/diffusion_models/$dataset
@@ -32,7 +32,7 @@ step "2/4 evaluate before training"
 python test.py "${model[@]}" "${place[@]}" "${quick[@]}" --batch_size=64 --output_json="$folder/before_training.json"
 
 step "3/4 train TextDiffs"
-python train.py "${model[@]}" "${place[@]}" "${quick[@]}" --batch_size=64 --clip_lr=5e-4 --noclip_lr=1e-3 --potential_lr=3e-3 --num_epochs=3 \
+python train.py "${model[@]}" "${place[@]}" "${quick[@]}" --batch_size=64 --clip_lr=5e-4 --noclip_lr=1e-3 --potential_lr=1e-2 --num_epochs=3 \
     --video_sample_type=rand --num_workers=2 --log_step=25
 
 step "4/4 evaluate the best checkpoint"

@@ -36,8 +36,8 @@ def log_p(
     :param time: t * 1000 / T.
     :param tokens: of the video (S, W).
     """
-    memory = None if tokens is None else denoiser.video_memory(tokens[None])
-    predicted = denoiser.denoise(x_t[None], torch.tensor([time]), memory=memory)[0].double()
+    video = None if tokens is None else tokens[None]
+    predicted = denoiser.denoise(x_t[None], torch.tensor([time]), video=video)[0].double()
     table, bias = denoiser.word_embedding.weight.double(), denoiser.lm_head.bias.double()
     found = []
     for place, word in enumerate(word_ids):

@@ -79,7 +79,7 @@ def small_textdiffs(
             student.word_embedding.weight.add_(0.1 * torch.randn_like(word_table))  # as training moves it
             student.output_down_proj[2].weight.mul_(20)
             for attention in student.video_attention:
-                attention.key_value.weight.mul_(3)
+                attention.query.weight.mul_(3)
                 attention.out.weight.normal_()
     potential = TextPotential(student, word_table, encoder, process, length)
     return TextDiffs(*clip, potential, vocabulary, **options).eval()

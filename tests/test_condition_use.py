@@ -59,7 +59,7 @@ def model(config):
     with torch.no_grad():
         if config.recipe == "textdiffs":
             for attention in made.potential.student.video_attention:
-                attention.key_value.weight.mul_(20)
+                attention.query.weight.mul_(100)
                 attention.out.weight.normal_()
         else:
             made.text_diffusion.student.output_down_proj[2].weight.mul_(100)

@@ -182,73 +182,63 @@ def test_respacing_outside_the_process_is_refused(diffusion, sampling_steps):
 
 @torch.no_grad()
 def test_a_fresh_video_attention_leaves_the_unconditional_network(denoiser):
-    seeing = Denoiser(SMALL, 11, video_width=6).eval()
+    seeing = Denoiser(SMALL, 11, video_width=12).eval()
     seeing.load_state_dict(denoiser.state_dict(), strict=False)
     x, times = randn(3, 6, 4), torch.tensor([0.0, 300.0, 900.0])
     for seed in range(3):
-        memory = seeing.video_memory(10 * randn(3, 5, 6, seed=seed))
-        torch.testing.assert_close(seeing.denoise(x, times, memory=memory), denoiser(x, times), atol=1e-5, rtol=0)
+        video = 10 * randn(3, 5, 12, seed=seed)
+        torch.testing.assert_close(seeing.denoise(x, times, video=video), denoiser(x, times), atol=1e-5, rtol=0)
 
 
 def test_a_fresh_video_attention_can_learn():
     """It adds nothing, but has a gradient: training can move away from that."""
-    seeing = Denoiser(SMALL, 11, video_width=6)
-    seeing.denoise(
-        randn(3, 6, 4), torch.zeros(3), memory=seeing.video_memory(randn(3, 5, 6))
-    ).square().mean().backward()
+    seeing = Denoiser(SMALL, 11, video_width=12)
+    seeing.denoise(randn(3, 6, 4), torch.zeros(3), video=randn(3, 5, 12)).square().mean().backward()
     assert all(attention.out.weight.grad.abs().sum() > 0 for attention in seeing.video_attention)
 
 
 @torch.no_grad()
 def test_video_attention_is_that_of_torch():
-    """With the weights of nn.MultiheadAttention, which has queries, keys and values side by side."""
-    attention, expected = VideoAttention(8, 6, 2), MultiheadAttention(8, 2, kdim=6, vdim=6, batch_first=True)
-    x, tokens = randn(3, 4, 8), randn(3, 5, 6, seed=1)
+    """With the weights of nn.MultiheadAttention, which projects the tokens to keys and values, here as they are."""
+    attention, expected = VideoAttention(8, 12), MultiheadAttention(12, 4, batch_first=True)
+    x, tokens = randn(3, 4, 8), randn(3, 5, 12, seed=1)
     for parameter in attention.parameters():
         parameter.copy_(torch.randn_like(parameter))
-    expected.q_proj_weight.copy_(attention.query.weight)
-    keys, values = attention.key_value.weight.chunk(2)
-    expected.k_proj_weight.copy_(keys)
-    expected.v_proj_weight.copy_(values)
-    expected.in_proj_bias.copy_(torch.cat([attention.query.bias, attention.key_value.bias]))
-    expected.out_proj.load_state_dict(attention.out.state_dict())
-    normed = attention.norm(x)
-    found = attention(x, attention.memory(tokens))
-    torch.testing.assert_close(found, expected(normed, tokens, tokens)[0], atol=1e-5, rtol=1e-5)
+    expected.in_proj_weight.copy_(torch.eye(12).repeat(3, 1))
+    expected.in_proj_bias.zero_()
+    expected.out_proj.weight.copy_(torch.eye(12))
+    found = expected(attention.query(attention.norm(x)), tokens, tokens)[0]
+    torch.testing.assert_close(attention(x, tokens), attention.out(found), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_texts_that_lie_together_read_one_video():
     """Three texts of each of two videos, against a video for each text."""
-    attention, x, tokens = VideoAttention(8, 6, 2), randn(6, 4, 8), randn(2, 5, 6, seed=1)
-    found = attention(x, attention.memory(tokens))
-    each = attention.memory(tokens[[0, 0, 0, 1, 1, 1]])
-    torch.testing.assert_close(found, attention(x, each), atol=1e-6, rtol=1e-6)
-    rows = attention.memory(tokens).rows(torch.tensor([0, 0, 0, 1, 1, 1]))
-    assert all(torch.equal(*pair) for pair in zip(rows, each, strict=True))
-    other = attention(x, attention.memory(tokens.flip(0)))
-    assert (other - found).abs().flatten(1).max(1).values.min() > 1e-3
+    attention, x, tokens = VideoAttention(8, 12), randn(6, 4, 8), randn(2, 5, 12, seed=1)
+    found = attention(x, tokens)
+    torch.testing.assert_close(found, attention(x, tokens[[0, 0, 0, 1, 1, 1]]), atol=1e-6, rtol=1e-6)
+    assert (attention(x, tokens.flip(0)) - found).abs().flatten(1).max(1).values.min() > 1e-3
 
 
 @torch.no_grad()
 def test_each_layer_sees_the_video_before_its_own_attention(denoiser):
-    seeing = Denoiser(SMALL, 11, video_width=6).eval()
+    seeing = Denoiser(SMALL, 11, video_width=12).eval()
     for attention in seeing.video_attention:
         attention.out.weight.normal_()
-    x_t, times, memory = randn(3, 6, 4), torch.tensor([0.0, 300.0, 900.0]), seeing.video_memory(randn(3, 5, 6, seed=1))
+    x_t, times, video = randn(3, 6, 4), torch.tensor([0.0, 300.0, 900.0]), randn(3, 5, 12, seed=1)
     seen = []
     for layer in seeing.input_transformers.layer:
         layer.register_forward_hook(lambda _, given, output: seen.append((given[0], output)))
     seeing(x_t, times)
     before = seen[0][0]  # what comes into the first layer where there is no video
     seen.clear()
-    predicted = seeing.denoise(x_t, times, memory=memory)
-    for attention, layer, (given, output) in zip(seeing.video_attention, memory, seen, strict=True):
-        torch.testing.assert_close(given, before + attention(before, layer))
+    predicted = seeing.denoise(x_t, times, video=video)
+    for attention, (given, output) in zip(seeing.video_attention, seen, strict=True):
+        torch.testing.assert_close(given, before + attention(before, video))
         before = output
     torch.testing.assert_close(predicted, seeing.output_down_proj(seen[-1][1]))
-    one = [layer.rows(torch.tensor([2])) for layer in memory]
-    torch.testing.assert_close(seeing.denoise(x_t[2:], times[2:], memory=one), predicted[2:], atol=1e-5, rtol=1e-5)
+    found = seeing.denoise(x_t[2:], times[2:], video=video[2:])
+    torch.testing.assert_close(found, predicted[2:], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["num_frames", "video_width"])
@@ -482,7 +472,7 @@ def reader():
     for step in range(300):
         t = torch.full((2,), step % 4)
         x_t = process.q_sample(network.word_embedding(ids), t, torch.randn(2, 8, SMALL.channels))
-        logits = network.logits(network.denoise(x_t, process.model_times[t], memory=network.video_memory(videos)))
+        logits = network.logits(network.denoise(x_t, process.model_times[t], video=videos))
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(logits[words], ids[words]).backward()
         optimizer.step()
@@ -494,14 +484,14 @@ def reader():
 def test_what_was_learned_of_a_video_is_read_in_it(reader, sampler):
     network, vocabulary, videos, process = reader
     for caption, video in zip(VERSES, videos, strict=True):
-        reading = Reading(network.video_memory(video[None]), network.word_embedding.weight)
+        reading = Reading(video[None], network.word_embedding.weight)
         assert sample_captions(network, process, vocabulary, 5, 8, 7, sampler, reading=reading) == [caption] * 5
 
 
 @torch.no_grad()
 def test_each_caption_is_of_its_own_video(reader):
     network, vocabulary, videos, process = reader
-    reading = Reading(network.video_memory(videos), network.word_embedding.weight)
+    reading = Reading(videos, network.word_embedding.weight)
     ids = sample_words(network, process, randn(2, 5, 8, SMALL.channels), reading=reading)
     assert [vocabulary.decode(row) for row in ids.tolist()] == VERSES
     assert ids[:, 0].tolist() == [START, START]
@@ -511,14 +501,14 @@ def test_each_caption_is_of_its_own_video(reader):
 def test_one_step_with_a_video_is_the_mean_of_the_words():
     """By the probabilities of those that are known, written out, not what the network predicts."""
     torch.manual_seed(5)
-    network = Denoiser(SMALL, 11, video_width=6).eval()
+    network = Denoiser(SMALL, 11, video_width=12).eval()
     for layer in (network.output_down_proj[2], *(attention.out for attention in network.video_attention)):
         layer.weight.normal_()
     process, noise = GaussianDiffusion.sqrt(1), randn(2, 2, 8, SMALL.channels)
-    memory = network.video_memory(randn(2, 3, 6))
-    predicted = network.denoise(noise[:, 0], process.model_times[torch.tensor([0, 0])], memory=memory)
+    video = randn(2, 3, 12)
+    predicted = network.denoise(noise[:, 0], process.model_times[torch.tensor([0, 0])], video=video)
     scores, table = network.logits(predicted).exp(), network.word_embedding.weight
-    ids = sample_words(network, process, noise, reading=Reading(memory, network.word_embedding.weight))
+    ids = sample_words(network, process, noise, reading=Reading(video, network.word_embedding.weight))
     known = [word for word in range(11) if word != UNK]
     for n in range(2):
         assert ids[n, 0] == START

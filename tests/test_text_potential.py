@@ -71,8 +71,8 @@ def test_before_training_the_video_says_nothing_of_the_words(untrained):
     potential = untrained.potential
     noise = torch.randn(2, len(CAPTIONS), LENGTH, 16)
     found = potential.noised(texts.word_ids, torch.tensor([0, 3, 6, 9]), *noise)
-    memory = potential.student.video_memory(videos.tokens[: len(CAPTIONS)].float())
-    torch.testing.assert_close(potential.log_p(found, memory), potential.log_p(found), atol=1e-5, rtol=1e-5)
+    video = videos.tokens[: len(CAPTIONS)].float()
+    torch.testing.assert_close(potential.log_p(found, video), potential.log_p(found), atol=1e-5, rtol=1e-5)
     assert potential.log_p(found).sum() < -5  # these are no zeros
 
 
@@ -83,11 +83,11 @@ def test_before_training_the_weight_of_the_ratio_is_one(untrained):
 def test_the_student_can_learn_from_the_video_from_the_first_step(untrained):
     """The outputs of the cross-attention are 0, but not their gradients."""
     potential = untrained.potential.train()
-    memory = potential.student.video_memory(torch.randn(2, *untrained.token_shape))
+    video = torch.randn(2, *untrained.token_shape)
     found = potential.noised(
         untrained.tokenize(CAPTIONS[:2])["word_ids"], torch.tensor([3, 7]), *torch.randn(2, 2, LENGTH, 16)
     )
-    potential.log_p(found, memory).sum().backward()
+    potential.log_p(found, video).sum().backward()
     assert all(attention.out.weight.grad.abs().max() > 0 for attention in potential.student.video_attention)
 
 
@@ -108,7 +108,7 @@ def test_likelihoods_are_those_of_the_formula(model, cut):
     t, noise = torch.tensor([9, 0, 5, 7]), torch.randn(2, len(CAPTIONS), LENGTH, 16)
     tokens = torch.randn(len(CAPTIONS), *model.token_shape)
     found = potential.noised(word_ids, t, *noise)
-    with_video, without = potential.log_p(found, potential.student.video_memory(tokens)), potential.log_p(found)
+    with_video, without = potential.log_p(found, tokens), potential.log_p(found)
     assert with_video.shape == without.shape == word_ids.shape
     for row, ids in enumerate(word_ids.tolist()):
         x_t = noised(model, ids, int(t[row]), *noise[:, row])
@@ -218,6 +218,18 @@ def test_patches_that_lie_together_are_averaged(side, grid):
     small = VideoEncoder(6, 2, grid**2).eval()
     small.load_state_dict(encoder.state_dict())
     torch.testing.assert_close(found, small(averaged.flatten(2, 3)), atol=1e-5, rtol=1e-5)
+
+
+def test_moments_hold_the_velocity_of_what_is_attended_to():
+    """Attention to the one patch of each frame where a thing is, as it moves right and down, or back."""
+    encoder = VideoEncoder(6, 4, 16)
+    assert encoder.moments.shape == (4 * 16, 8)
+    for path, sign in (((0, 1, 2, 3), 1), ((3, 2, 1, 0), -1)):
+        attended = torch.tensor([frame * 16 + 4 * place + place for frame, place in enumerate(path)])
+        row, column, time, time_row, time_column = encoder.moments[attended].mean(0)[:5]
+        for place, product in ((row, time_row), (column, time_column)):
+            covariance = product - time * place
+            assert covariance.item() == pytest.approx(sign * 5 / 9)  # the variance of -1, -1/3, 1/3, 1
 
 
 @torch.no_grad()

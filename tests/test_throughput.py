@@ -79,7 +79,7 @@ def test_each_caption_that_is_read_and_each_wrong_video_is_counted():
     weights = sum(
         module.weight.numel() * (1 if name.startswith("time_embed") else model.potential.text_length)
         for name, module in model.potential.student.named_modules()
-        if isinstance(module, torch.nn.Linear) and "key_value" not in name
+        if isinstance(module, torch.nn.Linear)
     )
     assert two - one == pytest.approx(3 * 2 * weights, rel=0.25)  # attention is the rest; x_t needs no gradient
 

@@ -5,9 +5,7 @@ similar it is to each frame (`condition_term`).
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +19,7 @@ TIME_CHANNELS = 128
 TIME_HIDDEN = 512
 MAX_PERIOD = 10_000
 MAX_POSITIONS = 512
+VIDEO_HEADS = 4  # with which words look at the tokens of a video
 
 
 @dataclass(frozen=True)
@@ -61,46 +60,31 @@ def timestep_embedding(times: Tensor) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-class VideoMemory(NamedTuple):
-    """What one layer of cross-attention reads of N videos."""
-
-    keys: Tensor  # (N, heads, S, H / heads)
-    values: Tensor  # likewise
-
-    def rows(self, index: Tensor) -> "VideoMemory":
-        """That of the videos `index` (P,)."""
-        return VideoMemory(self.keys.index_select(0, index), self.values.index_select(0, index))
-
-
 class VideoAttention(nn.Module):
     """Cross-attention of words to the tokens of a video, which adds nothing before it is trained.
 
+    The tokens are keys and values as they are, for every layer: no layer computes anything of a video again.
+
     :param hidden: H, width of the words.
-    :param video_width: W, width of the video's tokens.
+    :param width: W, width of the video's tokens, a multiple of VIDEO_HEADS.
     """
 
-    def __init__(self, hidden: int, video_width: int, heads: int) -> None:
+    def __init__(self, hidden: int, width: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.norm = nn.LayerNorm(hidden)
-        self.query, self.key_value = nn.Linear(hidden, hidden), nn.Linear(video_width, 2 * hidden)
-        self.out = nn.Linear(hidden, hidden)
+        self.norm, self.query, self.out = nn.LayerNorm(hidden), nn.Linear(hidden, width), nn.Linear(width, hidden)
 
-    def memory(self, tokens: Tensor) -> VideoMemory:
-        """Keys and values of the tokens of videos (N, S, W)."""
-        return VideoMemory(*(self._split(part) for part in self.key_value(tokens).chunk(2, dim=-1)))
-
-    def forward(self, x: Tensor, memory: VideoMemory) -> Tensor:
+    def forward(self, x: Tensor, video: Tensor) -> Tensor:
         """What words x (N, L, H) find in videos: (N, L, H).
 
-        :param memory: of N videos, or of fewer, each for equally many texts that lie together.
+        :param video: tokens of N videos (N, S, W), or of fewer, each for equally many texts that lie together.
         """
-        query = self.query(self.norm(x)).view(len(memory.keys), -1, x.shape[-1])
-        found = F.scaled_dot_product_attention(self._split(query), *memory)
-        return self.out(found.transpose(1, 2).flatten(2)).view_as(x)
+        query = self.query(self.norm(x)).view(len(video), -1, video.shape[-1])
+        found = F.scaled_dot_product_attention(_in_heads(query), _in_heads(video), _in_heads(video))
+        return self.out(found.transpose(1, 2).flatten(2)).view(len(x), -1, x.shape[-1])
 
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+def _in_heads(x: Tensor) -> Tensor:
+    return x.unflatten(-1, (VIDEO_HEADS, -1)).transpose(1, 2)
 
 
 class Denoiser(nn.Module):
@@ -143,9 +127,8 @@ class Denoiser(nn.Module):
                 nn.Linear(2 * hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, hidden)
             )
         if video_width is not None:
-            heads = config.num_attention_heads
             self.video_attention = nn.ModuleList(
-                VideoAttention(hidden, video_width, heads) for _ in range(config.num_hidden_layers)
+                VideoAttention(hidden, video_width) for _ in range(config.num_hidden_layers)
             )
             self.reset_video_attention_to_no_op()
 
@@ -176,24 +159,17 @@ class Denoiser(nn.Module):
         expand = self.sims_decoder[0]
         return F.linear(self.sims_linear(condition), expand.weight[:, self.config.hidden_size :], expand.bias)
 
-    def video_memory(self, tokens: Tensor, rows: Tensor | None = None) -> list[VideoMemory]:
-        """What each layer reads of videos, from their tokens (N, S, W): the same for all texts and steps.
-
-        :param rows: videos (P,) in [0, N) that are read, each as often as it stands there; None: all, once.
-        """
-        layers = (attention.memory(tokens) for attention in self.video_attention)  # one layer of all N at a time
-        return [layer if rows is None else layer.rows(rows) for layer in layers]
-
     def denoise(
         self,
         x_t: Tensor,
         times: Tensor,
         condition_term: Tensor | None = None,
-        memory: Sequence[VideoMemory] | None = None,
+        video: Tensor | None = None,
     ) -> Tensor:
-        """`forward` with what `condition_term` gave in the place of the condition, or with what `video_memory` gave.
+        """`forward` with what `condition_term` gave in the place of the condition, or with videos.
 
         :param times: (N,), or (1,) where all rows are at the same step.
+        :param video: tokens of N videos (N, S, W), or of fewer, see `VideoAttention`.
         """
         length, hidden = x_t.shape[1], self.config.hidden_size
         time = self.time_embed(timestep_embedding(times))
@@ -202,12 +178,12 @@ class Denoiser(nn.Module):
         if condition_term is not None:
             expand, activation, contract = self.sims_decoder
             x = contract(activation(F.linear(x, expand.weight[:, :hidden]) + condition_term))
-        if memory is None:
+        if video is None:
             x = self.input_transformers(x).last_hidden_state
         else:
             layers = self.input_transformers.layer
-            for layer, attention, seen in zip(layers, self.video_attention, memory, strict=True):
-                x = layer(x + attention(x, seen))
+            for layer, attention in zip(layers, self.video_attention, strict=True):
+                x = layer(x + attention(x, video))
         return self.output_down_proj(x)
 
     def logits(self, x: Tensor) -> Tensor:

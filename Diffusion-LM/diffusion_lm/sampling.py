@@ -1,13 +1,12 @@
 """Captions out of noise."""
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion_lm.denoiser import Denoiser, VideoMemory, nearest_word
+from diffusion_lm.denoiser import Denoiser, nearest_word
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import START, UNK, Vocabulary
 
@@ -20,7 +19,7 @@ TEMPERATURE = 0.6  # of captions for people: fewer different ones than at 1, and
 class Reading(NamedTuple):
     """What a network with cross-attention reads."""
 
-    memory: Sequence[VideoMemory]  # what `Denoiser.video_memory` gave of videos
+    video: Tensor  # tokens of videos (N, S, W)
     table: Tensor  # where the words lie of which it reads noise (V, C)
 
 
@@ -57,7 +56,7 @@ def sample_words(
         if reading is None:
             x_start = denoiser(x_t, diffusion.model_times[t])
         else:
-            predicted = denoiser.denoise(x_t, diffusion.model_times[t], memory=reading.memory)
+            predicted = denoiser.denoise(x_t, diffusion.model_times[t], video=reading.video)
             x_start = denoiser.logits(predicted)[..., known].softmax(-1) @ words
             x_start[:, 0] = words[START]
         if sampler == "ddpm":
@@ -90,8 +89,7 @@ def sample_captions(
     for first in range(0, count, SAMPLING_BATCH):
         places = range(first, min(first + SAMPLING_BATCH, count))
         noise = np.stack([np.random.default_rng((seed, p)).standard_normal(shape, dtype=np.float32) for p in places])
-        same = torch.zeros(len(places), dtype=torch.long, device=device)
-        read = reading and Reading([layer.rows(same) for layer in reading.memory], reading.table)
+        read = reading and Reading(reading.video.expand(len(places), -1, -1), reading.table)
         ids = sample_words(denoiser, diffusion, torch.from_numpy(noise).to(device), sampler, temperature, read)
         captions += map(vocabulary.decode, ids.tolist())
     return captions
