@@ -32,11 +32,11 @@ PROGRAMS = [
 CONFIG_PROGRAMS = [
     "train.py", "test.py", "preprocess/check_data.py", "preprocess/cache_frames.py", "scripts/condition_use.py",
 ]  # fmt: skip
-WITHOUT_FLAGS = ["search.py", "scripts/draw_method.py", "scripts/make_tiny_clip.py"]  # commands, or arguments alone
+WITHOUT_FLAGS = ["search.py", "scripts/make_tiny_clip.py"]  # commands, or arguments alone
 NEEDED = {
     "search.py": "index", "preprocess/compress_video.py": "--input_root=a --output_root=b", "scripts/plot.py": "a",
     "preprocess/convert_checkpoint.py": "--input=a --output=b", "Diffusion-LM/sample.py": "a",
-    "Diffusion-LM/train.py": "--captions=a", "scripts/draw_method.py": "a.png",
+    "Diffusion-LM/train.py": "--captions=a", 
     "scripts/draw_result.py": "--sims=a --output=b", "scripts/compare.py": "--method=a:",
     "scripts/make_tiny_clip.py": "a", "scripts/pretrain_clip.py": "--output=a", "scripts/results_table.py": "a=b",
 }  # fmt: skip
