@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 from torch.optim import AdamW
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig
 
 from diffusion_lm.command_line import Parser, home_path
@@ -30,17 +31,20 @@ from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
 from model.clip import TINY_FOLDER, build_clip
 from model.published_textdiffs import PublishedTextDiffs
+from model.retrieval import RetrievalModel
 from modules.text_diffusion import TextDiffusion
 from trainer import distributed
-from trainer.device import choose_device, choose_precision
+from trainer.device import autocast, choose_device, choose_precision, random_state, set_random_state
 from trainer.launch import Processes, free_port
 from trainer.optimizer import ADAM_BETAS, ADAM_EPS, parameter_groups
 from trainer.run_folder import run_program
-from trainer.throughput import flops_per_pair, matmul_rate
 from trainer.trainer import GRADIENT_NORM
 from trainer.training_step import TrainingStep
 
 FRAMES, LENGTH, DIFFUSION_STEPS = 12, 64, 10
+MATRIX_SIZES = {"cuda": (1024, 8192), "cpu": (128, 256, 512, 1024, 2048)}
+MATRIX_REPEATS = 3
+LONG_PRODUCT = 0.01  # seconds, from which on no larger product is tried
 TEXT = (
     "a man woman dog cat plays runs cooks sings eats reads holds the red blue old young guitar ball fish song book in "
     "on with street kitchen park room"
@@ -162,6 +166,54 @@ def seconds_of(run: Callable[[int], Tensor], steps: int, device: torch.device) -
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - started)
     return best, first
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product on this device, measured; smaller ones where a device is slow at the type."""
+    rate = 0.0
+    apart = torch.Generator(device)  # how many numbers are drawn depends on the clock
+    for size in MATRIX_SIZES[device.type]:
+        a, b = (torch.randn(size, size, device=device, generator=apart).to(dtype) for _ in range(2))
+        seconds = min(_seconds_of_product(a, b, device) for _ in range(MATRIX_REPEATS))
+        rate = 2 * size**3 / seconds
+        if seconds > LONG_PRODUCT:
+            break
+    return rate
+
+
+def _seconds_of_product(a: Tensor, b: Tensor, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    torch.mm(a, b)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def flops_per_pair(
+    model: RetrievalModel, frames: Tensor, tokens: dict[str, Tensor], device: torch.device, dtype: torch.dtype
+) -> int:
+    """FLOPs of the matrix products in the forward and backward pass of a pair, the mean over a batch of B.
+
+    What grows with the batch is small, and here that of a batch of B. It takes 1 + `model.negatives` pairs for each
+    text to meet as many wrong videos as in a large batch. Random streams stay as they were, and no gradients are left.
+
+    :param frames: uint8 (B, F, 3, R, R); `tokens` what `model.select` gave of B pairs.
+    """
+    before, count = random_state(device), len(frames)
+    noise = tuple(part.to(device) for part in model.draw_noise(0, range(count)))
+    with FlopCounterMode(display=False) as counter:
+        with autocast(device, dtype):
+            pairs = model.encode_pairs(
+                frames.to(device), **{name: rows.to(device) for name, rows in tokens.items()}, noise=noise
+            )
+            mean = model.pooled_sum(pairs.texts, pairs.videos.frames) / count if model.needs_mean_pooled else None
+            sims = model.similarities(pairs, pairs.videos, torch.arange(count, device=device), mean)
+        sum(part.sum() for part in (sims, *pairs.penalties.values())).backward()
+    model.zero_grad(set_to_none=True)
+    set_random_state(before, device)
+    return counter.get_total_flops() // count
 
 
 def flops_with(patch_dropout: float, tiny: bool, device: torch.device) -> int:

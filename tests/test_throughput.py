@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+from benchmarks.bench_train import flops_per_pair, matmul_rate
 from datasets.loading import TrainPairs
 from tests.processes import in_processes
 from tests.small_models import small_textdiffs, small_xpool
@@ -14,7 +15,7 @@ from tests.test_end_to_end import Place
 from tests.training_runs import Run
 from trainer import distributed
 from trainer.device import random_state
-from trainer.throughput import Stopwatch, flops_per_pair, matmul_rate
+from trainer.throughput import Stopwatch
 
 CPU = torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""How fast training is: pairs per second, time spent waiting for data, memory, share of the device's matrix rate."""
+"""How fast training is: pairs per second, time spent waiting for data, memory."""
 
 import logging
 import resource
@@ -9,22 +9,15 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 from torch.profiler import profile, schedule
-from torch.utils.flop_counter import FlopCounterMode
 
-from model.retrieval import RetrievalModel
 from trainer import distributed
-from trainer.device import autocast, random_state, set_random_state
 
 logger = logging.getLogger(__name__)
 
 Batch = TypeVar("Batch")
 
 SLOW_LOADING = 0.3  # share of the time spent waiting for data, from which loading is the bottleneck
-MATRIX_SIZES = {"cuda": (1024, 8192), "cpu": (128, 256, 512, 1024, 2048)}
-MATRIX_REPEATS = 3
-LONG_PRODUCT = 0.01  # seconds, from which on no larger product is tried
 PROFILE_ROWS = 15  # operations in the log
 
 
@@ -75,54 +68,6 @@ def memory_gb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product on this device, measured; smaller ones where a device is slow at the type."""
-    rate = 0.0
-    apart = torch.Generator(device)  # how many numbers are drawn depends on the clock
-    for size in MATRIX_SIZES[device.type]:
-        a, b = (torch.randn(size, size, device=device, generator=apart).to(dtype) for _ in range(2))
-        seconds = min(_seconds_of_product(a, b, device) for _ in range(MATRIX_REPEATS))
-        rate = 2 * size**3 / seconds
-        if seconds > LONG_PRODUCT:
-            break
-    return rate
-
-
-def _seconds_of_product(a: Tensor, b: Tensor, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    torch.mm(a, b)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
-
-
-def flops_per_pair(
-    model: RetrievalModel, frames: Tensor, tokens: dict[str, Tensor], device: torch.device, dtype: torch.dtype
-) -> int:
-    """FLOPs of the matrix products in the forward and backward pass of a pair, the mean over a batch of B.
-
-    What grows with the batch is small, and here that of a batch of B. It takes 1 + `model.negatives` pairs for each
-    text to meet as many wrong videos as in a large batch. Random streams stay as they were, and no gradients are left.
-
-    :param frames: uint8 (B, F, 3, R, R); `tokens` what `model.select` gave of B pairs.
-    """
-    before, count = random_state(device), len(frames)
-    noise = tuple(part.to(device) for part in model.draw_noise(0, range(count)))
-    with FlopCounterMode(display=False) as counter:
-        with autocast(device, dtype):
-            pairs = model.encode_pairs(
-                frames.to(device), **{name: rows.to(device) for name, rows in tokens.items()}, noise=noise
-            )
-            mean = model.pooled_sum(pairs.texts, pairs.videos.frames) / count if model.needs_mean_pooled else None
-            sims = model.similarities(pairs, pairs.videos, torch.arange(count, device=device), mean)
-        sum(part.sum() for part in (sims, *pairs.penalties.values())).backward()
-    model.zero_grad(set_to_none=True)
-    set_random_state(before, device)
-    return counter.get_total_flops() // count
 
 
 @contextmanager

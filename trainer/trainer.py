@@ -38,7 +38,7 @@ from trainer.optimizer import make_optimizer
 from trainer.resume import how_to_go_on, how_to_test, restore_random_state, what_is_kept
 from trainer.run_folder import EVALUATION, RESULTS_FILE, TEST, MetricsWriter, TrainedError
 from trainer.stop import Interrupted, StopSignal
-from trainer.throughput import SLOW_LOADING, Stopwatch, flops_per_pair, matmul_rate, memory_gb, profiler
+from trainer.throughput import SLOW_LOADING, Stopwatch, memory_gb, profiler
 from trainer.training_step import TrainingStep
 
 logger = logging.getLogger(__name__)
@@ -109,7 +109,6 @@ class Trainer:
         model.freeze(config.freeze_layer_num)
         clamp_logit_scale(model.clip.logit_scale)  # weights of others may come with more
         model.train().drop_patches(config.patch_dropout)
-        self.share_of_flops = self._share_of_flops() if distributed.is_main() else 0.0
         model.prepare(config.gradient_checkpointing, config.compile)
         self.training_step = distributed.synchronised(TrainingStep(model, config.grad_accum, device, dtype))
         self.optimizer = make_optimizer(model, config)
@@ -292,7 +291,6 @@ class Trainer:
         values = {f"train/{name}": value for name, value in zip(self.names, means, strict=True)}
         values["train/lr_max"] = max(self.scheduler.get_last_lr())
         speed, waited = self.watch.read()
-        share = speed * self.share_of_flops / distributed.size()
         self.watch.restart()
         if self.writer is None:
             return
@@ -300,14 +298,13 @@ class Trainer:
             "speed/pairs_per_s": speed,
             "speed/data_wait": waited,
             "speed/memory_gb": memory_gb(self.device),
-            "speed/flops_share": share,
         }
         self.writer.write(self.step, self.epoch, values | figures, tensorboard=not self.config.noloss_record)
         logger.info(
-            "epoch %d, step %d of %d: %s; %.3g pairs/s, %.0f %% waiting for data, %.2f GB, %.0f %% of the matrix rate",
+            "epoch %d, step %d of %d: %s; %.3g pairs/s, %.0f %% waiting for data, %.2f GB",
             self.epoch, self.epoch_step, self.steps_of_epoch,
             ", ".join(f"{name} {value:.4f}" for name, value in zip(self.names, means, strict=True)),
-            speed, 100 * waited, figures["speed/memory_gb"], 100 * share,
+            speed, 100 * waited, figures["speed/memory_gb"],
         )  # fmt: skip
         if waited > SLOW_LOADING and self.epoch_step > self.config.log_step and not self.told_slow:
             self.told_slow = True
@@ -320,15 +317,6 @@ class Trainer:
         else:
             flag = "all cores decode already: keep decoded frames with --frame_cache=FOLDER"
         return f"loading is the bottleneck, {100 * waited:.0f} % of the time is spent waiting for data; {flag}"
-
-    def _share_of_flops(self) -> float:
-        """Share of the device's matrix rate that one pair per second takes."""
-        count, side = 1 + self.model.negatives, self.config.input_res
-        index = self._read_with(torch.arange(len(self.rows)))[:count]  # captions of any videos
-        tokens = self.model.select(self.tokens, index)
-        frames = torch.zeros(len(index), self.config.num_frames, 3, side, side, dtype=torch.uint8)
-        flops = flops_per_pair(self.model, frames, tokens, self.device, self.dtype)
-        return flops / matmul_rate(self.device, self.dtype)
 
     def _until_the_end(self, loaded: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch, until a process cannot read its next one or a signal has come to one: all processes
