@@ -37,7 +37,7 @@ NEEDED = {
     "search.py": "index", "preprocess/compress_video.py": "--input_root=a --output_root=b", "scripts/plot.py": "a",
     "preprocess/convert_checkpoint.py": "--input=a --output=b", "Diffusion-LM/sample.py": "a",
     "Diffusion-LM/train.py": "--captions=a", 
-    "scripts/draw_result.py": "--sims=a --output=b", "scripts/compare.py": "--method=a:",
+    "scripts/compare.py": "--method=a:",
     "scripts/make_tiny_clip.py": "a", "scripts/pretrain_clip.py": "--output=a", "scripts/results_table.py": "a=b",
 }  # fmt: skip
 SHELL_SCRIPTS = [".ci/run", *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("scripts/*.sh")))]
