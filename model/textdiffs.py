@@ -34,7 +34,7 @@ class TextDiffs(XPool):
     """The score of a pair is X-Pool's cosine, and a share of the log ratio of `modules.text_potential`.
 
     In training the logits are s times the cosine plus w times the nats of one draw, with CLIP's logit scale s and a
-    learned w. A test takes the mean of several draws, and 3 w.
+    learned w. A test takes the mean of several draws, and 2 w.
 
     :param potential: the network that reads captions, and the encoder of the videos.
     :param vocabulary: words of the diffusion.

@@ -27,7 +27,7 @@ from modules.video_encoder import VideoEncoder
 LEAST_NOISE = 0.6  # of training: t is drawn from the steps from this share of T on
 READ_AT = (0.6, 0.6, 0.7, 0.7, 0.8, 0.8)  # shares of T at which a caption is read in a test
 # Weight of the mean of these beside that of the single, noisier draw of training; chosen on held-out videos.
-READ_WEIGHT = 3.0
+READ_WEIGHT = 2.0
 
 
 class NoisedWords(NamedTuple):

@@ -193,7 +193,7 @@ def test_the_words_are_what_a_score_has_beyond_the_cosine(place, evaluate):
     page, folder, _ = evaluate()
     checkpoint = place.root / "outputs" / "exp" / "textdiffs" / "model_best.pth"
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
-    nat = 3 * float(state["potential.weight"] / state["clip.logit_scale"].exp())
+    nat = 2 * float(state["potential.weight"] / state["clip.logit_scale"].exp())
     with np.load(folder / "sims.npz") as file:
         strict, beyond = file["strict"], file["strict"] - file["undiffused"]
     assert f"a cosine plus {nat:.3g} for each nat" in page.text
