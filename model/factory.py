@@ -42,6 +42,8 @@ from modules.video_encoder import VideoEncoder
 
 logger = logging.getLogger(__name__)
 
+READ_WEIGHT = "potential.read_weight"
+
 DIFFUSION_MODELS = Path(__file__).resolve().parent.parent / "Diffusion-LM" / "diffusion_models"
 
 # settings that shape a model: a checkpoint brings its own, and one given on the command line must agree
@@ -135,8 +137,11 @@ def restore_model(config: Config, checkpoint: dict[str, Any], path: Path) -> Ret
         logger.info("%s is a published %s checkpoint", path, family.name)
         checkpoint = from_published(config, checkpoint, family, path)
     model = _build_ours(config, checkpoint, path)
+    state = checkpoint["state_dict"]
+    if isinstance(model, TextDiffs) and READ_WEIGHT not in state:  # older ones did not choose it
+        state = state | {READ_WEIGHT: torch.tensor(2.0)}
     try:
-        model.load_state_dict(checkpoint["state_dict"])
+        model.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(f"{path} belongs to another model: {' '.join(str(error).split())[:600]}") from error
     return model

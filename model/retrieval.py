@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
 from model.clip import ClipRetrieval, EncodedVideos
+from modules.similarity import Similarity
 
 TEXTS_AT_ONCE = 128  # of `undiffused`
 
@@ -189,6 +190,9 @@ class RetrievalModel(ClipRetrieval):
         :param features: text features of the pairs (P, D).
         """
         return features[:, None]
+
+    def mix(self, scores: Similarity, video_of_text: Sequence[int]) -> None:
+        """Choose by pairs of which the right ones are known how much the parts of a score count: here it has one."""
 
     def compile_scoring(self) -> None:
         """Let torch.compile fuse what `score_pairs` spends its time in: nothing here."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
@@ -13,8 +14,11 @@ from model.clip import EncodedVideos
 from model.retrieval import EncodedPairs, PairScores, Texts, Videos
 from model.xpool import XPool
 from modules.losses import hardest_videos
+from modules.metrics import row_slices
+from modules.mixing import best_weight
 from modules.noise import TrainingNoise, caption_noise, reading_noise
-from modules.text_potential import LEAST_NOISE, READ_AT, READ_WEIGHT, NoisedWords, TextPotential, is_word
+from modules.similarity import Similarity
+from modules.text_potential import LEAST_NOISE, READ_AT, NoisedWords, TextPotential, is_word
 
 NEVER = -1e3  # similarity of a text with a video of the batch that it is not read against: no share in a softmax
 TEXTS_AT_ONCE = 256  # whose prior is computed together
@@ -34,7 +38,8 @@ class TextDiffs(XPool):
     """The score of a pair is X-Pool's cosine, and a share of the log ratio of `modules.text_potential`.
 
     In training the logits are s times the cosine plus w times the nats of one draw, with CLIP's logit scale s and a
-    learned w. A test takes the mean of several draws, and 2 w.
+    learned w. A test takes the mean of several draws, which has less noise, and a multiple of w that held-out videos
+    choose, see `mix`.
 
     :param potential: the network that reads captions, and the encoder of the videos.
     :param vocabulary: words of the diffusion.
@@ -117,7 +122,21 @@ class TextDiffs(XPool):
     @property
     def nat(self) -> Tensor:
         """What a nat of the mean ratio adds to a score, a scalar."""
-        return READ_WEIGHT * self.potential.weight / self.clip.logit_scale.exp()
+        return self.potential.read_weight * self.potential.weight / self.clip.logit_scale.exp()
+
+    def mix(self, scores: Similarity, video_of_text: Sequence[int]) -> None:
+        """Choose what a nat adds by pairs of which the right ones are known, and score them so, in place.
+
+        :param scores: of this model.
+        """
+        factor = best_weight(scores.undiffused, scores.strict, np.asarray(video_of_text))
+        self.potential.read_weight.mul_(factor)
+        for rows in row_slices(*scores.strict.shape):
+            potential = scores.strict[rows] - scores.undiffused[rows]
+            more = (factor - 1) * np.where(np.isfinite(potential), potential, 0)  # pairs that nobody scored stay -inf
+            for matrix in (scores.strict, scores.published):
+                if matrix is not None:
+                    matrix[rows] += more
 
     @torch.no_grad()
     def texts(self, captions: Sequence[str], features: Tensor, word_ids: Tensor) -> Texts:

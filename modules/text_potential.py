@@ -26,8 +26,6 @@ from modules.video_encoder import VideoEncoder
 
 LEAST_NOISE = 0.6  # of training: t is drawn from the steps from this share of T on
 READ_AT = (0.6, 0.6, 0.7, 0.7, 0.8, 0.8)  # shares of T at which a caption is read in a test
-# Weight of the mean of these beside that of the single, noisier draw of training; chosen on held-out videos.
-READ_WEIGHT = 2.0
 
 
 class NoisedWords(NamedTuple):
@@ -64,6 +62,7 @@ class TextPotential(nn.Module):
         self.diffusion, self.text_length = diffusion, text_length
         self.register_buffer("word_table", word_table)
         self.weight = nn.Parameter(torch.ones(()))  # of the ratio, in logits: 1 where its nats are those of the cosines
+        self.register_buffer("read_weight", torch.ones(()))  # times that, in a test; see `TextDiffs.mix`
         self.denoise = student.denoise
 
     def compile_scoring(self) -> None:

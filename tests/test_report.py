@@ -189,11 +189,11 @@ def test_an_untrained_student_explains_nothing(place, evaluate):
 
 
 def test_the_words_are_what_a_score_has_beyond_the_cosine(place, evaluate):
-    """By the weight of the potential and the logit scale that the checkpoint holds."""
+    """By the weights of the potential and the logit scale that the checkpoint holds."""
     page, folder, _ = evaluate()
     checkpoint = place.root / "outputs" / "exp" / "textdiffs" / "model_best.pth"
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
-    nat = 2 * float(state["potential.weight"] / state["clip.logit_scale"].exp())
+    nat = float(state["potential.read_weight"] * state["potential.weight"] / state["clip.logit_scale"].exp())
     with np.load(folder / "sims.npz") as file:
         strict, beyond = file["strict"], file["strict"] - file["undiffused"]
     assert f"a cosine plus {nat:.3g} for each nat" in page.text

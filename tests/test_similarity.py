@@ -76,7 +76,8 @@ def slow_scores(model, captions, text_features, encoded, own_text=None):
             potential = 0.0
             if hasattr(model, "potential"):
                 nats = ratio(model, caption, encoded.tokens[v].float())
-                potential = 2 * model.potential.weight.item() * nats / model.clip.logit_scale.exp().item()
+                weight = (model.potential.read_weight * model.potential.weight).item()
+                potential = weight * nats / model.clip.logit_scale.exp().item()
             if hasattr(model, "text_diffusion"):
                 diffusion, process = model.text_diffusion, model.sampling_diffusion
                 channels = diffusion.student.config.channels

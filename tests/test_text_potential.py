@@ -1,6 +1,7 @@
 """The text potential and the encoder of the videos that it reads. Scores of all pairs are in test_similarity.py, its
 training in test_training_step.py."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from model.clip import EncodedVideos
 from model.factory import create_model
 from model.textdiffs import TextDiffs
 from model.xpool import XPool
+from modules.mixing import best_weight
 from modules.similarity import similarity
 from modules.text_potential import is_word
 from modules.video_encoder import VideoEncoder
@@ -178,7 +180,7 @@ def test_a_score_depends_on_its_pair_alone(model):
 
 @torch.no_grad()
 def test_a_score_is_that_of_xpool_and_the_weighted_ratio(model):
-    """Under both protocols: twice w times the nats, in logits."""
+    """Under both protocols: the weights of training and test times the nats, in logits."""
     texts, videos = encoded(model)
     pairs, before = all_pairs(texts, videos), model.potential.weight.item()
     ratios = model.word_ratios(texts, videos, *pairs).sum(1)
@@ -186,11 +188,32 @@ def test_a_score_is_that_of_xpool_and_the_weighted_ratio(model):
     base = XPool.score_pairs(model, texts, videos, *pairs, own_pooled)
     for weight in (0.0, 2.0):
         model.potential.weight.fill_(weight)
+        model.potential.read_weight.fill_(1.5)
         scores = model.score_pairs(texts, videos, *pairs, own_pooled)
         for found, of_xpool in ((scores.strict, base.strict), (scores.published, base.published)):
             nats = (found - of_xpool) * model.clip.logit_scale.exp()
-            torch.testing.assert_close(nats, 2 * weight * ratios, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(nats, 1.5 * weight * ratios, atol=1e-4, rtol=1e-4)
     model.potential.weight.fill_(before)
+    model.potential.read_weight.fill_(1.0)
+
+
+@torch.no_grad()
+def test_held_out_pairs_choose_the_weight_of_a_test(model):
+    """The scores that are mixed are those that the model has afterwards, also where few pairs were scored."""
+    texts, videos = encoded(model)
+    own_text, owner = torch.tensor([0, 1, 2, 3, 0]), [0, 1, 2, 3]
+    for topk in (0, 2):
+        model.potential.read_weight.fill_(1.0)
+        scores = similarity(model, texts, videos, own_text, rerank_topk=topk)
+        before, chosen = scores.strict.copy(), best_weight(scores.undiffused, scores.strict, np.array(owner))
+        model.mix(scores, owner)
+        assert model.potential.read_weight.item() == pytest.approx(chosen)
+        scored = np.isfinite(before)
+        assert np.abs(scores.strict[scored] - before[scored]).max() > 1e-4
+        after = similarity(model, texts, videos, own_text, rerank_topk=topk)
+        np.testing.assert_allclose(scores.strict, after.strict, atol=1e-5)
+        np.testing.assert_allclose(scores.published, after.published, atol=1e-5)
+    model.potential.read_weight.fill_(1.0)
 
 
 # the encoder of the videos

@@ -18,6 +18,7 @@ from tests.made_up import write_video
 from tests.processes import in_processes
 from tests.small_models import small_textdiffs, small_xpool
 from trainer import distributed
+from trainer.checkpoints import BEST, load_checkpoint
 from trainer.optimizer import parameter_groups
 from trainer.run_folder import MetricsWriter
 from trainer.trainer import Trainer
@@ -212,3 +213,16 @@ def test_a_step_that_fp16_leaves_out_does_not_move_the_schedule(split, tmp_path)
     taken = int(trainer.optimizer.state[weight]["step"])
     assert trainer.step == STEPS and 0 < taken < STEPS
     assert trainer.scheduler.last_epoch == taken
+
+
+def test_the_split_that_is_tested_does_not_weigh_the_ratio(split, tmp_path):
+    """Held-out videos do, and the model that they choose keeps it."""
+    config = Config(num_epochs=1, batch_size=BATCH, num_frames=2, input_res=64, num_workers=0, seed=3)
+    for name, val in (("held-out", split), ("none", None)):
+        (folder := tmp_path / name).mkdir()
+        torch.manual_seed(1)
+        model = small_textdiffs([caption for clip in split.clips for caption in clip.captions], num_frames=2)
+        splits = TrainingSplits(split, val, split, Selection("val" if val else "test", "for a test"))
+        Trainer(model, config, splits, CPU, torch.float32, folder, MetricsWriter(folder, None, 0)).train()
+        weight = load_checkpoint(folder / BEST)["state_dict"]["potential.read_weight"].item()
+        assert weight == model.potential.read_weight.item() and (weight == 1) == (val is None)

@@ -116,12 +116,15 @@ class Evaluator:
         self.beyond = TimesBeyond(split)
         self.shared_captions = SharedCaptions.of(split)
 
-    def __call__(self, model: RetrievalModel) -> Evaluation:
-        """Encode, score, rank; the model is left in the mode in which it came."""
+    def __call__(self, model: RetrievalModel, mix: bool = False) -> Evaluation:
+        """Encode, score, rank; the model is left in the mode in which it came.
+
+        :param mix: let the model choose by this split how much the parts of its score count.
+        """
         started = time.perf_counter()
         training = model.training
         model.eval()
-        evaluation = self.evaluate(model, self.encode(model))
+        evaluation = self.evaluate(model, self.encode(model), mix=mix)
         model.train(training)
         return replace(evaluation, seconds=time.perf_counter() - started)
 
@@ -146,17 +149,21 @@ class Evaluator:
         rerank_topk: int | None = None,
         sims: Path | None = None,
         look: Callable[[Similarity], None] | None = None,
+        mix: bool = False,
     ) -> Evaluation:
         """Score all pairs of what is encoded, and rank.
 
         :param rerank_topk: instead of that of the configuration.
         :param sims: file for the score matrices.
         :param look: is shown the score matrices, in the main process, before they go.
+        :param mix: as in a call.
         """
         started = time.perf_counter()
         topk = self.config.rerank_topk if rerank_topk is None else rerank_topk
         with self._matrix_folder() as folder:
             scores = self.similarity(model, embeddings, topk, folder)
+            if mix:
+                model.mix(scores, self.split.clip_of_caption)
             seconds = time.perf_counter() - started
             if sims is not None and distributed.is_main():
                 save_similarity(sims, scores, self.split.clip_of_caption)

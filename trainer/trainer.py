@@ -386,7 +386,7 @@ class Trainer:
         self._read_recent()
         before = random_state(self.device)  # how many numbers loaders draw depends on their workers
         metric = self.config.metric
-        evaluation, row = self._evaluation(self.evaluator)
+        evaluation, row = self._evaluation(self.evaluator, mix=self.tester is not None)
         set_random_state(before, self.device)
         self.window.append(row)
         window = {name: sum(r[name] for r in self.window) / len(self.window) for name in WINDOW_COLUMNS}
@@ -403,14 +403,15 @@ class Trainer:
         if name is not None:
             self._save(name, counts=self._is_due())
 
-    def _evaluation(self, evaluator: Evaluator) -> tuple[Evaluation, dict[str, Any]]:
+    def _evaluation(self, evaluator: Evaluator, mix: bool = False) -> tuple[Evaluation, dict[str, Any]]:
         """Evaluate the model as it is; and the strict row of --metric.
 
+        :param mix: as in `Evaluator`; not by the split that is tested.
         :raises RunStopped: a signal came.
         """
         try:
             with self.stop.at_once():
-                evaluation = evaluator(self.model)
+                evaluation = evaluator(self.model, mix)
                 row = evaluation.row(self.config.metric) if distributed.is_main() else None
                 return evaluation, distributed.broadcast_object(row)
         except Interrupted:
