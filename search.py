@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from config import SearchConfig
-from diffusion_lm.errors import InputError
-from trainer.run_folder import run_program
+from utils.errors import InputError
+from utils.program import run_program
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def main() -> None:
 
 def index(config: SearchConfig) -> None:
     """Bring an index up to date with the videos of a folder."""
-    from trainer.device import choose_device, choose_precision  # after parsing, so that bad flags answer at once
+    from utils.device import choose_device, choose_precision  # after parsing, so that bad flags answer at once
     from video_index.encoding import Encoder, update
     from video_index.files import changes, video_files
     from video_index.searching_model import load_model
@@ -64,7 +64,7 @@ def index(config: SearchConfig) -> None:
 def query(config: SearchConfig) -> None:
     """Answer queries, each as soon as it is read."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)  # answers go to stdout
-    from trainer.device import choose_device, choose_precision
+    from utils.device import choose_device, choose_precision
     from video_index.answers import Answer, as_json, as_table, contact_sheet
     from video_index.searching import Searcher
     from video_index.searching_model import load_model

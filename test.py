@@ -10,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from config import Config
-from trainer.run_folder import RESULTS_FILE, check_writable, run_program
+from trainer.run_folder import RESULTS_FILE
+from utils.files import check_writable
+from utils.program import run_program
 
 logger = logging.getLogger(__name__)
 
@@ -21,12 +23,12 @@ def main() -> None:
     # imported after parsing, so that --help and bad flags answer at once
     from datasets.annotations import load_annotations, load_split
     from datasets.video_kind import warn_of_others
-    from trainer import distributed
+    from evaluation.embeddings import fingerprint, load_embeddings, save_embeddings, without_missing
+    from evaluation.evaluator import Evaluator, format_table, write_results
+    from evaluation.sweep import format_sweep, parse_sweep, sweep, write_sweep
     from trainer.checkpoints import chosen_model
-    from trainer.device import check_compiler, choose_device, choose_precision, set_up
-    from trainer.embeddings import fingerprint, load_embeddings, save_embeddings, without_missing
-    from trainer.evaluation import Evaluator, format_table, write_results
-    from trainer.sweep import format_sweep, parse_sweep, sweep, write_sweep
+    from utils import distributed
+    from utils.device import check_compiler, choose_device, choose_precision, set_up
 
     here = distributed.find_processes()
     device = choose_device(config.gpu, here)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config import Config
-from trainer.run_folder import run_program
+from utils.program import run_program
 
 if TYPE_CHECKING:
     from model.retrieval import RetrievalModel
@@ -28,12 +28,12 @@ def main(build: "Callable[[Config], RetrievalModel] | None" = None) -> None:
     config = Config.parse(prog="train.py", description=__doc__)
     from datasets.holdout import training_splits  # after parsing, so that --help and bad flags answer at once
     from model.factory import create_model, restore_model
-    from trainer import distributed
     from trainer.data_record import same_data
-    from trainer.device import choose_device, choose_precision, set_up
     from trainer.resume import resume_together
     from trainer.run_folder import MetricsWriter, check_writable, training_folder
     from trainer.trainer import Trainer
+    from utils import distributed
+    from utils.device import choose_device, choose_precision, set_up
 
     for note in config.notes():
         logger.info(note)

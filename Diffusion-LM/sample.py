@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 
 from diffusion_lm import weights
-from diffusion_lm.command_line import Parser, number
 from diffusion_lm.denoiser import MAX_POSITIONS, Denoiser
-from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.sampling import SAMPLERS, TEMPERATURE, Reading, sample_captions
 from diffusion_lm.vocabulary import Vocabulary
-from trainer.device import choose_device
-from trainer.run_folder import run_program
+from utils.command_line import Parser, number
+from utils.device import choose_device
+from utils.errors import InputError
+from utils.program import run_program
 
 MODELS = Path(__file__).resolve().parent / "diffusion_models"
 PUBLISHED_TEXT_LEN = 64

@@ -14,9 +14,7 @@ import torch
 
 from datasets.annotations import load_captions
 from diffusion_lm import weights
-from diffusion_lm.command_line import MANY_FLAGS, Parser, number
 from diffusion_lm.denoiser import DENOISERS, MAX_POSITIONS, Denoiser
-from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.sampling import sample_captions
 from diffusion_lm.training import (
@@ -28,10 +26,13 @@ from diffusion_lm.training import (
     spread_word_table,
 )
 from diffusion_lm.vocabulary import SPECIAL_TOKENS, Vocabulary
-from trainer import distributed
-from trainer.device import choose_device, choose_precision
 from trainer.pretraining import RUN, SavedTraining, earlier_run, settings_of
-from trainer.run_folder import LOG_FILE, Records, run_program
+from trainer.run_folder import LOG_FILE, Records
+from utils import distributed
+from utils.command_line import MANY_FLAGS, Parser, number
+from utils.device import choose_device, choose_precision
+from utils.errors import InputError
+from utils.program import run_program
 
 logger = logging.getLogger(__name__)
 

@@ -30,8 +30,8 @@ from datasets.frame_cache import CacheSettings
 from datasets.loading import TestVideos, batches, test_loader
 from datasets.transforms import PIXEL_MEAN, PIXEL_STD
 from datasets.video import frame_indices, read_frames
-from diffusion_lm.command_line import Parser, home_path
-from trainer.run_folder import run_program
+from utils.command_line import Parser, home_path
+from utils.program import run_program
 
 logger = logging.getLogger(__name__)
 

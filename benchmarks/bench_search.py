@@ -30,20 +30,20 @@ from transformers import CLIPConfig
 
 from config import SearchConfig
 from datasets.moving_shapes import generate
-from diffusion_lm.command_line import Parser, home_path
 from diffusion_lm.denoiser import DENOISERS, Denoiser
-from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
+from evaluation.embeddings import TOKENS_DTYPE
 from model.clip import TINY_FOLDER, EncodedVideos, build_clip
 from model.retrieval import RetrievalModel
 from model.textdiffs import TextDiffs
 from model.xpool import XPool
 from modules.text_potential import TextPotential
 from modules.video_encoder import VideoEncoder
-from trainer.device import set_up
-from trainer.embeddings import TOKENS_DTYPE
-from trainer.run_folder import run_program
+from utils.command_line import Parser, home_path
+from utils.device import set_up
+from utils.errors import InputError
+from utils.program import run_program
 from video_index.encoding import Encoder, update
 from video_index.files import changes, video_files
 from video_index.first_stage import EXACT_ROWS, FirstStage

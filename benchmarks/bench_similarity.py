@@ -28,23 +28,23 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig
 
-from diffusion_lm.command_line import Parser, home_path
 from diffusion_lm.denoiser import DENOISERS, Denoiser, nearest_word
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
+from evaluation.embeddings import new_tokens
 from model.clip import TINY_FOLDER, EncodedVideos, build_clip
 from model.published_textdiffs import PublishedTextDiffs
 from model.textdiffs import TextDiffs
 from modules.metrics import text_to_video, video_to_text
 from modules.noise import sampling_noise
-from modules.parallel import one_thread_per_item
 from modules.similarity import Similarity, automatic_block, choose_candidates, similarity
 from modules.text_diffusion import TextDiffusion
 from modules.text_potential import TextPotential
 from modules.video_encoder import VideoEncoder
-from trainer.device import autocast, choose_device, choose_precision, set_up
-from trainer.embeddings import new_tokens
-from trainer.run_folder import run_program
+from utils.command_line import Parser, home_path
+from utils.device import autocast, choose_device, choose_precision, set_up
+from utils.program import run_program
+from utils.threads import one_thread_per_item
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,6 @@ from torch.optim import AdamW
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig
 
-from diffusion_lm.command_line import Parser, home_path
 from diffusion_lm.denoiser import DENOISERS, Denoiser
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
@@ -33,13 +32,14 @@ from model.clip import TINY_FOLDER, build_clip
 from model.published_textdiffs import PublishedTextDiffs
 from model.retrieval import RetrievalModel
 from modules.text_diffusion import TextDiffusion
-from trainer import distributed
-from trainer.device import autocast, choose_device, choose_precision, random_state, set_random_state
-from trainer.launch import Processes, free_port
 from trainer.optimizer import ADAM_BETAS, ADAM_EPS, parameter_groups
-from trainer.run_folder import run_program
 from trainer.trainer import GRADIENT_NORM
 from trainer.training_step import TrainingStep
+from utils import distributed
+from utils.command_line import Parser, home_path
+from utils.device import autocast, choose_device, choose_precision, random_state, set_random_state
+from utils.launch import Processes, free_port
+from utils.program import run_program
 
 FRAMES, LENGTH, DIFFUSION_STEPS = 12, 64, 10
 MATRIX_SIZES = {"cuda": (1024, 8192), "cpu": (128, 256, 512, 1024, 2048)}

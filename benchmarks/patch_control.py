@@ -13,13 +13,13 @@ import sys
 from torch import Tensor, nn
 
 from config import Config
-from diffusion_lm.errors import InputError
 from model.clip import EncodedVideos
 from model.factory import create_model
 from model.xpool import XPool
 from modules.video_encoder import VideoEncoder
 from train import main
-from trainer.run_folder import run_program
+from utils.errors import InputError
+from utils.program import run_program
 
 
 class PatchXPool(XPool):

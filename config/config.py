@@ -10,8 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
 
-from diffusion_lm.command_line import MANY_FLAGS, Parser, at_home
-from diffusion_lm.errors import InputError
+from utils.command_line import MANY_FLAGS, Parser, at_home
+from utils.errors import InputError
 
 DATASETS = ("MSRVTT", "MSVD", "LSMDC", "DiDeMo", "ActivityNet", "MovingShapes", "custom")
 ARCHS = ("clip_stochastic", "clip_tmass", "clip_transformer", "clip_baseline")

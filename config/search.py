@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from config.config import GROUPS, Config, flag, flag_parser
-from diffusion_lm.command_line import Parser
-from diffusion_lm.errors import InputError
+from utils.command_line import Parser
+from utils.errors import InputError
 
 # which model, and with what it encodes; an index keeps those that were given
 MODEL_FLAGS = (

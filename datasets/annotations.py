@@ -13,7 +13,7 @@ from pathlib import Path, PureWindowsPath
 
 from datasets import moving_shapes
 from datasets.files import find_videos, split_name
-from diffusion_lm.errors import InputError
+from utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ import av
 import numpy as np
 from av.stream import Disposition
 
-from diffusion_lm.errors import InputError
+from utils.errors import InputError
 
 MOST_ASPECT = 4  # of pixels; those of DVDs are 0.9 to 1.5 times as wide as high
 SLACK = 0.2  # seconds by which headers are mistaken, as where they count in a delay of the first frame

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from datasets.annotations import Split
-from diffusion_lm.errors import InputError
+from utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ import numpy as np
 from config import Config
 from datasets.annotations import Clip
 from datasets.video import ClipFrames, ReadClip, decode_clip, frame_indices, part_bounds
-from diffusion_lm.errors import InputError
+from utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from config import Config
 from datasets.annotations import Split, load_split, own_validation
 from datasets.files import identity
-from diffusion_lm.errors import InputError
+from utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 

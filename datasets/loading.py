@@ -26,8 +26,8 @@ from datasets.frame_cache import CacheSettings, FrameCache
 from datasets.timeline import timeline
 from datasets.transforms import OPENAI, Preprocessing, apply_seeded, test_transform, train_transform
 from datasets.video import ReadClip, read_clips
-from diffusion_lm.errors import InputError
-from diffusion_lm.machine import cores
+from utils.errors import InputError
+from utils.machine import cores
 
 logger = logging.getLogger(__name__)
 

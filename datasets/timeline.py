@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.container import Film, packet_times, rate_of, shown
-from diffusion_lm.errors import InputError
+from utils.errors import InputError
 
 TOLERANCE = 0.5e-3  # seconds; time stamps of some containers are whole milliseconds
 STANDS = 1.0  # seconds that a picture must still stand to belong to a clip that begins while it is shown

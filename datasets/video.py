@@ -15,7 +15,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from datasets.container import Film, shown
 from datasets.timeline import Timeline, timeline
-from diffusion_lm.errors import InputError
+from utils.errors import InputError
 
 # Threads of OpenCV's own would hang a worker that is forked after they started; frames are too small for them anyway.
 cv2.setNumThreads(1)

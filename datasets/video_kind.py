@@ -8,7 +8,7 @@ import numpy as np
 
 from datasets.annotations import Split
 from datasets.container import picture_of
-from diffusion_lm.errors import InputError
+from utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from datasets.transforms import OPENAI, Preprocessing
-from diffusion_lm.errors import InputError
 from diffusion_lm.weights import load_tensors, one_line, without_wrappers
 from model.openai_clip import read_openai
 from model.preprocessing import OPEN_CLIP_FILE, read_json
 from modules.patch_dropout import PatchDropout
+from utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ from config.config import CLIP_INPUT_RES, DIFFUSION_ARCHS, REMOVED
 from datasets.transforms import OPENAI, Preprocessing
 from diffusion_lm import weights
 from diffusion_lm.denoiser import Denoiser, DenoiserConfig
-from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
 from diffusion_lm.weights import PretrainedDiffusionLM, without_wrappers
@@ -39,6 +38,7 @@ from modules.stochastic_text import Prior
 from modules.text_diffusion import TextDiffusion
 from modules.text_potential import TextPotential
 from modules.video_encoder import VideoEncoder
+from utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffusion_lm.errors import InputError
 from diffusion_lm.weights import load_tensors, without_wrappers
 from model.preprocessing import OPEN_CLIP_FILE, read_json
+from utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 

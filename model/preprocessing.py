@@ -13,7 +13,7 @@ from typing import Any
 from transformers.utils import cached_file
 
 from datasets.transforms import OPENAI, Preprocessing
-from diffusion_lm.errors import InputError
+from utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from datasets.transforms import OPENAI, Preprocessing
-from diffusion_lm.errors import InputError
 from diffusion_lm.weights import without_wrappers
 from model.clip import CLIP_CONFIGS
+from utils.errors import InputError
 
 NAMES_SHOWN = 40  # of an error
 ROUNDING_TABLE = "text_diffusion.rounding_table"  # random_emb.torch of the Diffusion-LM folder; no checkpoint holds it

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffusion_lm.errors import InputError
+from utils.errors import InputError
 
 
 class MultiHeadedAttention(nn.Module):

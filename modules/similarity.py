@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffusion_lm.errors import RunError
-from diffusion_lm.progress import progress
 from modules.metrics import FirstStage, row_slices
-from modules.parallel import map_in_order
+from utils.errors import RunError
+from utils.progress import progress
+from utils.threads import map_in_order
 
 logger = logging.getLogger(__name__)
 

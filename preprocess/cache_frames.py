@@ -13,9 +13,9 @@ from config import Config
 from datasets.annotations import Clip
 from datasets.frame_cache import CacheSettings, FrameCache
 from datasets.holdout import training_splits
-from diffusion_lm.errors import InputError, RunError
-from preprocess.parallel import each
-from trainer.run_folder import run_program
+from utils.errors import InputError, RunError
+from utils.processes import each
+from utils.program import run_program
 
 logger = logging.getLogger(__name__)
 

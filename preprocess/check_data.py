@@ -14,9 +14,9 @@ from config import Config
 from datasets.annotations import Split, own_validation, read_split
 from datasets.container import condition_of, shown
 from datasets.timeline import timeline
-from diffusion_lm.errors import InputError, RunError
-from preprocess.parallel import each
-from trainer.run_folder import run_program
+from utils.errors import InputError, RunError
+from utils.processes import each
+from utils.program import run_program
 
 logger = logging.getLogger(__name__)
 

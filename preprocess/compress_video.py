@@ -21,11 +21,11 @@ import numpy as np
 from datasets.container import WHOLE, Film, condition_of
 from datasets.files import VIDEO_EXTENSIONS, split_name, walk
 from datasets.timeline import MOMENT, timeline
-from diffusion_lm.command_line import Parser, number
-from diffusion_lm.errors import InputError, RunError
 from preprocess.check_data import check_video
-from preprocess.parallel import each
-from trainer.run_folder import run_program
+from utils.command_line import Parser, number
+from utils.errors import InputError, RunError
+from utils.processes import each
+from utils.program import run_program
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from diffusion_lm.errors import InputError
-from diffusion_lm.files import written_whole
 from report.findings import rank_histogram, recall_curve
 from report.history import SUM, History
+from utils.errors import InputError
+from utils.files import written_whole
 
 BLUE, ORANGE, GREEN, PURPLE, RED, GREY, INK = (
     "#2563a8", "#d9772b", "#1a7f4b", "#7b4ba5", "#b3261e", "#8a94a3", "#1b2430",

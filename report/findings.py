@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import numpy as np
 
+from evaluation.evaluator import PROTOCOLS, REFERENCES
 from modules.metrics import row_slices, text_ranks, video_ranks
 from modules.similarity import Similarity
-from trainer.evaluation import PROTOCOLS, REFERENCES
 
 RANKS = {"t2v": text_ranks, "v2t": video_ranks}
 HITS = 5  # shown of each query

@@ -5,8 +5,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusion_lm.errors import InputError
 from trainer.run_folder import METRICS_FILE
+from utils.errors import InputError
 
 SUM = "train/loss"  # of all terms
 NOT_LOSSES = ("train/lr_max", "train/gradient_norm")

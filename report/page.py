@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from config import Config
 from datasets.annotations import Split
 from datasets.holdout import Selection
-from diffusion_lm.errors import InputError
-from diffusion_lm.files import written_whole
 from diffusion_lm.vocabulary import END
+from evaluation.embeddings import Embeddings
+from evaluation.evaluator import COLUMNS, REFERENCES, Evaluation, Evaluator
 from model.retrieval import RetrievalModel
 from model.textdiffs import TextDiffs
 from modules.similarity import Similarity
@@ -27,9 +27,9 @@ from report import charts
 from report.findings import Query, find, rank_histogram
 from report.history import History, read_history
 from report.thumbnails import FRAMES, HEIGHT, Thumbnails
-from trainer.embeddings import Embeddings
-from trainer.evaluation import COLUMNS, REFERENCES, Evaluation, Evaluator
 from trainer.run_folder import CONFIG_FILE
+from utils.errors import InputError
+from utils.files import written_whole
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import numpy as np
 from config import Config
 from datasets.annotations import Clip, Split, read_split
 from datasets.video import read_frames
-from diffusion_lm.errors import InputError
+from utils.errors import InputError
 
 FRAMES = 3  # enough to see what moves
 HEIGHT = 72  # pixels

@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from config import Config
-from diffusion_lm.command_line import Parser
-from diffusion_lm.errors import InputError, RunError
-from diffusion_lm.files import written_whole
-from trainer.run_folder import EVALUATION, METRICS_FILE, RESULTS_FILE, TEST, run_program
+from trainer.run_folder import EVALUATION, METRICS_FILE, RESULTS_FILE, TEST
+from utils.command_line import Parser
+from utils.errors import InputError, RunError
+from utils.files import written_whole
+from utils.program import run_program
 
 logger = logging.getLogger(__name__)
 

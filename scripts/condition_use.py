@@ -21,15 +21,15 @@ from torch import Tensor
 
 from config import Config
 from config.config import DIFFUSION_ARCHS
-from diffusion_lm.errors import InputError
-from diffusion_lm.files import written_whole
+from evaluation.evaluator import Evaluator
 from model.clip import EncodedVideos
 from model.retrieval import RetrievalModel
 from modules.bootstrap import RESAMPLES, paired_difference
 from modules.metrics import text_ranks, video_ranks
-from trainer.evaluation import Evaluator
-from trainer.run_folder import check_writable, run_program
-from trainer.tables import aligned
+from utils.errors import InputError
+from utils.files import check_writable, written_whole
+from utils.program import run_program
+from utils.tables import aligned
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +43,8 @@ def main() -> None:
     config = Config.parse(prog="scripts/condition_use.py", description=__doc__.splitlines()[0])
     from datasets.annotations import load_split
     from trainer.checkpoints import chosen_model
-    from trainer.device import choose_device, choose_precision, set_up
-    from trainer.distributed import find_processes
+    from utils.device import choose_device, choose_precision, set_up
+    from utils.distributed import find_processes
 
     device = choose_device(config.gpu, find_processes())
     set_up(device, config.seed)

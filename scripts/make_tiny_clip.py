@@ -17,8 +17,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPConfig, CLIPTokenizer
 
 from datasets.moving_shapes import captions_of
-from diffusion_lm.command_line import Parser
-from trainer.run_folder import check_writable, run_program
+from utils.command_line import Parser
+from utils.files import check_writable
+from utils.program import run_program
 
 logger = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
 
-from diffusion_lm.command_line import Parser
-from diffusion_lm.errors import InputError
 from report.charts import overlay, write_png
 from report.history import History, read_history
-from trainer.run_folder import run_program
+from utils.command_line import Parser
+from utils.errors import InputError
+from utils.program import run_program
 
 logger = logging.getLogger(__name__)
 

@@ -25,13 +25,13 @@ from transformers import get_cosine_schedule_with_warmup
 from datasets.moving_shapes import scene_of
 from datasets.moving_shapes.pictures import TRAITS, Pictures
 from datasets.moving_shapes.scene import COLOURS, SHAPES, Scene
-from diffusion_lm.command_line import MANY_FLAGS, Parser, number
-from diffusion_lm.files import written_whole
-from diffusion_lm.progress import progress
 from model.clip import ClipRetrieval, load_clip
 from modules.losses import clamp_logit_scale, symmetric_infonce
 from modules.metrics import text_to_video
-from trainer.run_folder import check_writable, run_program
+from utils.command_line import MANY_FLAGS, Parser, number
+from utils.files import check_writable, written_whole
+from utils.program import run_program
+from utils.progress import progress
 
 logger = logging.getLogger(__name__)
 

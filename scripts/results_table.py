@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 from datasets.holdout import Selection
-from diffusion_lm.command_line import Parser
-from diffusion_lm.errors import InputError
-from trainer.evaluation import REFERENCES, table
-from trainer.run_folder import run_program
+from evaluation.evaluator import REFERENCES, table
+from utils.command_line import Parser
+from utils.errors import InputError
+from utils.program import run_program
 
 
 def rows_of(label: str, path: Path, metrics: tuple[str, ...], dsl: bool) -> tuple[list[tuple[str, dict]], str]:

@@ -42,7 +42,7 @@ make_venv() {
 install_requirements() {
     local wanted stamp
     stamp=".venv/installed-$1"
-    wanted=$(cat requirements.txt "$1" Diffusion-LM/pyproject.toml pyproject.toml | cksum)
+    wanted=$(cat requirements.txt "$1" pyproject.toml | cksum)
     [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
     echo "installing $1 (torch is large: this takes a few minutes once)"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$1" ||

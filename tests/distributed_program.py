@@ -6,9 +6,9 @@ import time
 
 import torch
 
-from diffusion_lm.errors import InputError
-from trainer import distributed
-from trainer.run_folder import run_program
+from utils import distributed
+from utils.errors import InputError
+from utils.program import run_program
 
 
 def main() -> None:

@@ -81,12 +81,12 @@ def call_program(program: str, arguments: list[str], monkeypatch, capfd) -> tupl
 
 def call(program: str, arguments: list[str], monkeypatch, capfd) -> tuple[int, str, str]:
     """Run an entry point in this process: exit code, and what it wrote to standard output and to standard error."""
-    from trainer import run_folder
+    from utils import program
 
     specification = importlib.util.spec_from_file_location(f"entry_point_{Path(program).stem}", ROOT / program)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     monkeypatch.setattr(sys, "argv", [program, *arguments])
     capfd.readouterr()
-    code = run_folder.run_program(program, module.main)
+    code = program.run_program(program, module.main)
     return code, *capfd.readouterr()

@@ -12,9 +12,9 @@ from queue import Empty
 
 import torch
 
-from trainer.distributed import Processes, process_group
-from trainer.launch import free_port
-from trainer.run_folder import run_program
+from utils.distributed import Processes, process_group
+from utils.launch import free_port
+from utils.program import run_program
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = Path(sys.executable).parent

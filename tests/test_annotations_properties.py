@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from datasets.annotations import DATASETS, load_captions, load_split
-from diffusion_lm.errors import InputError
+from utils.errors import InputError
 
 # the files of each data set: the first is the one that is damaged
 FILES = {

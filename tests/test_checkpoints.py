@@ -19,7 +19,6 @@ from transformers import CLIPConfig, CLIPModel
 from config import Config
 from diffusion_lm import weights
 from diffusion_lm.denoiser import Denoiser, DenoiserConfig
-from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from model.clip import TINY_FOLDER
 from model.factory import create_model, restore_model
@@ -33,6 +32,7 @@ from tests.made_up import CAPTIONS, make_diffusion_lm
 from tests.small_models import small_clip
 from trainer.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from trainer.resume import resume
+from utils.errors import InputError
 
 ARCHS = ["--arch=clip_stochastic", "--arch=clip_stochastic --recipe=published", "--arch=clip_transformer",
          "--arch=clip_tmass --stochastic_prior=normal --stochastic_prior_std=0.5",
@@ -205,7 +205,7 @@ def test_other_archives_are_named(tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
     assert "TorchScript" in failure(load_checkpoint, path)
     path.write_bytes(safetensors.torch.save(STATE))
-    assert "preprocess/convert_checkpoint.py" in failure(load_checkpoint, path)
+    assert "scripts/convert_checkpoint.py" in failure(load_checkpoint, path)
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

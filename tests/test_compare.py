@@ -8,10 +8,10 @@ import statistics
 import pytest
 import torch
 
-from diffusion_lm.errors import InputError
 from scripts.compare import Method, markdown, parse_seeds
 from tests import precision
 from tests.made_up import call, make_msrvtt
+from utils.errors import InputError
 
 SHARED = ("--dataset_name=MSRVTT --clip_arch=tiny --num_frames=2 --batch_size=8 --num_epochs=1 --num_workers=0 "
           "--gpu=cpu --no_tensorboard --diffusion_text_len=8 --exp_name=compared")  # fmt: skip

@@ -10,12 +10,12 @@ import torch
 from config import Config
 from datasets.annotations import Clip, Split
 from datasets.moving_shapes import captions_of, render, scene_of
+from evaluation.evaluator import Evaluator, reordered
 from model.clip import EncodedVideos
 from model.factory import create_model
 from scripts.condition_use import BASE, OWN, condition_use, frame_orders, other_videos
 from tests import precision
 from tests.made_up import call, make_diffusion_lm, write_video
-from trainer.evaluation import Evaluator, reordered
 
 VIDEOS, FRAMES, SEED = 7, 4, 3
 FLAGS = f"--clip_arch=tiny --num_frames={FRAMES} --diffusion_text_len=12 --diffusion_steps=4 --batch_size=3 --gpu=cpu "

@@ -12,9 +12,9 @@ import pytest
 from config import Config
 from config.config import PLACES, REMOVED, flag_parser
 from config.search import SEARCH_GROUPS, SearchConfig
-from diffusion_lm.command_line import Parser
-from diffusion_lm.errors import InputError
 from tests.conftest import ROOT
+from utils.command_line import Parser
+from utils.errors import InputError
 
 # the commands of the README that people know, as they stand there, with their folders filled in
 TEST_COMMANDS = {

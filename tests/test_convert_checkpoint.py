@@ -1,4 +1,4 @@
-"""preprocess/convert_checkpoint.py: both directions, both formats, bit by bit."""
+"""scripts/convert_checkpoint.py: both directions, both formats, bit by bit."""
 
 import json
 
@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from config import Config
 from model.factory import create_model, restore_model
 from model.published import FAMILIES, TEXTDIFFS, XPOOL, to_published
-from preprocess.convert_checkpoint import read
+from scripts.convert_checkpoint import read
 from tests.made_up import call_program
 from trainer.checkpoints import load_checkpoint, save_checkpoint
 
@@ -23,7 +23,7 @@ def convert(teacher, tmp_path, monkeypatch, capfd):
 
     def convert(source, target, line=""):
         arguments = [f"--input={tmp_path / source}", f"--output={tmp_path / target}", f"--diffusion_lm={teacher}"]
-        return call_program("preprocess/convert_checkpoint.py", [*arguments, *line.split()], monkeypatch, capfd)
+        return call_program("scripts/convert_checkpoint.py", [*arguments, *line.split()], monkeypatch, capfd)
 
     return convert
 

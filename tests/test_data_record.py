@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from datasets.annotations import Clip, Split
-from diffusion_lm.errors import InputError
 from trainer.data_record import content_digest, same_data
+from utils.errors import InputError
 
 VIDEOS = 20
 

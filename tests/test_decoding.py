@@ -11,7 +11,6 @@ from datasets import timeline as timelines
 from datasets.container import Film, condition_of, shown
 from datasets.timeline import timeline
 from datasets.video import decode_clip, decode_clips, frame_indices, read_frames
-from diffusion_lm.errors import InputError
 from tests.conftest import ROOT
 from tests.films import (
     CONTAINERS,
@@ -26,6 +25,7 @@ from tests.films import (
     numbers,
     shown_in,
 )  # fmt: skip
+from utils.errors import InputError
 
 COUNTED = {"mpeg2.mpg", "dvd.vob", "no-times.h264"}  # some or all packets have no time stamp of their own
 

@@ -17,7 +17,6 @@ from config import Config
 from datasets.moving_shapes import render, scene_of
 from diffusion_lm import weights
 from diffusion_lm.denoiser import DENOISERS, Denoiser, DenoiserConfig, VideoAttention, nearest_word
-from diffusion_lm.errors import InputError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.losses import end_to_end_loss
 from diffusion_lm.sampling import Reading, sample_captions, sample_words
@@ -28,6 +27,7 @@ from model.factory import create_model
 from tests import precision
 from tests.made_up import CAPTIONS, make_diffusion_lm, write_video
 from trainer.checkpoints import save_checkpoint
+from utils.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = DenoiserConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, channels=4)

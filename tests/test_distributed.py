@@ -10,11 +10,11 @@ import time
 import pytest
 import torch
 
-from diffusion_lm import machine, weights
+from diffusion_lm import weights
 from tests import precision
 from tests.processes import ROOT, in_processes, launch, run_processes
-from trainer import distributed
-from trainer.launch import Processes, find_processes
+from utils import distributed, machine
+from utils.launch import Processes, find_processes
 
 PROGRAM = str(ROOT / "tests" / "distributed_program.py")
 COLOURS, SHAPES, SIDES = (
@@ -140,7 +140,7 @@ def test_processes_divide_the_cores_that_they_share(bound, own):
 def test_cores_are_those_that_may_be_used(monkeypatch, tmp_path):
     """By the scheduler and by the quota of a container, of CPU time in each 100 ms."""
     one = min(os.sched_getaffinity(0))
-    program = "from diffusion_lm.machine import cores; print(cores())"
+    program = "from utils.machine import cores; print(cores())"
     done = subprocess.run(
         [sys.executable, "-c", f"import os; os.sched_setaffinity(0, {{{one}}}); {program}"],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'Diffusion-LM'}"}, capture_output=True, text=True,

@@ -12,15 +12,15 @@ from torchvision.io import read_image
 
 from config import Config
 from datasets.annotations import Clip, Split, load_annotations, load_captions
+from evaluation import evaluator
+from evaluation.evaluator import SharedCaptions, format_table
 from model.factory import create_model
 from modules.metrics import text_to_video
 from tests.made_up import TEST_VIDEOS, call, call_program, make_diffusion_lm, make_msrvtt, needs_compiler
 from tests.precision import TOLERANCE
 from tests.processes import launch
-from trainer import evaluation
 from trainer.checkpoints import save_checkpoint
-from trainer.device import choose_precision, set_up
-from trainer.evaluation import SharedCaptions, format_table
+from utils.device import choose_precision, set_up
 
 MATRICES = ("strict", "published", "undiffused", "mean_pooled")
 
@@ -286,7 +286,7 @@ def test_captions_of_several_videos_are_told(place, evaluate, monkeypatch):
     rows = original.splitlines()
     (_, caption), (other, _) = rows[1].rsplit(",", 1), rows[2].rsplit(",", 1)
     tables = []
-    monkeypatch.setattr(evaluation, "format_table", lambda *args: tables.append(format_table(*args)) or tables[-1])
+    monkeypatch.setattr(evaluator, "format_table", lambda *args: tables.append(format_table(*args)) or tables[-1])
     try:
         file.write_text("\n".join([*rows[:2], f"{other},{caption.upper()}", *rows[3:]]) + "\n")
         _, report = evaluate("shared")

@@ -16,11 +16,11 @@ import pytest
 
 from config import Config
 from config.config import GROUPS
-from diffusion_lm import progress as progress_module
-from diffusion_lm.errors import InputError, RunError
-from diffusion_lm.progress import progress
 from tests.conftest import ROOT
-from trainer import run_folder
+from utils import progress as progress_module
+from utils.errors import InputError, RunError
+from utils.program import run_program
+from utils.progress import progress
 
 FOLDERS = (".", "Diffusion-LM", "preprocess", "scripts", "benchmarks")
 PROGRAMS = [
@@ -35,7 +35,7 @@ CONFIG_PROGRAMS = [
 WITHOUT_FLAGS = ["search.py", "scripts/make_tiny_clip.py"]  # commands, or arguments alone
 NEEDED = {
     "search.py": "index", "preprocess/compress_video.py": "--input_root=a --output_root=b", "scripts/plot.py": "a",
-    "preprocess/convert_checkpoint.py": "--input=a --output=b", "Diffusion-LM/sample.py": "a",
+    "scripts/convert_checkpoint.py": "--input=a --output=b", "Diffusion-LM/sample.py": "a",
     "Diffusion-LM/train.py": "--captions=a", 
     "scripts/compare.py": "--method=a:",
     "scripts/make_tiny_clip.py": "a", "scripts/pretrain_clip.py": "--output=a", "scripts/results_table.py": "a=b",
@@ -233,19 +233,19 @@ def raising(error: BaseException):
     ],
 )
 def test_exit_codes(error, code, said, capfd):
-    assert run_folder.run_program("program.py", raising(error)) == code
+    assert run_program("program.py", raising(error)) == code
     assert capfd.readouterr().err == said
 
 
 def test_a_broken_pipe_to_a_worker_is_no_closed_output():
     with pytest.raises(BrokenPipeError):
-        run_folder.run_program("program.py", raising(BrokenPipeError()))
+        run_program("program.py", raising(BrokenPipeError()))
 
 
 def test_a_closed_pipe_ends_a_long_answer():
     """More than a buffer holds, so that writing fails before the end."""
     code = (
-        "import sys; from trainer.run_folder import run_program\n"
+        "import sys; from utils.program import run_program\n"
         "def main():\n    for i in range(99999): sys.stdout.write('a line of an answer\\n')\n"
         "sys.exit(run_program('program.py', main))"
     )
@@ -317,7 +317,7 @@ def test_progress_is_told_in_one_place():
     importers = {
         name for name, text in sources.items() if re.search(r"^\s*(from|import) tqdm\b(?!\.contrib)", text, re.M)
     }
-    assert importers == {"Diffusion-LM/diffusion_lm/progress.py"}
+    assert importers == {"utils/progress.py"}
 
 
 def test_programs_that_prepare_data_do_not_wait_for_torch():

@@ -14,7 +14,7 @@ from datasets import moving_shapes
 from datasets.annotations import load_split
 from datasets.moving_shapes import captions_of, ensure, generate, render, scene_of
 from datasets.video import read_frames
-from diffusion_lm.errors import InputError
+from utils.errors import InputError
 
 
 def read_video(path: Path) -> np.ndarray:

@@ -13,9 +13,9 @@ from datasets.moving_shapes.motion import BACKWARDS, KINDS, PAIRS, Twins, twins_
 from datasets.moving_shapes.scene import GROWTH, RADII
 from datasets.moving_shapes.words import OPPOSITES, WORDS
 from datasets.video import frame_indices
+from evaluation.motion import format_motion, motion_rows, twin_pairs
 from modules.metrics import winoground
 from tests.made_up import call, call_program, make_diffusion_lm
-from trainer.motion import format_motion, motion_rows, twin_pairs
 
 FEW = 6  # pairs of the data set that programs are run on
 SCORES = ("text", "video", "group")

@@ -13,10 +13,10 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
 from datasets.transforms import Preprocessing
-from diffusion_lm.errors import InputError
 from model.clip import HUB_IDS, TINY_FOLDER, ClipRetrieval, load_clip
 from model.preprocessing import read_preprocessing
 from tests.published_files import made_up_tokenizer
+from utils.errors import InputError
 
 WORDS = 49_408
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from config import Config
-from diffusion_lm.errors import InputError
 from model.factory import create_model
 from modules.patch_dropout import PatchDropout
 from tests.small_models import small_xpool
+from utils.errors import InputError
 
 
 class Embeddings(torch.nn.Module):

@@ -5,11 +5,11 @@ import json
 import pytest
 from torchvision.io import read_image
 
-from diffusion_lm.errors import InputError
 from report.charts import losses, overlay, training_recall
 from report.history import read_history
 from tests.made_up import call_program
 from trainer.run_folder import MetricsWriter
+from utils.errors import InputError
 
 STEPS_OF_EPOCH = 4
 

@@ -14,12 +14,12 @@ from config import Config
 from datasets import transforms
 from datasets.moving_shapes import render, scene_of
 from datasets.transforms import OPENAI, Preprocessing
-from diffusion_lm.errors import InputError
+from evaluation.embeddings import clip_marks, differences
 from model.clip import TINY_FOLDER, ClipRetrieval, load_clip
 from model.factory import create_model, description, restore_model
 from model.preprocessing import read_preprocessing
 from trainer.checkpoints import load_checkpoint, save_checkpoint
-from trainer.embeddings import clip_marks, differences
+from utils.errors import InputError
 
 HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 CROP = {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}

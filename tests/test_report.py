@@ -11,6 +11,7 @@ import pytest
 import torch
 from torchvision.io import read_image
 
+from evaluation.evaluator import COLUMNS, REFERENCES
 from modules.metrics import summary
 from modules.similarity import Similarity, choose_candidates
 from report.findings import HITS, evenly, find, rank_histogram, recall_curve
@@ -18,7 +19,6 @@ from tests.chromium import Chromium, find_chromium
 from tests.made_up import TEST_VIDEOS, call_program
 from tests.test_evaluation import Place
 from tests.training_runs import Run
-from trainer.evaluation import COLUMNS, REFERENCES
 
 HOSTILE = '<script>document.title = "taken"</script> & "quoted" <b>bold</b>'
 LONG = "unbroken" * 40

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from diffusion_lm.errors import RunError
 from model.clip import EncodedVideos
 from modules.noise import sampling_noise
-from modules.parallel import map_in_order, one_thread_per_item
 from modules.similarity import Share, automatic_block, choose_candidates, similarity
 from tests.precision import PRECISIONS, TOLERANCE, autocast
 from tests.slow_potential import ratio
 from tests.small_models import small_textdiffs, small_xpool
+from utils.errors import RunError
+from utils.threads import map_in_order, one_thread_per_item
 
 CAPTIONS = [
     "a man plays a guitar",

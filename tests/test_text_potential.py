@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from config import Config
-from diffusion_lm.errors import InputError
 from diffusion_lm.vocabulary import END, PAD, START
+from evaluation.embeddings import new_tokens
 from model.clip import EncodedVideos
 from model.factory import create_model
 from model.textdiffs import TextDiffs
@@ -19,7 +19,7 @@ from modules.video_encoder import VideoEncoder
 from tests.made_up import CAPTIONS
 from tests.slow_potential import log_p, noised, ratio
 from tests.small_models import small_textdiffs
-from trainer.embeddings import new_tokens
+from utils.errors import InputError
 
 FRAMES, LENGTH, STEPS = 3, 9, 10
 SIZES = f"--clip_arch=tiny --num_frames={FRAMES} --diffusion_steps={STEPS} --diffusion_text_len={LENGTH}"

@@ -13,9 +13,9 @@ from tests.processes import in_processes
 from tests.small_models import small_textdiffs, small_xpool
 from tests.test_end_to_end import Place
 from tests.training_runs import Run
-from trainer import distributed
-from trainer.device import random_state
 from trainer.throughput import Stopwatch
+from utils import distributed
+from utils.device import random_state
 
 CPU = torch.device("cpu")
 

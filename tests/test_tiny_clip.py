@@ -18,9 +18,9 @@ from datasets.moving_shapes.captions import describe_picture
 from datasets.moving_shapes.pictures import TRAITS, Picture, Pictures, take_picture
 from datasets.moving_shapes.scene import COLOURS, SHAPES, Figure, MovingObject, Scene, figures
 from datasets.moving_shapes.words import TOGETHER, WORDS
-from diffusion_lm.errors import InputError
 from model.clip import TINY_FOLDER, ClipRetrieval, load_clip
 from tests.processes import ROOT
+from utils.errors import InputError
 
 SIDE, PATCH = 64, 16
 NAME_OF = {word: name for name, words in WORDS["colour"].items() for word in words}

@@ -17,11 +17,11 @@ from modules.losses import clamp_logit_scale, symmetric_infonce
 from tests.made_up import write_video
 from tests.processes import in_processes
 from tests.small_models import small_textdiffs, small_xpool
-from trainer import distributed
 from trainer.checkpoints import BEST, load_checkpoint
 from trainer.optimizer import parameter_groups
 from trainer.run_folder import MetricsWriter
 from trainer.trainer import Trainer
+from utils import distributed
 
 CPU = torch.device("cpu")
 CLIP_LR, NOCLIP_LR, WEIGHT_DECAY = 1e-4, 1e-3, 0.2

@@ -33,8 +33,8 @@ from datasets.loading import (
 from datasets.transforms import apply_seeded, train_transform
 from datasets.transforms import test_transform as evaluation_transform
 from datasets.video import frame_indices, read_frames
-from diffusion_lm.errors import InputError
 from tests.films import CONTAINERS, numbered
+from utils.errors import InputError
 
 FPS, WIDTH, HEIGHT = 12, 64, 48
 GREY = 10 + 8 * np.arange(30)  # grey level of frame 0, 1, ...; codecs lose far less than a step
@@ -211,7 +211,7 @@ def test_decoders_do_not_write_to_standard_error(tmp_path):
     paths = [bad_file(tmp_path / f"{i}{suffix}", kind) for i, (kind, suffix) in enumerate(kinds)]
     program = (
         "import sys; from pathlib import Path; from datasets.annotations import Clip\n"
-        "from datasets.video import read_frames; from diffusion_lm.errors import InputError\n"
+        "from datasets.video import read_frames; from utils.errors import InputError\n"
         "for path in sys.argv[1:]:\n"
         "    try: read_frames(Path(path), 3)\n"
         "    except InputError: print('named')\n"

@@ -16,8 +16,7 @@ from pathlib import Path
 import torch
 
 from tests.made_up import ROOT
-from trainer import run_folder
-from trainer.launch import free_port
+from utils.launch import free_port
 
 
 class Run:
@@ -89,7 +88,7 @@ def _run(
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     sys.argv = [program, *arguments]
-    code = run_folder.run_program(program, module.main)
+    code = program.run_program(program, module.main)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -1,1 +1,1 @@
-"""Training loop, evaluation, checkpoints, run folders."""
+"""Training alone: the loop and its step, checkpoints, resuming, run folders."""

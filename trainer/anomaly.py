@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from diffusion_lm.errors import RunError
+from utils.errors import RunError
 
 
 @contextmanager

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 from config import Config
 from datasets.holdout import LAST_EPOCH, Selection
 from datasets.video_kind import VideoKind
-from diffusion_lm.errors import InputError
 from diffusion_lm.weights import is_safetensors, load_tensors, save_atomically
 from model.factory import create_model, description, restore_model
 from model.retrieval import RetrievalModel
-from trainer import distributed
+from utils import distributed
+from utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     checkpoint = load_tensors(path)
     if is_safetensors(path):
-        raise InputError(f"{path} is a safetensors file: preprocess/convert_checkpoint.py makes a checkpoint of it")
+        raise InputError(f"{path} is a safetensors file: scripts/convert_checkpoint.py makes a checkpoint of it")
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise InputError(f"{path} is no checkpoint: it has no state_dict")
     return checkpoint

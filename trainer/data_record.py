@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from datasets.annotations import Clip, Split
-from diffusion_lm.errors import InputError
+from utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 
 from diffusion_lm import weights
-from diffusion_lm.errors import InputError, RunError
 from diffusion_lm.training import CHECKED, LossNotFinite, Training
-from trainer import distributed
 from trainer.checkpoints import delete_old, first_whole, load_whole, newest_first, write_checkpoint
-from trainer.device import random_state
 from trainer.resume import restore_random_state, take_over
-from trainer.stop import StopSignal
+from utils import distributed
+from utils.device import random_state
+from utils.errors import InputError, RunError
+from utils.stop import StopSignal
 
 logger = logging.getLogger(__name__)
 

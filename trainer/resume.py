@@ -11,11 +11,11 @@ import torch
 
 from config import Config
 from config.config import up_to_date
-from diffusion_lm.errors import InputError
-from trainer import distributed
 from trainer.checkpoints import BEST, load_newest, load_whole, newest_first
-from trainer.device import seed_process, set_random_state
 from trainer.run_folder import CONFIG_FILE
+from utils import distributed
+from utils.device import seed_process, set_random_state
+from utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -2,23 +2,15 @@
 
 import json
 import logging
-import os
-import select
 import shutil
-import signal
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tqdm.contrib.logging import logging_redirect_tqdm
-
 from config import Config
-from diffusion_lm.errors import InputError, RunError
-from diffusion_lm.files import written_whole
-from trainer.launch import speaks
+from utils.errors import InputError
+from utils.files import written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -28,80 +20,10 @@ METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
 EVALUATION = "eval/seconds"  # which the record of every evaluation has
 TEST = "test/seconds"  # and that of the test at the end
-CLOSED_PIPE = 128 + 13  # SIGPIPE, which Windows has not
 
 
 class TrainedError(InputError):
     """Bad input that a run has met after its first step: its folder stays, and the message says how to go on."""
-
-
-def check_writable(*paths: str | Path | None) -> None:
-    """Whether files can be made where these will be written: bad input must not wait for hours of work.
-
-    :param paths: of files; None is skipped.
-    :raises InputError: a folder cannot be made, or not be written to.
-    """
-    for path in filter(None, paths):
-        try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=Path(path).parent):
-                pass
-        except OSError as error:
-            raise InputError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def log_to_console() -> None:
-    """Log lines on standard output, as they are; progress bars go to standard error."""
-    level = logging.INFO if speaks() else logging.ERROR
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout, force=True)
-    logging.raiseExceptions = False  # a full disk is told once, by what must be written, not for each line of the log
-    for noisy in ("httpx", "huggingface_hub", "transformers"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-
-
-def run_program(program: str, main: Callable[[], None]) -> int:
-    """Run an entry point: bad input becomes one line on standard error and exit code 2, a failed run exit code 1, one
-    that a signal stopped 128 + the signal, as does the end of the program that reads its output.
-
-    :return: exit code.
-    """
-    log_to_console()
-    code = _exit_code(program, main)
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        code = code or CLOSED_PIPE
-    if code == CLOSED_PIPE:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
-    return code
-
-
-def _nobody_reads() -> bool:
-    """Whether standard output is a pipe whose other end is closed."""
-    poll = select.poll()
-    poll.register(sys.stdout, 0)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
-
-
-def _exit_code(program: str, main: Callable[[], None]) -> int:
-    try:
-        with logging_redirect_tqdm():
-            main()
-    except (InputError, RunError) as error:
-        if speaks():
-            sys.stderr.write(f"{program}: error: {error}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        if speaks():
-            sys.stderr.write(f"{program}: error: interrupted\n")
-        return 128 + signal.SIGINT
-    except BrokenPipeError:
-        if not _nobody_reads():  # it is another pipe, such as that of a worker process
-            raise
-        return CLOSED_PIPE
-    except SystemExit as wanted:  # --help
-        return int(wanted.code or 0)
-    return 0
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch.profiler import profile, schedule
 
-from trainer import distributed
+from utils import distributed
 
 logger = logging.getLogger(__name__)
 

@@ -20,26 +20,26 @@ from datasets.frame_cache import CacheSettings
 from datasets.holdout import TrainingSplits
 from datasets.loading import TrainPairs, batch_that_fits, batches, train_loader
 from datasets.video_kind import VideoKind, warn_of_others
-from diffusion_lm.errors import InputError, RunError
 from diffusion_lm.losses import first_not_finite
-from diffusion_lm.machine import cores
-from diffusion_lm.progress import progress
 from diffusion_lm.vocabulary import SPECIAL_TOKENS, UNK
+from evaluation.evaluator import Evaluation, Evaluator, format_table, write_results
 from model.retrieval import RetrievalModel
 from modules.losses import clamp_logit_scale
 from modules.noise import other_captions
-from trainer import distributed
 from trainer.anomaly import find_anomalies
 from trainer.checkpoints import BEST, delete_old, epoch_file, load_checkpoint, newest_first, save_checkpoint, step_file
 from trainer.data_record import Record
-from trainer.device import random_state, seed_process, set_random_state
-from trainer.evaluation import Evaluation, Evaluator, format_table, write_results
 from trainer.optimizer import make_optimizer
 from trainer.resume import how_to_go_on, how_to_test, restore_random_state, what_is_kept
 from trainer.run_folder import EVALUATION, RESULTS_FILE, TEST, MetricsWriter, TrainedError
-from trainer.stop import Interrupted, StopSignal
 from trainer.throughput import SLOW_LOADING, Stopwatch, memory_gb, profiler
 from trainer.training_step import TrainingStep
+from utils import distributed
+from utils.device import random_state, seed_process, set_random_state
+from utils.errors import InputError, RunError
+from utils.machine import cores
+from utils.progress import progress
+from utils.stop import Interrupted, StopSignal
 
 logger = logging.getLogger(__name__)
 

@@ -10,15 +10,15 @@ from torch.utils.checkpoint import checkpoint
 from model.clip import EncodedVideos
 from model.retrieval import EncodedPairs, RetrievalModel, split_rows
 from modules.losses import symmetric_infonce
-from trainer import distributed
-from trainer.device import autocast, random_state, set_random_state, to_device
+from utils import distributed
+from utils.device import autocast, random_state, set_random_state, to_device
 
 
 class TrainingStep(nn.Module):
     """From the pairs of this process to the loss of the batch of all processes.
 
     Every process encodes its own pairs, pools the frames of all of them by its own texts, and computes the same loss of
-    the gathered similarities. Gradients follow the contract of `trainer.distributed`: averaged over the processes, they
+    the gathered similarities. Gradients follow the contract of `utils.distributed`: averaged over the processes, they
     are those of the whole batch.
 
     With K chunks, the pairs of this process are encoded in K parts, and the loss is still that of all. The first pass

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from datasets.video import read_frames
-from diffusion_lm.errors import InputError
-from diffusion_lm.files import written_whole
+from utils.errors import InputError
+from utils.files import written_whole
 from video_index.searching import Hit
 
 logger = logging.getLogger(__name__)

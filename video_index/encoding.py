@@ -12,14 +12,14 @@ import torch
 from config import SearchConfig
 from datasets.annotations import Clip
 from datasets.loading import FilmClips, Sample, film_loader
-from diffusion_lm.errors import InputError
-from diffusion_lm.progress import progress
+from evaluation.embeddings import TOKENS_DTYPE, new_tokens
 from model.clip import EncodedVideos
 from model.retrieval import RetrievalModel, join_rows, split_rows
-from modules.parallel import map_in_order, one_thread_per_item
 from modules.similarity import check_finite
-from trainer.device import autocast
-from trainer.embeddings import TOKENS_DTYPE, new_tokens
+from utils.device import autocast
+from utils.errors import InputError
+from utils.progress import progress
+from utils.threads import map_in_order, one_thread_per_item
 from video_index.files import Changes, missing_parts
 from video_index.store import SHARD_CLIPS, IndexedClip, Store
 

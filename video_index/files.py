@@ -10,8 +10,8 @@ from pathlib import Path
 from datasets.container import shown
 from datasets.files import VIDEO_EXTENSIONS, split_name, walk
 from datasets.timeline import timeline
-from diffusion_lm.errors import InputError
-from diffusion_lm.machine import cores
+from utils.errors import InputError
+from utils.machine import cores
 from video_index.store import IndexedClip, Store
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffusion_lm.errors import InputError
-from diffusion_lm.files import written_whole
+from utils.errors import InputError
+from utils.files import written_whole
 
 logger = logging.getLogger(__name__)
 

@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from config import SearchConfig
-from diffusion_lm.errors import InputError
 from model.clip import EncodedVideos
 from model.retrieval import RetrievalModel, Texts, Videos
-from modules.parallel import map_in_order, one_thread_per_item
 from modules.similarity import automatic_block, check_finite
-from trainer.device import autocast
+from utils.device import autocast
+from utils.errors import InputError
+from utils.threads import map_in_order, one_thread_per_item
 from video_index.encoding import Encoder
 from video_index.files import is_current, parts_of, state_of
 from video_index.first_stage import FirstStage

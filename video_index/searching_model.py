@@ -5,11 +5,11 @@ import logging
 import torch
 
 from config import SearchConfig
-from diffusion_lm.errors import InputError
+from evaluation.embeddings import clip_marks, differences, digest
 from model.retrieval import RetrievalModel
 from trainer.checkpoints import chosen_model
-from trainer.device import set_up
-from trainer.embeddings import clip_marks, differences, digest
+from utils.device import set_up
+from utils.errors import InputError
 from video_index.store import Head
 
 logger = logging.getLogger(__name__)

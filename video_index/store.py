@@ -24,9 +24,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from diffusion_lm.errors import InputError
-from diffusion_lm.files import written_whole
 from model.clip import EncodedVideos
+from utils.errors import InputError
+from utils.files import written_whole
 
 logger = logging.getLogger(__name__)
 

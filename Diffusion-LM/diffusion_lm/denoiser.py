@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEncoder
 
-from diffusion_lm.errors import InputError
+from utils.errors import InputError
 
 TIME_CHANNELS = 128
 TIME_HIDDEN = 512

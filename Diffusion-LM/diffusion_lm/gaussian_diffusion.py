@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffusion_lm.errors import InputError
 from diffusion_lm.schedule import sqrt_betas
+from utils.errors import InputError
 
 TIME_SCALE = 1000.0  # the network sees t * 1000 / T, so that its time input does not depend on T
 

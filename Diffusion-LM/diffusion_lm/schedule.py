@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from diffusion_lm.errors import InputError
+from utils.errors import InputError
 
 MAX_BETA = 0.999
 

@@ -12,11 +12,11 @@ from torch.optim.swa_utils import AveragedModel
 from transformers import get_linear_schedule_with_warmup
 
 from diffusion_lm.denoiser import Denoiser
-from diffusion_lm.errors import InputError, RunError
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.losses import EndToEndLoss, end_to_end_loss, first_not_finite
-from diffusion_lm.progress import progress
 from diffusion_lm.vocabulary import PAD
+from utils.errors import InputError, RunError
+from utils.progress import progress
 
 MIN_HELD_OUT = 50  # captions, below which a held-out figure says little
 MAX_GRADIENT_NORM = 1.0

@@ -9,8 +9,8 @@ import ftfy
 import torch
 from torch import Tensor
 
-from diffusion_lm.errors import InputError
 from diffusion_lm.word_tokenizer import tokenize_words
+from utils.errors import InputError
 
 START, END, UNK, PAD = range(4)
 SPECIAL_TOKENS = {"START": START, "END": END, "UNK": UNK, "PAD": PAD}

@@ -24,9 +24,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffusion_lm.denoiser import DENOISERS, MAX_POSITIONS, Denoiser, DenoiserConfig
-from diffusion_lm.errors import InputError
-from diffusion_lm.files import written_whole
 from diffusion_lm.vocabulary import Vocabulary
+from utils.errors import InputError
+from utils.files import written_whole
 
 T = TypeVar("T")
 VOCABULARY_FILE = "vocab.json"

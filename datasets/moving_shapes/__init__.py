@@ -27,9 +27,9 @@ from datasets.moving_shapes.captions import Caption, describe
 from datasets.moving_shapes.motion import PAIRS, twins_of
 from datasets.moving_shapes.motion import SPLIT as MOTION_SPLIT
 from datasets.moving_shapes.scene import SIDE, Scene, render, sample_scene, stream
-from diffusion_lm.errors import InputError
-from diffusion_lm.files import written_whole
-from diffusion_lm.progress import progress
+from utils.errors import InputError
+from utils.files import written_whole
+from utils.progress import progress
 
 __all__ = [
     "ANNOTATIONS", "LARGE", "MOTION", "captions_of", "ensure", "ensure_large", "ensure_motion", "generate", "render",

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from config import Config
-from diffusion_lm.errors import InputError
 from diffusion_lm.sampling import SAMPLERS
+from evaluation.embeddings import Embeddings
+from evaluation.evaluator import Evaluation, Evaluator
 from model.published_textdiffs import PublishedTextDiffs
-from trainer.embeddings import Embeddings
-from trainer.evaluation import Evaluation, Evaluator
+from utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 

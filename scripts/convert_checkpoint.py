@@ -1,6 +1,6 @@
 """Convert a checkpoint: published (TextDiffs, T-MASS, X-Pool) to ours, ours to published; .pth or .safetensors.
 
-`python preprocess/convert_checkpoint.py --input=FILE --output=FILE` takes the flags of test.py as well. The direction
+`python scripts/convert_checkpoint.py --input=FILE --output=FILE` takes the flags of test.py as well. The direction
 follows from what is in the file. A published file does not hold all that ours does: flags say the rest (as
 --num_mha_heads, --diffusion_steps), and --diffusion_lm names the folder with the words. Tensors are not changed;
 optimizer states, which depend on the order of parameters, are left out.
@@ -17,14 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from config import Config
-from diffusion_lm.command_line import Parser
-from diffusion_lm.errors import InputError
-from diffusion_lm.files import written_whole
 from diffusion_lm.weights import is_safetensors, one_line, save_atomically
 from model.factory import from_published
 from model.published import family_of, published_checkpoint
 from trainer.checkpoints import load_checkpoint
-from trainer.run_folder import run_program
+from utils.command_line import Parser
+from utils.errors import InputError
+from utils.files import written_whole
+from utils.program import run_program
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ _UNREAD = "published/"  # before the names of tensors that only a published file
 
 
 def main() -> None:
-    parser = Parser("preprocess/convert_checkpoint.py", __doc__)
+    parser = Parser("scripts/convert_checkpoint.py", __doc__)
     parser.add_argument(
         "--input", type=Path, required=True, metavar="FILE", help="checkpoint: of torch.save or safetensors"
     )
@@ -42,7 +42,7 @@ def main() -> None:
         "--output", type=Path, required=True, metavar="FILE", help="file to write: .pth, .pt or .safetensors"
     )
     args, others = parser.parse_known_args()
-    config = Config.parse(others, prog="preprocess/convert_checkpoint.py")
+    config = Config.parse(others, prog="scripts/convert_checkpoint.py")
     _check_places(args.input, args.output)
     checkpoint = read(args.input)
     if family := family_of(checkpoint):

@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn.parallel import DistributedDataParallel
 
-from diffusion_lm.errors import InputError, RunError
-from diffusion_lm.machine import core_ids, cores
-from trainer.launch import Processes, find_processes, speak_up
+from utils.errors import InputError, RunError
+from utils.launch import Processes, find_processes, speak_up
+from utils.machine import core_ids, cores
 
 __all__ = ["Processes", "find_processes"]
 

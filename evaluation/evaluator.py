@@ -23,20 +23,20 @@ from datasets.frame_cache import CacheSettings
 from datasets.holdout import Selection
 from datasets.loading import TestVideos, batches, test_loader
 from datasets.transforms import Preprocessing
-from diffusion_lm.errors import InputError
-from diffusion_lm.files import written_whole
-from diffusion_lm.progress import progress
+from evaluation.embeddings import Embeddings, new_tokens
+from evaluation.motion import format_motion, motion_rows, twin_pairs
 from model.clip import EncodedVideos, clean_caption
 from model.retrieval import RetrievalModel, Texts, Videos
 from model.textdiffs import TextDiffs
 from modules.metrics import text_to_video, video_to_text
-from modules.parallel import map_in_order, one_thread_per_item
 from modules.similarity import Share, Similarity, automatic_block, similarity
-from trainer import distributed
-from trainer.device import autocast
-from trainer.embeddings import Embeddings, new_tokens
-from trainer.motion import format_motion, motion_rows, twin_pairs
-from trainer.tables import aligned
+from utils import distributed
+from utils.device import autocast
+from utils.errors import InputError
+from utils.files import written_whole
+from utils.progress import progress
+from utils.tables import aligned
+from utils.threads import map_in_order, one_thread_per_item
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from typing import TypeVar
 
 import cv2
 
-from diffusion_lm.errors import RunError
-from diffusion_lm.machine import cores
-from diffusion_lm.progress import progress
+from utils.errors import RunError
+from utils.machine import cores
+from utils.progress import progress
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from config import Config
 from datasets.annotations import Split
 from datasets.transforms import OPENAI
-from diffusion_lm.errors import InputError
-from diffusion_lm.files import written_whole
 from model.clip import ClipRetrieval, EncodedVideos
 from model.retrieval import RetrievalModel
 from trainer.data_record import content_digest
-from trainer.device import precision_name
+from utils.device import precision_name
+from utils.errors import InputError
+from utils.files import written_whole
 
 FORMAT = "TextDiffs embeddings"
 TOKENS_DTYPE = torch.bfloat16

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from trainer import distributed
+from utils import distributed
 
 logger = logging.getLogger(__name__)
 

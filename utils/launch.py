@@ -6,7 +6,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from diffusion_lm.errors import InputError
+from utils.errors import InputError
 
 # hydra (MPICH, Intel MPI) and Open MPI name themselves to the processes that they start
 MPI_VARIABLES = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")

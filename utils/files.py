@@ -1,9 +1,12 @@
 """Files that are written whole or not at all. Imports no torch: small programs use it in each of their processes."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from utils.errors import InputError
 
 
 @contextmanager
@@ -19,3 +22,18 @@ def written_whole(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(*paths: str | Path | None) -> None:
+    """Whether files can be made where these will be written: bad input must not wait for hours of work.
+
+    :param paths: of files; None is skipped.
+    :raises InputError: a folder cannot be made, or not be written to.
+    """
+    for path in filter(None, paths):
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=Path(path).parent):
+                pass
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror}") from error

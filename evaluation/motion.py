@@ -9,7 +9,7 @@ from torch import Tensor
 from datasets.annotations import Split
 from datasets.moving_shapes.motion import KINDS, PAIRS, kind_of, video_ids
 from modules.metrics import winoground
-from trainer.tables import aligned
+from utils.tables import aligned
 
 
 def twin_pairs(split: Split) -> tuple[list[str], Tensor]:

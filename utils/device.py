@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion_lm.errors import InputError
-from trainer.launch import Processes
+from utils.errors import InputError
+from utils.launch import Processes
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from diffusion_lm.errors import InputError
+from utils.errors import InputError
 
 EXIT_CODES = (
     "Exit codes: 0 all done; 1 the run failed although its input was good; 2 bad input, said in one line; 128 + the "

@@ -1,0 +1,1 @@
+"""Evaluation of a model: features of a split, scores of all pairs, tables and results.json."""

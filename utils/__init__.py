@@ -1,0 +1,1 @@
+"""What everybody needs and nobody owns: errors, files, programs, processes, devices. It imports no other folder."""

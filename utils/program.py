@@ -1,0 +1,69 @@
+"""How every program runs: log lines, exit codes, and one line for bad input."""
+
+import logging
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable
+
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from utils.errors import InputError, RunError
+from utils.launch import speaks
+
+CLOSED_PIPE = 128 + 13  # SIGPIPE, which Windows has not
+
+
+def log_to_console() -> None:
+    """Log lines on standard output, as they are; progress bars go to standard error."""
+    level = logging.INFO if speaks() else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout, force=True)
+    logging.raiseExceptions = False  # a full disk is told once, by what must be written, not for each line of the log
+    for noisy in ("httpx", "huggingface_hub", "transformers"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def run_program(program: str, main: Callable[[], None]) -> int:
+    """Run an entry point: bad input becomes one line on standard error and exit code 2, a failed run exit code 1, one
+    that a signal stopped 128 + the signal, as does the end of the program that reads its output.
+
+    :return: exit code.
+    """
+    log_to_console()
+    code = _exit_code(program, main)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = code or CLOSED_PIPE
+    if code == CLOSED_PIPE:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+    return code
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe whose other end is closed."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _exit_code(program: str, main: Callable[[], None]) -> int:
+    try:
+        with logging_redirect_tqdm():
+            main()
+    except (InputError, RunError) as error:
+        if speaks():
+            sys.stderr.write(f"{program}: error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        if speaks():
+            sys.stderr.write(f"{program}: error: interrupted\n")
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        if not _nobody_reads():  # it is another pipe, such as that of a worker process
+            raise
+        return CLOSED_PIPE
+    except SystemExit as wanted:  # --help
+        return int(wanted.code or 0)
+    return 0
