@@ -30,10 +30,11 @@ def main(build: "Callable[[Config], RetrievalModel] | None" = None) -> None:
     from model.factory import create_model, restore_model
     from trainer.data_record import same_data
     from trainer.resume import resume_together
-    from trainer.run_folder import MetricsWriter, check_writable, training_folder
+    from trainer.run_folder import MetricsWriter, training_folder
     from trainer.trainer import Trainer
     from utils import distributed
     from utils.device import choose_device, choose_precision, set_up
+    from utils.files import check_writable
 
     for note in config.notes():
         logger.info(note)
