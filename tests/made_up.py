@@ -81,12 +81,12 @@ def call_program(program: str, arguments: list[str], monkeypatch, capfd) -> tupl
 
 def call(program: str, arguments: list[str], monkeypatch, capfd) -> tuple[int, str, str]:
     """Run an entry point in this process: exit code, and what it wrote to standard output and to standard error."""
-    from utils import program
+    from utils.program import run_program
 
     specification = importlib.util.spec_from_file_location(f"entry_point_{Path(program).stem}", ROOT / program)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     monkeypatch.setattr(sys, "argv", [program, *arguments])
     capfd.readouterr()
-    code = program.run_program(program, module.main)
+    code = run_program(program, module.main)
     return code, *capfd.readouterr()

@@ -28,8 +28,8 @@ from tests.made_up import run_program as run_in_a_process
 from tests.precision import DTYPES, PRECISIONS, TOLERANCE, assert_near, autocast, stated
 from tests.small_models import small_baseline, small_textdiffs, small_tmass, small_xpool
 from trainer.checkpoints import save_checkpoint
-from utils import program
 from utils.errors import InputError
+from utils.program import run_program
 from video_index import encoding, first_stage, store
 from video_index.answers import GREY, clock, thumbnail
 from video_index.files import parts_of
@@ -225,7 +225,7 @@ def index_and_hang(arguments):
 
     Store._write_lines = hang
     sys.argv = ["search.py", *arguments]
-    os._exit(program.run_program("search.py", entry_point.main))
+    os._exit(run_program("search.py", entry_point.main))
 
 
 def test_a_killed_indexing_goes_on(made, search, runs, videos, tmp_path):

@@ -24,9 +24,10 @@ from tests.made_up import needs_compiler
 from tests.processes import in_processes
 from tests.slow_potential import log_p, noised
 from tests.small_models import SMALL, small_baseline, small_textdiffs, small_tmass, small_xpool
+from trainer import training_step
 from trainer.optimizer import parameter_groups
 from trainer.training_step import TrainingStep
-from utils import distributed, training_step
+from utils import distributed
 
 CAPTIONS = ["a man plays a guitar", "two dogs run on the beach", "somebody cuts an onion", "a cat", "a dog jumps high",
             "people dance", "a woman reads a book to a child", "a car drives"]  # fmt: skip
