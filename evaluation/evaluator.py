@@ -423,7 +423,7 @@ def format_table(evaluation: Evaluation, metric: str, dsl: bool, selection: Sele
         for row in evaluation.references
         if row["metric"] == metric and row["dsl"] in wanted
     ]
-    told = [table(lines)]
+    told = [_table(lines)]
     if evaluation.motion:
         told.append(format_motion(evaluation.motion, REFERENCES))
     if selection is not None:
@@ -440,7 +440,7 @@ def format_table(evaluation: Evaluation, metric: str, dsl: bool, selection: Sele
     return "\n".join(told)
 
 
-def table(lines: Sequence[tuple[str, dict[str, Any]]]) -> str:
+def _table(lines: Sequence[tuple[str, dict[str, Any]]]) -> str:
     """Labelled rows of metrics as aligned text."""
     columns = {name: f"R@{name[1:]}" if name[0] == "R" else name for name in COLUMNS}
     return aligned(lines, columns, "   queries x gallery", lambda row: f"   {row['queries']} x {row['gallery']}")
