@@ -27,6 +27,7 @@ BEFORE_THE_FLAG = {"select_on": "test"}  # what runs did that are older than a f
 REMOVED = {  # flags that older configurations have, and what they were for --recipe=published; None: any
     "cond_negatives": 0, "hard_share": None, "undiffused_loss_weight": 0.0, "score_fusion": 0.0, "fused_pooling": None,
     "condition": "tokens", "round_last": "yes", "sweep": None, "detect_anomaly": None, "profile": None,
+    "frame_cache_side": None,
 }  # fmt: skip
 CROSS_ATTENTION_ARCHS = ("clip_stochastic", "clip_tmass", "clip_transformer")
 
@@ -160,14 +161,6 @@ class Config:
         None, "size at which the frame cache takes no more, in GB", group="data", minimum=0,
         needs="frame_cache", metavar="GB", unset="no limit",
     )  # fmt: skip
-    frame_cache_side: int = flag(
-        256,
-        "shorter side, in pixels, to which larger frames are reduced in the frame cache",
-        group="data",
-        minimum=1,
-        needs="frame_cache",
-        metavar="PIXELS",
-    )
     raw_video: bool = flag(False, "frames come from video files", group="data", no_effect="they always do here")
 
     # model
@@ -547,7 +540,6 @@ class Config:
             self.input_res = CLIP_INPUT_RES[self.clip_arch]
         if self.dataset_name == "custom" and self.annotations is None:
             raise InputError("--annotations is missing: the annotation file of --dataset_name=custom")
-        self.check_frame_cache()
         if self.arch == "clip_baseline":
             self._resolve_pooling()
         if self.sampling_steps is None:
@@ -555,13 +547,6 @@ class Config:
         if self.sampling_steps > self.diffusion_steps:
             raise InputError(
                 f"--sampling_steps={self.sampling_steps} is more than --diffusion_steps={self.diffusion_steps}"
-            )
-
-    def check_frame_cache(self) -> None:
-        """:raises InputError: it keeps frames that are smaller than the input."""
-        if self.frame_cache is not None and self.frame_cache_side < (self.input_res or 0):
-            raise InputError(
-                f"--frame_cache_side={self.frame_cache_side} is less than the {self.input_res} pixels of the input"
             )
 
     def _resolve_pooling(self) -> None:

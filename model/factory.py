@@ -121,7 +121,6 @@ def _take_preprocessing(config: Config, clip: CLIPModel) -> Preprocessing:
             f"with --input_res which is right"
         )
     config.input_res = config.input_res or native
-    config.check_frame_cache()
     return preprocessing
 
 
@@ -227,7 +226,6 @@ def _build_ours(config: Config, checkpoint: dict[str, Any], path: Path) -> Retri
         config.sampling_steps = config.diffusion_steps
     clip, tokenizer = build_clip(checkpoint["clip_config"], tokenizer_source(config.clip_arch, config.clip_path))
     check_embed_dim(config, clip)
-    config.check_frame_cache()
     model = _build_from(config, checkpoint, clip, tokenizer)
     model.set_preprocessing(Preprocessing(**checkpoint.get("preprocessing", {})))  # older ones had all OpenAI's
     return model

@@ -354,7 +354,6 @@ def test_help_names_every_flag(program):
 def test_flags_of_the_data():
     for line, said in (
         ("--frame_cache_gb=5", "--frame_cache_gb has no effect without --frame_cache"),
-        ("--frame_cache_side=300", "--frame_cache_side has no effect without --frame_cache"),
         ("--annotations=own.csv", "--annotations has no effect without --dataset_name=custom"),
     ):
         assert parse(line).notes() == [said]
@@ -364,8 +363,6 @@ def test_flags_of_the_data():
     assert parse().allow_missing is False and parse().frame_cache is None
     with pytest.raises(InputError, match="--annotations is missing"):
         parse("--dataset_name=custom")
-    with pytest.raises(InputError, match="--frame_cache_side=100 is less than the 224 pixels"):
-        parse("--frame_cache=/cache --frame_cache_side=100")
 
 
 PATH_WORDS = ("dir", "path", "cache", "file", "annotations", "embeddings", "sims", "json", "index", "sheet")

@@ -190,7 +190,7 @@ def test_groups_are_explained(help_of, name):
 
 @pytest.mark.parametrize(
     ("flag", "unit"),
-    [("frame_cache_gb", "GB"), ("input_res", "pixels"), ("frame_cache_side", "pixels"), ("num_epochs", "EPOCHS"),
+    [("frame_cache_gb", "GB"), ("input_res", "pixels"), ("num_epochs", "EPOCHS"),
      ("save_steps", "STEPS"), ("warmup_proportion", "between 0 and 1"), ("batch_size", "pairs"),
      ("stochasic_trials", "SAMPLES"), ("diffusion_text_len", "TOKENS")],
 )  # fmt: skip

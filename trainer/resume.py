@@ -121,7 +121,7 @@ def how_to_go_on(folder: Path) -> str:
 
 TEST_FLAGS = (
     "dataset_name", "annotations", "data_dir", "videos_dir", "split", "allow_missing", "output_dir", "exp_name",
-    "batch_size", "num_workers", "frame_cache", "frame_cache_side", "gpu", "precision", "seed", "sampler",
+    "batch_size", "num_workers", "frame_cache", "gpu", "precision", "seed", "sampler",
     "sampling_steps", "rerank_topk", "metric", "DSL", "output_json",
 )  # fmt: skip
 
