@@ -27,7 +27,7 @@ BEFORE_THE_FLAG = {"select_on": "test"}  # what runs did that are older than a f
 REMOVED = {  # flags that older configurations have, and what they were for --recipe=published; None: any
     "cond_negatives": 0, "hard_share": None, "undiffused_loss_weight": 0.0, "score_fusion": 0.0, "fused_pooling": None,
     "condition": "tokens", "round_last": "yes", "sweep": None, "detect_anomaly": None, "profile": None,
-    "frame_cache_side": None,
+    "frame_cache_side": None, "chunk_size": None,
 }  # fmt: skip
 CROSS_ATTENTION_ARCHS = ("clip_stochastic", "clip_tmass", "clip_transformer")
 
@@ -429,14 +429,7 @@ class Config:
         None,
         "(text, video) pairs diffused at once",
         group="evaluation",
-        minimum=1,
-        metavar="PAIRS",
-        unset="by free memory",
-    )
-    chunk_size: int | None = flag(
-        None,
-        "like --batch_size_split, which wins",
-        group="evaluation",
+        aliases=("chunk_size",),
         minimum=1,
         metavar="PAIRS",
         unset="by free memory",

@@ -213,8 +213,7 @@ class Evaluator:
         with autocast(self.device, self.dtype):
             used, rows = text_index.unique(return_inverse=True)  # few of the texts, and only these are prepared
             texts, videos = self._ready(model, embeddings, used)
-            given = self.config.batch_size_split or self.config.chunk_size
-            block = given or automatic_block(model.pair_bytes, self.device, len(rows))
+            block = self.config.batch_size_split or automatic_block(model.pair_bytes, self.device, len(rows))
             pairs = zip(rows.split(block), video_index.split(block), strict=True)
             ratios = torch.cat([model.word_ratios(texts, videos, *pair) for pair in pairs])
             return ratios.cpu().numpy(), texts.word_ids[rows.to(self.device)].cpu().numpy()
@@ -252,7 +251,7 @@ class Evaluator:
 
     def _block_pairs(self, model: RetrievalModel) -> int:
         """The same in every process: the partition into blocks is one."""
-        given = self.config.batch_size_split or self.config.chunk_size
+        given = self.config.batch_size_split
         pairs = len(self.split.captions) * len(self.split.clips)
         automatic = min(distributed.gather_objects(automatic_block(model.pair_bytes, self.device, pairs)))
         return given or (min(SMALL_BLOCK_PAIRS, automatic) if self.config.save_memory_mode else automatic)
