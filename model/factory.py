@@ -151,7 +151,7 @@ def from_published(config: Config, checkpoint: dict[str, Any], family: Family, p
 
     Words, and the table that they are rounded to, come from the Diffusion-LM folder.
 
-    :return: what `restore_model` reads, with the tensors that nothing computes with under "published".
+    :return: what `restore_model` reads.
     :raises InputError: a setting on the command line contradicts the checkpoint, the folder is not the one that it was
         trained with, or names or sizes do not fit; lists them.
     """
@@ -179,7 +179,6 @@ def from_published(config: Config, checkpoint: dict[str, Any], family: Family, p
         "step": 0,
         "state_dict": ours,
         "config": config.to_dict(),
-        "published": {name: tensor for name, tensor in state.items() if name in family.unread},
         **parts,
     }
 

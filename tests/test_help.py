@@ -35,7 +35,7 @@ CONFIG_PROGRAMS = [
 WITHOUT_FLAGS = ["search.py", "scripts/make_tiny_clip.py"]  # commands, or arguments alone
 NEEDED = {
     "search.py": "index", "preprocess/compress_video.py": "--input_root=a --output_root=b",
-    "scripts/convert_checkpoint.py": "--input=a --output=b", "Diffusion-LM/sample.py": "a",
+    "Diffusion-LM/sample.py": "a",
     "Diffusion-LM/train.py": "--captions=a", 
     "scripts/compare.py": "--method=a:",
     "scripts/make_tiny_clip.py": "a", "scripts/pretrain_clip.py": "--output=a",
