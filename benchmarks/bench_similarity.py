@@ -72,20 +72,27 @@ PATCHES = 49  # of a frame, as ViT-B/32 has
 Figures = dict[str, dict[str, float | None]]
 
 
-def build(denoiser: str, length: int, steps: int, sampling: int | None = None) -> PublishedTextDiffs:
+def known_words(count: int) -> Vocabulary:
+    """The words of the captions of `problem`, and others up to `count` in all."""
+    return Vocabulary.from_captions([*WORDS, *(f"word{number}" for number in range(count - len(WORDS)))])
+
+
+def build(
+    denoiser: str, length: int, steps: int, sampling: int | None = None, words: int = len(WORDS)
+) -> PublishedTextDiffs:
     """The published TextDiffs with random weights, whose condition has an effect."""
     torch.manual_seed(0)
-    vocabulary = Vocabulary.from_captions([" ".join(WORDS)])
+    vocabulary = known_words(words)
     student, teacher = (Denoiser(DENOISERS[denoiser], len(vocabulary), FRAMES) for _ in range(2))
     diffusion = TextDiffusion(student, teacher, GaussianDiffusion.sqrt(steps), WIDTH, length)
     clip = build_clip(CLIPConfig.from_pretrained(TINY_FOLDER).to_dict() | {"projection_dim": WIDTH}, TINY_FOLDER)
     return PublishedTextDiffs(*clip, diffusion, vocabulary, sampling_steps=sampling).eval()
 
 
-def build_potential(denoiser: str, length: int) -> TextDiffs:
+def build_potential(denoiser: str, length: int, words: int = len(WORDS)) -> TextDiffs:
     """TextDiffs with random weights, for the tokens of ViT-B/32, whose videos have an effect."""
     torch.manual_seed(0)
-    vocabulary = Vocabulary.from_captions([" ".join(WORDS)])
+    vocabulary = known_words(words)
     clip = build_clip(CLIPConfig.from_pretrained(TINY_FOLDER).to_dict() | {"projection_dim": WIDTH}, TINY_FOLDER)
     encoder = VideoEncoder(clip[0].config.vision_config.hidden_size, FRAMES, PATCHES)
     student = Denoiser(DENOISERS[denoiser], len(vocabulary), video_width=encoder.width)
