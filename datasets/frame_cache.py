@@ -46,6 +46,44 @@ SHARE_BETWEEN_SCANS = 64  # the folder is measured again whenever this process h
 
 
 @dataclass(frozen=True)
+class Entry:
+    """A file of the cache."""
+
+    path: Path
+    count: int  # n, frames of the clip
+    indices: np.ndarray  # numbers in the clip of the frames that are kept, increasing, (k,)
+    shape: tuple[int, int, int, int]  # of their pixels
+
+    @classmethod
+    def open(cls, path: Path) -> "Entry | None":
+        """None when the file is absent, cut short or something else."""
+        try:
+            with safe_open(path, "numpy") as file:
+                shape = file.get_slice("pixels").get_shape()
+                return cls(path, int(file.metadata()["frames"]), file.get_tensor("numbers"), tuple(shape))
+        except (OSError, SafetensorError):
+            return None
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Frames (len(rows), H, W, 3) by their rows in the file, read into their place: slices of safetensors are
+        copied three times, and a memory map waits for each page.
+
+        :raises InputError: the file has gone or was cut short meanwhile.
+        """
+        frames = np.empty((len(rows), *self.shape[1:]), dtype=np.uint8)
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                start = file.seek(-math.prod(self.shape), os.SEEK_END)  # the tensor of bytes is the last
+                for frame, row in zip(frames, rows.tolist(), strict=True):
+                    file.seek(start + row * frame.nbytes)
+                    if file.readinto(frame) != frame.nbytes:
+                        raise OSError("it was cut short")
+        except OSError as error:
+            raise InputError(f"frame cache: {self.path} cannot be read: {error.strerror or error}") from error
+        return frames
+
+
+@dataclass(frozen=True)
 class CacheSettings:
     """--frame_cache, --frame_cache_gb (None: no limit), and the shorter side of frames."""
 
@@ -89,8 +127,8 @@ class FrameCache:
         :raises InputError: the clip is not in the cache and cannot be decoded.
         """
         path = self._path(clip)
-        if (entry := opened(path)) is not None:
-            return ReadClip(np.asarray(entry.pixels[self._rows(entry.count, entry.indices, rng)]))
+        if (entry := Entry.open(path)) is not None:
+            return ReadClip(entry.read(self._rows(entry.count, entry.indices, rng)))
         frames = self._decode(clip, rng if self.full else None)
         if not self.full:
             self._write(path, frames)
@@ -100,7 +138,7 @@ class FrameCache:
 
     def holds(self, clip: Clip) -> bool:
         """Whether the frames of a clip are there."""
-        return opened(self._path(clip)) is not None
+        return Entry.open(self._path(clip)) is not None
 
     def store(self, clip: Clip) -> str:
         """Decode a clip into the cache, unless it is there or the cache is full.
@@ -171,9 +209,9 @@ class FrameCache:
         """Add an entry, unless the cache is full; a disk that is full is reported once and ends the adding.
 
         A clip whose times are wrong is not kept, so that every reading tells of it. What another process has added
-        meanwhile stays: a file that it still reads must not go on another machine.
+        meanwhile stays, as it may still be read.
         """
-        if frames.beyond or opened(path) is not None or not self._fits(frames.pixels.nbytes):
+        if frames.beyond or Entry.open(path) is not None or not self._fits(frames.pixels.nbytes):
             return
         tensors = {"pixels": np.ascontiguousarray(frames.pixels), "numbers": frames.indices}
         try:
@@ -195,19 +233,6 @@ class FrameCache:
     def _stop(self, reason: str) -> None:
         self.full = True
         logger.warning("frame cache %s takes no more frames: %s", self.settings.folder, reason)
-
-
-def opened(path: Path) -> ClipFrames | None:
-    """A file of the cache, of which only the pixels that are asked for are read; None when it is absent, cut short or
-    something else."""
-    try:
-        with safe_open(path, "numpy") as entry:
-            count, numbers = int(entry.metadata()["frames"]), entry.get_tensor("numbers")
-            shape = tuple(entry.get_slice("pixels").get_shape())
-        start = path.stat().st_size - math.prod(shape)  # the tensor of bytes is the last; slices are copied three times
-        return ClipFrames(count, numbers, np.memmap(path, np.uint8, "r", start, shape))
-    except (OSError, SafetensorError, ValueError):
-        return None
 
 
 @functools.cache
