@@ -12,7 +12,7 @@ from itertools import count
 import numpy as np
 from numpy.random import Generator
 
-from datasets.moving_shapes.captions import Caption, describe_motion, has_usual_length, holds
+from datasets.moving_shapes.captions import WORDS, Caption, describe_motion, has_usual_length, holds
 from datasets.moving_shapes.scene import (
     AXIAL,
     BACKGROUNDS,
@@ -27,7 +27,6 @@ from datasets.moving_shapes.scene import (
     stream,
     track,
 )
-from datasets.moving_shapes.words import WORDS
 
 SPLIT = "motion"
 PAIRS = 200
