@@ -46,7 +46,7 @@ def captions_of_video(args: Namespace, device: torch.device) -> list[str]:
     :raises InputError: the file is no video, or the checkpoint is of another model.
     """
     from config import Config
-    from config.config import DIFFUSION_ARCHS
+    from config.model_flags import DIFFUSION_ARCHS
     from datasets.annotations import Clip
     from datasets.loading import FilmClips, Sample
     from model.factory import restore_model
@@ -54,8 +54,8 @@ def captions_of_video(args: Namespace, device: torch.device) -> list[str]:
     from trainer.checkpoints import load_checkpoint
 
     # 1. model
-    config = Config.parse([])
-    model = restore_model(config, load_checkpoint(args.checkpoint), args.checkpoint)
+    model = restore_model(Config.parse([]), load_checkpoint(args.checkpoint), args.checkpoint)
+    config = model.model_config
     if not isinstance(model, TextDiffs):
         recipe = f" --recipe={config.recipe}" if config.arch in DIFFUSION_ARCHS else ""
         raise InputError(

@@ -33,6 +33,7 @@ class PatchXPool(XPool):
         super().__init__(model.clip, model.tokenizer)
         self.pool_frames = model.pool_frames
         self.set_preprocessing(model.preprocessing)
+        self.model_config = model.model_config
         self.video_encoder = VideoEncoder.of(model.clip.config.vision_config, num_frames)
         self.project = nn.Linear(self.video_encoder.width, self.embed_dim)
         nn.init.zeros_(self.project.weight)

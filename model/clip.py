@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ftfy
 import torch
@@ -20,6 +20,9 @@ from model.openai_clip import read_openai
 from model.preprocessing import OPEN_CLIP_FILE, read_json
 from modules.patch_dropout import PatchDropout
 from utils.errors import InputError
+
+if TYPE_CHECKING:
+    from model.model_config import ModelConfig
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +67,8 @@ class ClipRetrieval(nn.Module):
     :param clip: the network; its parameters are named `clip.*`, as in published checkpoints.
     :param tokenizer: captions to CLIP's token ids.
     """
+
+    model_config: "ModelConfig"  # that it was built from, of models of the factory
 
     def __init__(self, clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
         super().__init__()

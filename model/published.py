@@ -6,15 +6,18 @@ A family has one table of renames: published prefix -> ours; the first row that 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from datasets.transforms import OPENAI, Preprocessing
+from datasets.transforms import OPENAI
 from diffusion_lm.weights import without_wrappers
 from model.clip import CLIP_CONFIGS
 from utils.errors import InputError
+
+if TYPE_CHECKING:
+    from model.model_config import ModelConfig
 
 NAMES_SHOWN = 40  # of an error
 ROUNDING_TABLE = "text_diffusion.rounding_table"  # random_emb.torch of the Diffusion-LM folder; no checkpoint holds it
@@ -80,7 +83,7 @@ FAMILIES = (TEXTDIFFS, TMASS, XPOOL)
 
 def family_of(checkpoint: Mapping[str, Any]) -> Family | None:
     """The family of a checkpoint; None for one of this project and for files of others."""
-    if "clip_config" in checkpoint:
+    if checkpoint.keys() & {"model_config", "clip_config"}:  # the second in older ones
         return None
     names = without_wrappers(checkpoint["state_dict"]).keys()
     if not any(name.startswith("clip.") for name in names):
@@ -106,22 +109,20 @@ def not_known(path: Path) -> InputError:
     return InputError(f"{path} is neither a checkpoint of this project nor a published one of {names}")
 
 
-def published_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def published_checkpoint(checkpoint: Mapping[str, Any], config: "ModelConfig", path: Path) -> dict[str, Any]:
     """A checkpoint of this project as a published one.
 
     Tensors that nothing computes with are those of the published file that it comes from, if it comes from one.
 
-    :raises InputError: it is none of ours, or no family publishes its arch.
+    :param config: of its model.
+    :raises InputError: no family publishes its arch.
     """
-    config = checkpoint.get("config")
-    if not isinstance(config, dict) or "clip_config" not in checkpoint:
-        raise not_known(path)
-    family = next((family for family in FAMILIES if family.arch == config.get("arch")), None)
+    family = next((family for family in FAMILIES if family.arch == config.arch), None)
     if family is None:
-        raise InputError(f"{path}: nobody publishes checkpoints of --arch={config.get('arch')}")
-    if family is TEXTDIFFS and config.get("recipe") != "published":
-        raise InputError(f"{path}: nobody publishes checkpoints of --recipe={config.get('recipe')}")
-    _check_form(checkpoint, family, path)
+        raise InputError(f"{path}: nobody publishes checkpoints of --arch={config.arch}")
+    if family is TEXTDIFFS and config.recipe != "published":
+        raise InputError(f"{path}: nobody publishes checkpoints of --recipe={config.recipe}")
+    _check_form(checkpoint["state_dict"], config, family, path)
     state = to_published(checkpoint["state_dict"], family)
     unread = checkpoint.get("published")
     if unread is None:
@@ -132,17 +133,17 @@ def published_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> dict[str,
     return {"epoch": checkpoint.get("epoch", 0), "state_dict": state | unread}
 
 
-def _check_form(checkpoint: Mapping[str, Any], family: Family, path: Path) -> None:
+def _check_form(state: Mapping[str, Tensor], config: "ModelConfig", family: Family, path: Path) -> None:
     """:raises InputError: a published file, which holds tensors alone, would be taken for another CLIP."""
-    settings = shown_settings(checkpoint["state_dict"], family, path)
-    if Preprocessing(**checkpoint.get("preprocessing", {})) != OPENAI:
+    settings = shown_settings(state, family, path)
+    if config.preprocessing != OPENAI:
         raise InputError(
             f"{path}: its CLIP has a preprocessing of its own, for which published checkpoints have no place"
         )
     published = CLIP_CONFIGS[settings["clip_arch"]]
     for part in ("text_config", "vision_config"):
         for name in ("hidden_act", "num_attention_heads"):
-            own, usual = checkpoint["clip_config"][part][name], published[part][name]
+            own, usual = config.clip_config[part][name], published[part][name]
             if own != usual:
                 raise InputError(
                     f"{path}: its CLIP has {name}={own}, but published checkpoints of this size mean {usual} and "

@@ -19,6 +19,7 @@ from torch import Tensor
 from config import Config
 from diffusion_lm.weights import is_safetensors, one_line, save_atomically
 from model.factory import from_published
+from model.model_config import ModelConfig
 from model.published import family_of, published_checkpoint
 from trainer.checkpoints import load_checkpoint
 from utils.command_line import Parser
@@ -42,13 +43,14 @@ def main() -> None:
         "--output", type=Path, required=True, metavar="FILE", help="file to write: .pth, .pt or .safetensors"
     )
     args, others = parser.parse_known_args()
-    config = Config.parse(others, prog="scripts/convert_checkpoint.py")
+    config = Config.parse(others, program="test", prog="scripts/convert_checkpoint.py")
     _check_places(args.input, args.output)
     checkpoint = read(args.input)
     if family := family_of(checkpoint):
         converted, form = from_published(config, checkpoint, family, args.input), "ours"
     else:
-        converted, form = published_checkpoint(checkpoint, args.input), "published"
+        model_config = ModelConfig.of(checkpoint, args.input)
+        converted, form = published_checkpoint(checkpoint, model_config, args.input), "published"
     if "optimizer" in checkpoint:
         logger.info("the state of the optimizer is left out: training cannot go on from %s", args.output)
     write(converted, args.output)
@@ -95,7 +97,7 @@ def _write_safetensors(checkpoint: dict[str, Any], path: Path) -> None:
     others = {name: value for name, value in checkpoint.items() if name != "state_dict"}
     if "published" in others:
         others["published"] = len(unread)  # also where there are none
-    ours = "clip_config" in checkpoint
+    ours = "model_config" in checkpoint
     metadata = {_SETTINGS: json.dumps(others)} if ours else {"epoch": str(others["epoch"])}
     with written_whole(path) as temporary:
         save_file(_separate(checkpoint["state_dict"] | unread), temporary, metadata)

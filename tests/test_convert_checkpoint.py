@@ -79,7 +79,7 @@ def test_ours_to_published_and_back(convert, teacher, tmp_path, family, middle, 
     assert after["epoch"] == 3
     assert_same_bits(after["state_dict"], before["state_dict"])
     for part in ("clip_config", "denoiser", "vocabulary"):
-        plain = [json.dumps(file.get(part), sort_keys=True) for file in (after, before)]
+        plain = [json.dumps(file["model_config"][part], sort_keys=True) for file in (after, before)]
         assert plain[0] == plain[1]  # as JSON, which has no keys that are numbers
     restored = restore_model(Config.parse([]), after, tmp_path / f"end{end}")  # without a flag of its shape
     assert_same_bits(restored.state_dict(), before["state_dict"])
@@ -136,12 +136,13 @@ def test_a_clip_that_published_files_cannot_describe_is_refused(convert, teacher
     """They hold tensors alone: it would come back as another CLIP."""
     ours(XPOOL, teacher, tmp_path / "ours.pth")
     checkpoint = load_checkpoint(tmp_path / "ours.pth")
+    model_config = checkpoint["model_config"]
     if what == "preprocessing":
-        checkpoint["preprocessing"]["mean"] = (0.5, 0.5, 0.5)
+        model_config["preprocessing"]["mean"] = (0.5, 0.5, 0.5)
     elif what == "activation":
-        checkpoint["clip_config"]["vision_config"]["hidden_act"] = "quick_gelu"
+        model_config["clip_config"]["vision_config"]["hidden_act"] = "quick_gelu"
     else:
-        checkpoint["clip_config"]["text_config"]["num_attention_heads"] = 2
+        model_config["clip_config"]["text_config"]["num_attention_heads"] = 2
     torch.save(checkpoint, tmp_path / "ours.pth")
     code, message = convert("ours.pth", "published.pth")
     assert code == 2
