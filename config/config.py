@@ -16,7 +16,7 @@ from utils.errors import InputError
 BEFORE_THE_FLAG = {"select_on": "test"}  # what runs did that are older than a flag, where its default is another
 REMOVED = {  # flags that older configurations have, and what they were for --recipe=published; None: any
     "cond_negatives": 0, "hard_share": None, "undiffused_loss_weight": 0.0, "score_fusion": 0.0, "fused_pooling": None,
-    "condition": "tokens", "round_last": "yes",
+    "condition": "tokens", "round_last": "yes", "patch_dropout": None, "freeze_layer_num": None,
 }  # fmt: skip
 ENTRY_POINTS = {"train": "train.py", "test": "test.py"}
 

@@ -51,11 +51,6 @@ class Training:
     weight_decay: float = flag(0.2, "weight decay of AdamW; biases, norms and scales have none", minimum=0)
     warmup_proportion: float = flag(0.1, "share of the steps, between 0 and 1, in which the learning rate rises",
         minimum=0, maximum=1, metavar="SHARE")
-    patch_dropout: float = flag(0.0,
-        "share of the patches of each frame that training leaves out, at random, which makes its steps faster",
-        minimum=0, maximum=1, metavar="SHARE")
-    freeze_layer_num: int = flag(-1, "freeze CLIP's embeddings and its layers below this one; -1 freezes nothing",
-        minimum=-1, metavar="LAYER")
     select_on: str = flag("val", "split that chooses model_best.pth: val, that of the data set or training videos that"
         " are held out; or test, as published code does", choices=("val", "test"))
     evals_per_epoch: int = flag(1, "evaluations per epoch", minimum=1, metavar="EVALUATIONS")

@@ -18,7 +18,6 @@ from datasets.transforms import OPENAI, Preprocessing
 from diffusion_lm.weights import load_tensors, one_line, without_wrappers
 from model.openai_clip import read_openai
 from model.preprocessing import OPEN_CLIP_FILE, read_json
-from modules.patch_dropout import PatchDropout
 from utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -85,23 +84,6 @@ class ClipRetrieval(nn.Module):
     def embed_dim(self) -> int:
         """D, width of the projected features."""
         return self.clip.config.projection_dim
-
-    def freeze(self, layer_num: int) -> None:
-        """Freeze the embeddings of both encoders and their layers below `layer_num`, as CLIP4Clip does; -1: nothing."""
-        if layer_num < 0:
-            return
-        for encoder in (self.clip.vision_model, self.clip.text_model):
-            layers = encoder.encoder.layers
-            if layer_num > len(layers):
-                logger.info("--freeze_layer_num=%d: an encoder of this CLIP has %d layers", layer_num, len(layers))
-            for part in (encoder.embeddings, getattr(encoder, "pre_layrnorm", None), *layers[:layer_num]):
-                if part is not None:
-                    part.requires_grad_(False)
-
-    def drop_patches(self, share: float) -> None:
-        """Leave out a share of the patches of each frame in training, see PatchDropout; once."""
-        if share:
-            self.clip.vision_model.embeddings.register_forward_hook(PatchDropout(share))
 
     def prepare(self, gradient_checkpointing: bool, compiled: bool) -> None:
         """Make training take less memory, or less time; results stay the same up to rounding."""

@@ -103,12 +103,10 @@ def create_model(config: Config) -> RetrievalModel:
     """A model before training: CLIP, identity pooling, and for TextDiffs a student that starts as the
     pre-trained Diffusion-LM.
 
-    :raises InputError: CLIP or the pre-trained Diffusion-LM is not there, its pictures are prepared in another way than
-        is known here, or patches that the model reads would be left out.
+    :raises InputError: CLIP or the pre-trained Diffusion-LM is not there, or its pictures are prepared in another way
+        than is known here.
     """
     published, diffuses = config.recipe == "published", config.arch in DIFFUSION_ARCHS
-    if config.patch_dropout and diffuses and not published:
-        raise InputError("--patch_dropout leaves out patches that --recipe=textdiffs reads: leave it out")
     pretrained = load_teacher(config, published) if diffuses else None
     clip, tokenizer = load_clip(config.clip_arch, config.clip_path)
     native = clip.config.vision_config.image_size

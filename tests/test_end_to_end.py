@@ -284,7 +284,6 @@ BAD_TRAINING = {
     "no such teacher": (["--diffusion_lm=/nonexistent/teacher"], "/nonexistent/teacher"),
     "embedding width": (["--embed_dim=512"], "128"),
     "heads": (["--num_mha_heads=3"], "num_mha_heads"),
-    "patches that are read": (["--patch_dropout=0.5"], "--patch_dropout"),
 }
 
 
