@@ -17,6 +17,7 @@ BEFORE_THE_FLAG = {"select_on": "test"}  # what runs did that are older than a f
 REMOVED = {  # flags that older configurations have, and what they were for --recipe=published; None: any
     "cond_negatives": 0, "hard_share": None, "undiffused_loss_weight": 0.0, "score_fusion": 0.0, "fused_pooling": None,
     "condition": "tokens", "round_last": "yes", "patch_dropout": None, "freeze_layer_num": None,
+    "sweep": None, "detect_anomaly": None, "profile": None, "frame_cache_side": None, "chunk_size": None,
 }  # fmt: skip
 ENTRY_POINTS = {"train": "train.py", "test": "test.py"}
 
@@ -71,10 +72,6 @@ class Config(Data, ModelFlags, Training, Machine, Evaluation, Run, Output):
         """:raises InputError: two flags contradict each other, or one is missing."""
         if self.dataset_name == "custom" and self.annotations is None:
             raise InputError("--annotations is missing: the annotation file of --dataset_name=custom")
-        if self.frame_cache is not None and self.frame_cache_side < (self.input_res or 0):
-            raise InputError(
-                f"--frame_cache_side={self.frame_cache_side} is less than the {self.input_res} pixels of the input"
-            )
         if self.sampling_steps is not None and self.sampling_steps > self.diffusion_steps:
             raise InputError(
                 f"--sampling_steps={self.sampling_steps} is more than --diffusion_steps={self.diffusion_steps}"

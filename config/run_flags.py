@@ -35,8 +35,6 @@ class Data:
         metavar="DIR", unset="none, every epoch decodes")
     frame_cache_gb: float | None = flag(None, "size at which the frame cache takes no more, in GB", role="files",
         minimum=0, needs="frame_cache", metavar="GB", unset="no limit")
-    frame_cache_side: int = flag(256, "shorter side, in pixels, to which larger frames are reduced in the frame cache",
-        minimum=1, needs="frame_cache", metavar="PIXELS")
     raw_video: bool = flag(False, "frames come from video files", no_effect="they always do here")
 
 
@@ -76,17 +74,12 @@ class Machine:
     gradient_checkpointing: bool = flag(False,
         "compute the layers of CLIP twice instead of keeping what they hold: less memory", programs="train",
         quiet="test")
-    batch_size_split: int | None = flag(None, "(text, video) pairs diffused at once", minimum=1, metavar="PAIRS",
-        unset="by free memory", programs="train test query")
-    chunk_size: int | None = flag(None, "like --batch_size_split, which wins", minimum=1, metavar="PAIRS",
-        unset="by free memory", programs="train test")
+    batch_size_split: int | None = flag(None, "(text, video) pairs diffused at once", aliases=("chunk_size",),
+        minimum=1, metavar="PAIRS", unset="by free memory", programs="train test query")
     save_memory_mode: bool = flag(False, "few pairs at once, and score matrices in files below --output_dir",
         programs="train test")
     num_workers: int = flag(8, "processes that decode videos, at most one per CPU core; 0 decodes in the main process",
         minimum=0, metavar="PROCESSES")
-    detect_anomaly: bool = flag(False, "stop at the operation that makes a number that is not finite; slow",
-        role="running")
-    profile: int = flag(0, "steps of which a profiler trace is written", role="running", minimum=0, metavar="STEPS")
 
 
 @group("evaluation", "What is evaluated, and what is shown or kept of it.", "testing")
@@ -102,9 +95,6 @@ class Evaluation:
     load_embeddings: str | None = flag(None,
         "file of --save_embeddings: features are taken from there and no video is read", metavar="FILE")
     save_sims: str | None = flag(None, "npz file for the score matrices", metavar="FILE")
-    sweep: str | None = flag(None, "more settings to evaluate with the same features, as SAMPLER:STEPS or"
-        " SAMPLER:STEPS:K with K of --rerank_topk, with commas between: ddpm:10,ddim:5,ddim:2:50; table in sweep.txt,"
-        " sweep.csv, sweep.png", archs=DIFFUSION_ARCHS, recipe="published", metavar="LIST")
     report: bool = flag(False,
         "write report.html beside the results: tables, curves, queries with what was found; and its plots as PNG")
     output_json: str | None = flag(None, "file for the results", role="files", metavar="FILE",

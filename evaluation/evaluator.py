@@ -146,22 +146,19 @@ class Evaluator:
         self,
         model: RetrievalModel,
         embeddings: Embeddings,
-        rerank_topk: int | None = None,
         sims: Path | None = None,
         look: Callable[[Similarity], None] | None = None,
         mix: bool = False,
     ) -> Evaluation:
         """Score all pairs of what is encoded, and rank.
 
-        :param rerank_topk: instead of that of the configuration.
         :param sims: file for the score matrices.
         :param look: is shown the score matrices, in the main process, before they go.
         :param mix: as in a call.
         """
         started = time.perf_counter()
-        topk = self.config.rerank_topk if rerank_topk is None else rerank_topk
         with self._matrix_folder() as folder:
-            scores = self.similarity(model, embeddings, topk, folder)
+            scores = self.similarity(model, embeddings, self.config.rerank_topk, folder)
             if mix:
                 model.mix(scores, self.split.clip_of_caption)
             seconds = time.perf_counter() - started
@@ -216,8 +213,7 @@ class Evaluator:
         with autocast(self.device, self.dtype):
             used, rows = text_index.unique(return_inverse=True)  # few of the texts, and only these are prepared
             texts, videos = self._ready(model, embeddings, used)
-            given = self.config.batch_size_split or self.config.chunk_size
-            block = given or automatic_block(model.pair_bytes, self.device, len(rows))
+            block = self.config.batch_size_split or automatic_block(model.pair_bytes, self.device, len(rows))
             pairs = zip(rows.split(block), video_index.split(block), strict=True)
             ratios = torch.cat([model.word_ratios(texts, videos, *pair) for pair in pairs])
             return ratios.cpu().numpy(), texts.word_ids[rows.to(self.device)].cpu().numpy()
@@ -255,7 +251,7 @@ class Evaluator:
 
     def _block_pairs(self, model: RetrievalModel) -> int:
         """The same in every process: the partition into blocks is one."""
-        given = self.config.batch_size_split or self.config.chunk_size
+        given = self.config.batch_size_split
         pairs = len(self.split.captions) * len(self.split.clips)
         automatic = min(distributed.gather_objects(automatic_block(model.pair_bytes, self.device, pairs)))
         return given or (min(SMALL_BLOCK_PAIRS, automatic) if self.config.save_memory_mode else automatic)
@@ -426,7 +422,7 @@ def format_table(evaluation: Evaluation, metric: str, dsl: bool, selection: Sele
         for row in evaluation.references
         if row["metric"] == metric and row["dsl"] in wanted
     ]
-    told = [table(lines)]
+    told = [_table(lines)]
     if evaluation.motion:
         told.append(format_motion(evaluation.motion, REFERENCES))
     if selection is not None:
@@ -443,7 +439,7 @@ def format_table(evaluation: Evaluation, metric: str, dsl: bool, selection: Sele
     return "\n".join(told)
 
 
-def table(lines: Sequence[tuple[str, dict[str, Any]]]) -> str:
+def _table(lines: Sequence[tuple[str, dict[str, Any]]]) -> str:
     """Labelled rows of metrics as aligned text."""
     columns = {name: f"R@{name[1:]}" if name[0] == "R" else name for name in COLUMNS}
     return aligned(lines, columns, "   queries x gallery", lambda row: f"   {row['queries']} x {row['gallery']}")

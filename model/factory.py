@@ -197,7 +197,7 @@ def from_published(config: Config, checkpoint: Mapping[str, Any], family: Family
     """A published checkpoint as one of ours. What it does not show is as the command line says; words, and the table
     that they are rounded to, come from the Diffusion-LM folder.
 
-    :return: what `take_apart` reads, with the tensors that nothing computes with under "published".
+    :return: what `take_apart` reads.
     :raises InputError: a setting on the command line contradicts the checkpoint, the folder is not the one that it was
         trained with, or names or sizes do not fit; lists them.
     """
@@ -224,7 +224,6 @@ def from_published(config: Config, checkpoint: Mapping[str, Any], family: Family
         "step": 0,
         "state_dict": ours,
         "model_config": settled.to_dict(),
-        "published": {name: tensor for name, tensor in state.items() if name in family.unread},
     }
 
 

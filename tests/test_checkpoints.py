@@ -99,12 +99,13 @@ def test_round_trip_is_bit_identical(parse, tmp_path, line):
         assert restored.prior == model.prior == Prior("normal", 0.5)
     if "baseline" in line:
         assert (restored.pool_frames.kind, restored.pool_frames.k) == ("topk", 2)
+    published = "published" in line
     if "clip_stochastic" in line:
-        assert isinstance(model, PublishedTextDiffs if "published" in line else TextDiffs)
+        assert isinstance(model, PublishedTextDiffs if published else TextDiffs)
         assert restored.vocabulary.token_to_id == model.vocabulary.token_to_id
-        diffusion = restored.text_diffusion if restored.samples else restored.potential
+        diffusion = restored.text_diffusion if published else restored.potential
         assert (diffusion.text_length, diffusion.diffusion.num_steps) == (9, 4)
-    if restored.samples:
+    if published:
         assert restored.sampling_diffusion.num_steps == 4
 
 
@@ -206,7 +207,7 @@ def test_other_archives_are_named(tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
     assert "TorchScript" in failure(load_checkpoint, path)
     path.write_bytes(safetensors.torch.save(STATE))
-    assert "scripts/convert_checkpoint.py" in failure(load_checkpoint, path)
+    assert "no checkpoint" in failure(load_checkpoint, path)
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -532,8 +533,7 @@ def test_published_teacher_and_student_have_noise_of_their_own(parse):
 
 def published_names(state, family=TEXTDIFFS):
     """The names of a published file, with what only such a file holds."""
-    state = to_published(state, family)
-    return state | {name: make(state) for name, make in family.unread.items()}
+    return to_published(state, family) | {name: torch.zeros(1) for name in family.unread}
 
 
 def test_published_checkpoint_loads(parse, tmp_path):
@@ -542,6 +542,7 @@ def test_published_checkpoint_loads(parse, tmp_path):
     state = published_names(model.state_dict())
     assert "textdiffs.diffusion.run_diffusion.student_model.sims_linear.weight" in state
     assert not any(name.startswith("text_diffusion") for name in state)
+    del state["clip.text_model.embeddings.position_ids"]  # which newer versions of transformers do not save
     torch.save({"epoch": 5, "state_dict": state}, path)
     restored = restore_model(parse("--recipe=published"), load_checkpoint(path), path)
     assert_equal_states(restored.state_dict(), model.state_dict())

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from config import Config
 from datasets.holdout import LAST_EPOCH, Selection
 from datasets.video_kind import VideoKind
-from diffusion_lm.weights import is_safetensors, load_tensors, save_atomically
+from diffusion_lm.weights import load_tensors, save_atomically
 from model.factory import create_model, restore_model
 from model.retrieval import RetrievalModel
 from utils import distributed
@@ -112,8 +112,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     :raises InputError: it does not exist, is cut short or is no checkpoint; names it.
     """
     checkpoint = load_tensors(path)
-    if is_safetensors(path):
-        raise InputError(f"{path} is a safetensors file: scripts/convert_checkpoint.py makes a checkpoint of it")
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise InputError(f"{path} is no checkpoint: it has no state_dict")
     return checkpoint

@@ -25,7 +25,6 @@ from utils.errors import InputError
 from utils.threads import map_in_order, one_thread_per_item
 from video_index.encoding import Encoder
 from video_index.files import is_current, parts_of, state_of
-from video_index.first_stage import FirstStage
 from video_index.store import IndexedClip, Place, Store, StoredTokens
 
 PAIRS_AT_ONCE = 4096  # of the second stage
@@ -88,7 +87,7 @@ class Searcher:
             raise InputError(f"--index={store.folder} holds no video: index some first")
         self.clips: list[IndexedClip] = [clip for clip, _ in held]
         self.places: list[Place] = [place for _, place in held]
-        self.first = FirstStage(store.video_features(self.places), store.folder)
+        self.means = F.normalize(store.video_features(self.places), dim=-1)  # (M, D)
 
     @torch.no_grad()
     def by_text(self, text: str) -> list[Hit]:
@@ -97,7 +96,7 @@ class Searcher:
             texts = self._texts([text])
             pooled = self.config.pool_topk
             wanted = 0 if pooled == 0 else max(pooled, self.config.topk)
-            cosines, chosen = self.first.best(texts.features.cpu(), wanted)
+            cosines, chosen = nearest(self.means, texts.features.cpu(), wanted)
             seen = chosen[:pooled] if pooled else chosen
             videos = self._videos(self._held(seen.tolist()))
             everything = torch.arange(len(chosen))
@@ -118,7 +117,7 @@ class Searcher:
         """
         clips, encoded = self.encoded(video)
         own = sum(clip.file == clips[0].file for clip in self.clips)
-        cosines, chosen = self.first.best(encoded.frames.mean(1), self.config.topk + own)
+        cosines, chosen = nearest(self.means, encoded.frames.mean(1), self.config.topk + own)
         hits = [
             Hit(score, "mean_pooled", self.clips[index])
             for score, index in zip(cosines.tolist(), chosen.tolist(), strict=True)
@@ -195,6 +194,18 @@ class Searcher:
         with one_thread_per_item(self.device) as workers:
             scored = map_in_order(lambda block: self.model.score_pairs(texts, videos, *block).strict, blocks, workers)
             return torch.cat(list(scored))
+
+
+def nearest(means: Tensor, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The clips whose cosine with the nearest of some vectors is highest.
+
+    :param means: (M, D), of length 1.
+    :param vectors: (W, D).
+    :param count: how many; 0 or more than M: all.
+    :return: their cosines in falling order, and their indices, each (count,).
+    """
+    cosines = means @ F.normalize(vectors.float(), dim=-1).t()
+    return cosines.max(1).values.topk(min(count, len(means)) or len(means))
 
 
 def _first_of_each(ranking: _Ranking, clips: Sequence[IndexedClip], sentences: Sequence[str]) -> list[Hit]:
