@@ -57,14 +57,15 @@ class Diffusion:
         unset="Diffusion-LM/diffusion_models/<dataset_name>, else diffusion_models itself")
     diffusion_text_len: int = flag(64, "L, word tokens of a caption in the diffusion", minimum=3, maximum=512,
         metavar="TOKENS")
-    read_captions: int = flag(3,
+    read_captions: int = flag(5,
         "captions of each video of a batch, where it has so many, that the text diffusion learns to read in it",
         role="training", minimum=1, recipe="textdiffs", metavar="R")
     hard_negatives: int = flag(1,
         "wrong videos of the batch, the most similar ones, with which each caption is also read in training",
         role="training", minimum=1, recipe="textdiffs", metavar="K")
-    potential_lr: float = flag(3e-4, "learning rate of the layers that read the video, half of it that of the network"
-        " they are added to; small denoisers take more, such as 1e-2", role="training", minimum=0, recipe="textdiffs")
+    potential_lr: float = flag(3e-4, "learning rate of the network that reads captions and of the encoder of the videos"
+        " that it reads them with; small denoisers take more, such as 1e-2", role="training", minimum=0,
+        recipe="textdiffs")
     sampler: str = flag("ddpm", "reverse process at inference", role="score", choices=("ddpm", "ddim"),
         recipe="published")
     sampling_steps: int | None = flag(None, "steps at inference, at most --diffusion_steps", role="score", minimum=1,
