@@ -100,9 +100,9 @@ def flag(default: Any, help: str, **declared: Any) -> Any:
     return field(default=default, metadata={"flag": Flag(help, **declared)})
 
 
-def flag_again(f: Field, default: Any, **declared: Any) -> Any:
+def flag_again(cls: type, name: str, default: Any, **declared: Any) -> Any:
     """A flag of a base class with another default, or declared otherwise."""
-    return field(default=default, metadata={"flag": replace(f.metadata["flag"], **declared)})
+    return field(default=default, metadata={"flag": replace(flags_of(cls)[name][1], **declared)})
 
 
 def group(title: str, said: str, role: str = "", archs: tuple[str, ...] | None = None) -> Callable[[type], type]:

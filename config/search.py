@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,10 +22,6 @@ BOTH = "Search your own videos with a sentence. Each command has its own --help.
 INDEX_ONLY = {"programs": "index", "quiet": ""}
 
 
-def _flag(name: str) -> Field:
-    return Config.__dataclass_fields__[name]
-
-
 @group("search", "What is searched, for what, and what is shown.", "query")
 @dataclass(frozen=True)
 class SearchConfig(Config):
@@ -34,7 +30,7 @@ class SearchConfig(Config):
     # fmt: off
     index: str | None = flag(None, "folder of the index", metavar="DIR", unset="none, must be given",
         programs="index query")
-    videos_dir: str | None = flag_again(_flag("videos_dir"), None, group="search", unset="none, must be given",
+    videos_dir: str | None = flag_again(Config, "videos_dir", None, group="search", unset="none, must be given",
         **INDEX_ONLY)
     window: float | None = flag(None, "videos longer than this are searched in parts of about this length", minimum=1,
         metavar="SECONDS", unset="30, or that of the index", **INDEX_ONLY)
@@ -54,13 +50,13 @@ class SearchConfig(Config):
     contact_sheet: str | None = flag(None, "picture (.png) of thumbnails of the hits, a row for each query",
         metavar="FILE")
     # what is otherwise in search.py
-    arch: str = flag_again(_flag("arch"), "clip_baseline")
-    pooling_type: str = flag_again(_flag("pooling_type"), "avg")
-    diffusion_lm: str | None = flag_again(_flag("diffusion_lm"), None, unset="none, a checkpoint knows its words")
-    batch_size: int = flag_again(_flag("batch_size"), 32, help="videos or queries that are encoded at once",
+    arch: str = flag_again(Config, "arch", "clip_baseline")
+    pooling_type: str = flag_again(Config, "pooling_type", "avg")
+    diffusion_lm: str | None = flag_again(Config, "diffusion_lm", None, unset="none, a checkpoint knows its words")
+    batch_size: int = flag_again(Config, "batch_size", 32, help="videos or queries that are encoded at once",
         metavar="N")
-    datetime: str | None = flag_again(_flag("datetime"), None, unset="none, plain CLIP searches")
-    load_epoch: int | None = flag_again(_flag("load_epoch"), None,
+    datetime: str | None = flag_again(Config, "datetime", None, unset="none, plain CLIP searches")
+    load_epoch: int | None = flag_again(Config, "load_epoch", None,
         help="epoch of the checkpoint of --datetime; 0 or -1 is model_best.pth", unset="0")
     # fmt: on
     command: str = field(default="", compare=False)
