@@ -35,7 +35,7 @@ def index(config: SearchConfig) -> None:
     head = read_head(folder)
     files = video_files(videos_dir)  # a wrong folder answers before the model is there
     device = choose_device(config.gpu)
-    model, made = load_model(config, head, device)
+    config, model, made = load_model(config, head, device)
     logger.info("model: %s", made.made_with)
 
     with only_writer(folder):
@@ -76,7 +76,7 @@ def query(config: SearchConfig) -> None:
     if head is None:
         raise InputError(f"--index={folder} is no index: make one with `python search.py index`")
     device = choose_device(config.gpu)
-    model, _ = load_model(config, head, device)
+    config, model, _ = load_model(config, head, device)
     searcher = Searcher(model, Store(folder, head), config, device, choose_precision(config.precision, device))
     logger.info("%d clips, model: %s", len(searcher.clips), head.made_with)
 

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 def main() -> None:
     # 1. settings
-    config = Config.parse(prog="test.py", description=__doc__)
+    config = Config.parse(program="test", description=__doc__)
     # imported after parsing, so that --help and bad flags answer at once
     from datasets.annotations import load_annotations, load_split
     from datasets.video_kind import warn_of_others
@@ -39,10 +39,11 @@ def main() -> None:
 
         # 2. model
         path, model, selection, trained_on = chosen_model(config)
-        for note in config.notes():  # now that the checkpoint has told its arch and recipe
+        config = config.of_model(model.model_config)
+        for note in config.notes("test"):  # now that the checkpoint has told its arch and recipe
             logger.info(note)
         logger.info(f"checkpoint {path}" if path else "no --load_epoch: this is the model before training")
-        output = Path(config.output_json or (path.parent if path else config.run_dir) / RESULTS_FILE)
+        output = Path(config.output_json or (path.parent if path else config.named().run_dir) / RESULTS_FILE)
         if here.is_main:
             check_writable(output, config.save_embeddings, config.save_sims)
         model.to(device).eval()

@@ -63,7 +63,7 @@ FAMILIES = (TEXTDIFFS, TMASS, XPOOL)
 
 def family_of(checkpoint: Mapping[str, Any]) -> Family | None:
     """The family of a checkpoint; None for one of this project and for files of others."""
-    if "clip_config" in checkpoint:
+    if checkpoint.keys() & {"model_config", "clip_config"}:  # the second in older ones
         return None
     names = without_wrappers(checkpoint["state_dict"]).keys()
     if not any(name.startswith("clip.") for name in names):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from config import Config
-from config.config import DIFFUSION_ARCHS
+from config.model_flags import DIFFUSION_ARCHS
 from evaluation.evaluator import Evaluator
 from model.clip import EncodedVideos
 from model.retrieval import RetrievalModel
@@ -39,7 +39,7 @@ OWN, BASE = "own condition", "base alone"
 
 def main() -> None:
     # 1. settings
-    config = Config.parse(prog="scripts/condition_use.py", description=__doc__.splitlines()[0])
+    config = Config.parse(program="test", prog="scripts/condition_use.py", description=__doc__.splitlines()[0])
     from datasets.annotations import load_split
     from trainer.checkpoints import chosen_model
     from utils.device import choose_device, choose_precision, set_up
@@ -50,9 +50,10 @@ def main() -> None:
 
     # 2. model and data
     path, model, *_ = chosen_model(config)
+    config = config.of_model(model.model_config)
     if config.arch not in DIFFUSION_ARCHS:
         raise InputError(f"--arch={config.arch} has no diffusion, whose condition could be exchanged")
-    output = Path(config.output_json or (path.parent if path else config.run_dir) / OUTPUT)
+    output = Path(config.output_json or (path.parent if path else config.named().run_dir) / OUTPUT)
     check_writable(output)
     model.to(device).eval()
     places = (config.dataset_dir, config.videos_dir, config.msrvtt_train_file, config.allow_missing)

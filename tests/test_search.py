@@ -26,7 +26,7 @@ from model.retrieval import join_rows
 from tests.made_up import CAPTIONS, call, write_video
 from tests.made_up import run_program as run_in_a_process
 from tests.precision import DTYPES, PRECISIONS, TOLERANCE, assert_near, autocast, stated
-from tests.small_models import small_baseline, small_textdiffs, small_tmass, small_xpool
+from tests.small_models import settled, small_baseline, small_textdiffs, small_tmass, small_xpool
 from trainer.checkpoints import save_checkpoint
 from utils.program import run_program
 from video_index import encoding, store
@@ -71,12 +71,13 @@ def runs(tmp_path_factory):
     """Two runs of TextDiffs, `one` and `two`, that differ in their weights alone; and the model of `one`."""
     folder = tmp_path_factory.mktemp("outputs")
     sizes = ["--clip_arch=tiny", f"--num_frames={FRAMES}", "--diffusion_steps=3", "--diffusion_text_len=8"]
+    config = Config.parse(sizes)
     models = []
     for seed, name in enumerate(("one", "two")):
         torch.manual_seed(seed)
-        models.append(small_textdiffs(CAPTIONS + SENTENCES, num_frames=FRAMES))
+        models.append(settled(small_textdiffs(CAPTIONS + SENTENCES, num_frames=FRAMES), config))
         (folder / "exp" / name).mkdir(parents=True)
-        save_checkpoint(folder / "exp" / name / "model_best.pth", models[-1], Config.parse(sizes), 1, 1)
+        save_checkpoint(folder / "exp" / name / "model_best.pth", models[-1], config, 1, 1)
     return SimpleNamespace(folder=folder, one=models[0])
 
 

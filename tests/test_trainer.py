@@ -16,7 +16,7 @@ from datasets.loading import batches
 from modules.losses import clamp_logit_scale, symmetric_infonce
 from tests.made_up import write_video
 from tests.processes import in_processes
-from tests.small_models import small_textdiffs, small_xpool
+from tests.small_models import settled, small_textdiffs, small_xpool
 from trainer.checkpoints import BEST, load_checkpoint
 from trainer.optimizer import parameter_groups
 from trainer.run_folder import MetricsWriter
@@ -48,7 +48,7 @@ def make_trainer(split: Split, folder: Path, dtype: torch.dtype = torch.float32,
         **({"batch_size": BATCH} | flags),
     )  # fmt: skip
     torch.manual_seed(1)
-    model = small_xpool()
+    model = settled(small_xpool(), config)
     model.pool_frames.dropout.p = 0.0
     with torch.no_grad():
         model.clip.logit_scale.fill_(4.7)
@@ -219,7 +219,8 @@ def test_the_split_that_is_tested_does_not_weigh_the_ratio(split, tmp_path):
     for name, val in (("held-out", split), ("none", None)):
         (folder := tmp_path / name).mkdir()
         torch.manual_seed(1)
-        model = small_textdiffs([caption for clip in split.clips for caption in clip.captions], num_frames=2)
+        captions = [caption for clip in split.clips for caption in clip.captions]
+        model = settled(small_textdiffs(captions, num_frames=2), config)
         splits = TrainingSplits(split, val, split, Selection("val" if val else "test", "for a test"))
         Trainer(model, config, splits, CPU, torch.float32, folder, MetricsWriter(folder, None, 0)).train()
         weight = load_checkpoint(folder / BEST)["state_dict"]["potential.read_weight"].item()

@@ -12,7 +12,7 @@ from config import Config
 from datasets.holdout import LAST_EPOCH, Selection
 from datasets.video_kind import VideoKind
 from diffusion_lm.weights import load_tensors, save_atomically
-from model.factory import create_model, description, restore_model
+from model.factory import create_model, restore_model
 from model.retrieval import RetrievalModel
 from utils import distributed
 from utils.errors import InputError
@@ -47,8 +47,8 @@ def save_checkpoint(
         "step": step,
         "state_dict": model.state_dict(),
         "config": config.to_dict(),
+        "model_config": model.model_config.to_dict(),
         **(training or {}),
-        **description(model),
     }
     write_checkpoint(path, checkpoint)
 
@@ -78,7 +78,7 @@ class ChosenModel(NamedTuple):
 def chosen_model(config: Config) -> ChosenModel:
     """The model of --load_epoch, or without that flag the one before training.
 
-    `config` takes over what a checkpoint says of its model. Several processes may call it at once.
+    Several processes may call it at once.
 
     :raises InputError: there is no such checkpoint, or what the model needs is not there.
     """

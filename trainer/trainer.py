@@ -104,9 +104,8 @@ class Trainer:
             self.captions_of_clip[clip].append(caption)
         self.most_captions = max(map(len, self.captions_of_clip))
         self._tell_unknown_words()
-        model.freeze(config.freeze_layer_num)
         clamp_logit_scale(model.clip.logit_scale)  # weights of others may come with more
-        model.train().drop_patches(config.patch_dropout)
+        model.train()
         model.prepare(config.gradient_checkpointing, config.compile)
         self.training_step = distributed.synchronised(TrainingStep(model, config.grad_accum, device, dtype))
         self.optimizer = make_optimizer(model, config)
