@@ -24,7 +24,8 @@ def main() -> None:
     from datasets.annotations import load_annotations, load_split
     from datasets.video_kind import warn_of_others
     from evaluation.embeddings import fingerprint, load_embeddings, save_embeddings, without_missing
-    from evaluation.evaluator import Evaluator, format_table, write_results
+    from evaluation.evaluator import Evaluator
+    from evaluation.results import format_table, write_results
     from trainer.checkpoints import chosen_model
     from utils import distributed
     from utils.device import check_compiler, choose_device, choose_precision, set_up

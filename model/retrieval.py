@@ -128,7 +128,7 @@ class RetrievalModel(ClipRetrieval):
         return Videos(encoded.frames, *self.pool_frames.keys_values(encoded.frames), names, encoded.tokens)
 
     def undiffused(self, texts: Texts, videos: Videos, chosen: slice) -> Iterator[tuple[slice, Tensor]]:
-        """cos(text as encoded, p(v|t)) of all texts with the chosen videos, some texts at a time.
+        """cos(original text embedding, p(v|t)) of all texts with the chosen videos, some texts at a time.
 
         In float32 whatever the autocast: it costs little, and the order that it gives decides what is reranked.
 

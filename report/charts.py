@@ -48,7 +48,7 @@ STYLE = {
 KINDS = {  # of scores: label, colour and line
     "strict": ("strict", BLUE, "-"),
     "published": ("published", ORANGE, "--"),
-    "undiffused": ("text as encoded", GREEN, "-."),
+    "undiffused": ("original text embedding", GREEN, "-."),
     "mean_pooled": ("mean pooling", GREY, ":"),
 }
 

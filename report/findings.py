@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from evaluation.evaluator import PROTOCOLS, REFERENCES
+from evaluation.results import PROTOCOLS, REFERENCES
 from modules.metrics import RANKS, row_slices
 from modules.similarity import Similarity
 
@@ -24,7 +24,7 @@ class Hit:
     video: int
     rank: int
     score: float
-    first_stage: bool  # the pair was not diffused: the score is that of the text as encoded
+    first_stage: bool  # the pair was not diffused: the score is that of the original text embedding
     right: bool
 
 

@@ -19,7 +19,8 @@ from datasets.annotations import Split
 from datasets.holdout import Selection
 from diffusion_lm.vocabulary import END
 from evaluation.embeddings import Embeddings
-from evaluation.evaluator import COLUMNS, REFERENCES, Evaluation, Evaluator
+from evaluation.evaluator import Evaluator
+from evaluation.results import COLUMNS, REFERENCES, Evaluation
 from model.retrieval import RetrievalModel
 from model.textdiffs import TextDiffs
 from modules.similarity import Similarity

@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def condition_use(evaluator: Evaluator, model: RetrievalModel, rerank_topk: int, seed: int) -> list[dict[str, Any]]:
-    """Strict R@1 in percent of both directions with each condition, and of the base, the text as encoded.
+    """Strict R@1 in percent of both directions with each condition, and of the base, the original text embedding.
 
     :param seed: of what is shuffled, and of the bootstrap.
     :return: rows with metric, condition, R1, queries, and `lost`, `low`, `high`: R@1 with the own condition minus this.

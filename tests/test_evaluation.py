@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from config import Config
 from datasets.annotations import Clip, Split, load_annotations, load_captions
-from evaluation import evaluator
-from evaluation.evaluator import SharedCaptions, format_table
+from evaluation import results
+from evaluation.results import SharedCaptions, format_table
 from model.factory import create_model
 from modules.metrics import text_to_video
 from tests.made_up import TEST_VIDEOS, call, call_program, make_diffusion_lm, make_msrvtt, needs_compiler
@@ -284,7 +284,7 @@ def test_captions_of_several_videos_are_told(place, evaluate, monkeypatch):
     rows = original.splitlines()
     (_, caption), (other, _) = rows[1].rsplit(",", 1), rows[2].rsplit(",", 1)
     tables = []
-    monkeypatch.setattr(evaluator, "format_table", lambda *args: tables.append(format_table(*args)) or tables[-1])
+    monkeypatch.setattr(results, "format_table", lambda *args: tables.append(format_table(*args)) or tables[-1])
     try:
         file.write_text("\n".join([*rows[:2], f"{other},{caption.upper()}", *rows[3:]]) + "\n")
         _, report = evaluate("shared")

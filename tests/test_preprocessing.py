@@ -29,7 +29,7 @@ SQUARE = {"size": {"height": 64, "width": 64}, "do_center_crop": False}
 
 @pytest.fixture
 def folder(tmp_path):
-    """A CLIP that knows pictures, for sides of 64, without a word on preprocessing."""
+    """An image-text pre-trained CLIP, for sides of 64, without a word on preprocessing."""
     return shutil.copytree(TINY_FOLDER, tmp_path / "clip")
 
 

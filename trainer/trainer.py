@@ -21,7 +21,8 @@ from datasets.loading import TrainPairs, batch_that_fits, batches, train_loader
 from datasets.video_kind import VideoKind, warn_of_others
 from diffusion_lm.losses import first_not_finite
 from diffusion_lm.vocabulary import SPECIAL_TOKENS, UNK
-from evaluation.evaluator import Evaluation, Evaluator, format_table, write_results
+from evaluation.evaluator import Evaluator
+from evaluation.results import Evaluation, format_table, write_results
 from model.retrieval import RetrievalModel
 from modules.losses import clamp_logit_scale
 from modules.noise import other_captions
