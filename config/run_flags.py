@@ -88,7 +88,7 @@ class Evaluation:
     metric: str = flag("t2v", "direction of the printed table, and of the recall that chooses model_best.pth",
         role="score", choices=("t2v", "v2t"), programs="train test")
     DSL: bool = flag(False, "add rows with the dual softmax, which looks at all queries at once", role="files")
-    rerank_topk: int = flag(0, "rank all pairs with the original text embeddings, then score with the text diffusion, or"
+    rerank_topk: int = flag(0, "rank all pairs with the original text embeddings, then score with the diffusion, or"
         " with samples, only the K best of each query, in each direction; 0: all pairs", role="score", minimum=0,
         archs=(*DIFFUSION_ARCHS, *TMASS), metavar="K")
     save_embeddings: str | None = flag(None, "safetensors file for the text and frame features", metavar="FILE")
