@@ -25,7 +25,6 @@ def main() -> None:
     from datasets.video_kind import warn_of_others
     from evaluation.embeddings import fingerprint, load_embeddings, save_embeddings, without_missing
     from evaluation.evaluator import Evaluator, format_table, write_results
-    from evaluation.sweep import format_sweep, parse_sweep, sweep, write_sweep
     from trainer.checkpoints import chosen_model
     from utils import distributed
     from utils.device import check_compiler, choose_device, choose_precision, set_up
@@ -47,8 +46,6 @@ def main() -> None:
         if here.is_main:
             check_writable(output, config.save_embeddings, config.save_sims)
         model.to(device).eval()
-        if config.sweep and model.samples:
-            parse_sweep(config.sweep, config.diffusion_steps)  # bad input must not wait for the evaluation
 
         # 3. data
         places = (config.dataset_dir, config.videos_dir, config.msrvtt_train_file, config.allow_missing)
@@ -93,15 +90,7 @@ def main() -> None:
             evaluation.pairs_diffused, output,
         )  # fmt: skip
 
-        # 6. other ways of sampling
-        if config.sweep and model.samples:
-            rows = sweep(evaluator, model, embeddings, evaluation, config)
-            logger.info(format_sweep(rows))
-            if here.is_main:
-                write_sweep(output.parent, rows)
-                logger.info("the same table and a plot are in %s", output.parent)
-
-        # 7. the page
+        # 6. the page
         if report:
             report.read_words(evaluator, model, embeddings)
             logger.info("report: %s", report.write(output.parent, evaluation))

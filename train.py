@@ -38,7 +38,7 @@ def main(build: "Callable[[Config], RetrievalModel] | None" = None) -> None:
 
     for note in config.notes():
         logger.info(note)
-    for name in ("load_epoch", "save_embeddings", "load_embeddings", "save_sims", "sweep", "report"):
+    for name in ("load_epoch", "save_embeddings", "load_embeddings", "save_sims", "report"):
         if name in config.explicit:
             logger.info("--%s has no effect in train.py: it is for test.py", name)
     here = distributed.find_processes()

@@ -26,7 +26,7 @@ BASELINE = ("clip_baseline",)
 BEFORE_THE_FLAG = {"select_on": "test"}  # what runs did that are older than a flag, where its default is another
 REMOVED = {  # flags that older configurations have, and what they were for --recipe=published; None: any
     "cond_negatives": 0, "hard_share": None, "undiffused_loss_weight": 0.0, "score_fusion": 0.0, "fused_pooling": None,
-    "condition": "tokens", "round_last": "yes",
+    "condition": "tokens", "round_last": "yes", "sweep": None, "detect_anomaly": None, "profile": None,
 }  # fmt: skip
 CROSS_ATTENTION_ARCHS = ("clip_stochastic", "clip_tmass", "clip_transformer")
 
@@ -396,10 +396,6 @@ class Config:
         minimum=-1,
         metavar="LAYER",
     )
-    detect_anomaly: bool = flag(
-        False, "stop at the operation that makes a number that is not finite; slow", group="training"
-    )
-    profile: int = flag(0, "steps of which a profiler trace is written", group="training", minimum=0, metavar="STEPS")
     resume: str | None = flag(
         None,
         "go on with a run: its checkpoint or folder; alone: the newest of --datetime, else of --exp_name",
@@ -476,16 +472,6 @@ class Config:
     save_sims: str | None = flag(
         None, "npz file for the score matrices", group="checkpoint and more files", metavar="FILE"
     )
-    sweep: str | None = flag(
-        None,
-        "more settings to evaluate with the same features, as SAMPLER:STEPS or SAMPLER:STEPS:K with K of --rerank_topk,"
-        " with commas between: ddpm:10,ddim:5,ddim:2:50; table in sweep.txt, sweep.csv, sweep.png",
-        group="checkpoint and more files",
-        archs=DIFFUSION_ARCHS,
-        recipe="published",
-        metavar="LIST",
-    )
-
     report: bool = flag(
         False,
         "write report.html beside the results: tables, curves, queries with what was found; and its plots as PNG",

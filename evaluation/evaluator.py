@@ -146,22 +146,19 @@ class Evaluator:
         self,
         model: RetrievalModel,
         embeddings: Embeddings,
-        rerank_topk: int | None = None,
         sims: Path | None = None,
         look: Callable[[Similarity], None] | None = None,
         mix: bool = False,
     ) -> Evaluation:
         """Score all pairs of what is encoded, and rank.
 
-        :param rerank_topk: instead of that of the configuration.
         :param sims: file for the score matrices.
         :param look: is shown the score matrices, in the main process, before they go.
         :param mix: as in a call.
         """
         started = time.perf_counter()
-        topk = self.config.rerank_topk if rerank_topk is None else rerank_topk
         with self._matrix_folder() as folder:
-            scores = self.similarity(model, embeddings, topk, folder)
+            scores = self.similarity(model, embeddings, self.config.rerank_topk, folder)
             if mix:
                 model.mix(scores, self.split.clip_of_caption)
             seconds = time.perf_counter() - started

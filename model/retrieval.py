@@ -106,7 +106,6 @@ class RetrievalModel(ClipRetrieval):
     """
 
     rescores = False  # whether `score_pairs` is more than `undiffused`, which then only chooses what is scored
-    samples = False  # whether it runs the sampling chain of a text diffusion, which `set_sampling` changes
     needs_mean_pooled = False  # whether `similarities` reads the mean over the texts of the pooled videos
     token_shape: tuple[int, int] | None = None  # (S, W) of the tokens of a video, for models that read them
     captions_read = 1  # captions of each video that `encode_pairs` reads, the pair's own included

@@ -235,7 +235,7 @@ def test_flags_of_the_diffusion_are_noted_for_xpool_only(flag):
 @pytest.mark.parametrize(
     ("flag", "recipe", "other"),
     [("--sampler=ddim", "published", "textdiffs"), ("--sampling_steps=5", "published", "textdiffs"),
-     ("--sweep=ddim:2", "published", "textdiffs"), ("--hard_negatives=2", "textdiffs", "published"),
+     ("--hard_negatives=2", "textdiffs", "published"),
      ("--read_captions=1", "textdiffs", "published"), ("--potential_lr=1e-4", "textdiffs", "published")],
 )  # fmt: skip
 def test_flags_of_one_recipe_are_noted_for_the_other(flag, recipe, other):

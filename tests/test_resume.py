@@ -384,16 +384,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(training):
     assert line.count("(caption") == 4
     assert [path.name for path in folder.glob("*.pth")] == ["checkpoint-epoch1-step1.pth"]
     state = torch.load(folder / "checkpoint-epoch1-step1.pth", weights_only=True)["state_dict"]
-    run = training.run("anomaly", "--noclip_lr=1e30", "--warmup_proportion=0", "--detect_anomaly")
-    assert run.wait() == [1]
-    assert "--detect_anomaly: the output of " in run.errors().splitlines()[-1]
     assert all(tensor.isfinite().all() for tensor in state.values())
 
 
 @pytest.mark.parametrize("more", [["--precision=fp16"], ["--gradient_checkpointing", "--grad_accum=2"]])
 def test_other_ways_to_train(training, more):
-    folder = training.finished(f"other{more[0]}", *more, "--num_epochs=1", "--freeze_layer_num=1", "--profile=1")
-    assert (folder / "profile.json").stat().st_size > 1000
+    folder = training.finished(f"other{more[0]}", *more, "--num_epochs=1", "--freeze_layer_num=1")
     first = losses(folder)[0]
     assert 0 < first["train/retrieval"] < 10 and 0 < first["train/words"] < 200  # nats of a caption
 

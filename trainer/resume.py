@@ -25,7 +25,7 @@ LATEST = "latest"  # what --resume alone means
 # compared instead of batch_size and grad_accum.
 FREE_SETTINGS = frozenset({
     "videos_dir", "data_dir", "num_workers", "frame_cache", "frame_cache_gb", "diffusion_lm", "batch_size",
-    "grad_accum", "gpu", "compile", "gradient_checkpointing", "detect_anomaly", "profile", "resume", "batch_size_split",
+    "grad_accum", "gpu", "compile", "gradient_checkpointing", "resume", "batch_size_split",
     "chunk_size", "save_memory_mode", "exp_name", "output_dir", "datetime", "save_every", "save_steps", "keep_last",
     "log_step", "no_tensorboard", "tb_log_dir", "noloss_record", "output_json", "load_epoch", "DSL",
 })  # fmt: skip

@@ -6,7 +6,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,13 +25,12 @@ from evaluation.evaluator import Evaluation, Evaluator, format_table, write_resu
 from model.retrieval import RetrievalModel
 from modules.losses import clamp_logit_scale
 from modules.noise import other_captions
-from trainer.anomaly import find_anomalies
 from trainer.checkpoints import BEST, delete_old, epoch_file, load_checkpoint, newest_first, save_checkpoint, step_file
 from trainer.data_record import Record
 from trainer.optimizer import make_optimizer
 from trainer.resume import how_to_go_on, how_to_test, restore_random_state, what_is_kept
 from trainer.run_folder import EVALUATION, RESULTS_FILE, TEST, MetricsWriter, TrainedError
-from trainer.throughput import SLOW_LOADING, Stopwatch, memory_gb, profiler
+from trainer.throughput import SLOW_LOADING, Stopwatch, memory_gb
 from trainer.training_step import TrainingStep
 from utils import distributed
 from utils.device import random_state, seed_process, set_random_state
@@ -148,8 +146,7 @@ class Trainer:
         :raises RunError: the loss is not finite.
         :raises TrainedError: bad input was met after the first step.
         """
-        profile = profiler(self.config.profile, self.folder) if distributed.is_main() else nullcontext()
-        with self.stop, find_anomalies(self.model, self.config.detect_anomaly), profile as self.profile:
+        with self.stop:
             try:
                 self._train_epochs()
                 self._test()
@@ -211,28 +208,19 @@ class Trainer:
         losses = self.training_step(frames, self.model.select(self.tokens, self._read_with(index)), noise)
         loss = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
-        try:
-            self.scaler.scale(loss).backward()
-        except RuntimeError as error:
-            if self.config.detect_anomaly and "nan values" in str(error):
-                raise self._not_finite(str(error).splitlines()[0], self.epoch_step + 1) from error
-            raise
+        self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_NORM)
         self.scaler.step(self.optimizer)
         clamp_logit_scale(self.model.clip.logit_scale)
         if self._step_was_taken():
             self.scheduler.step()
-        if self.profile:
-            self.profile.step()
         self.watch.pairs += self.batch_size
         values = losses | {"loss": loss}
         if not self.scaler.is_enabled():  # which meets gradients that are not finite, and leaves out the step
             values["gradient_norm"] = norm
         self.names = list(values)
         self.recent.append(torch.stack(list(values.values())).detach())  # reading it here would wait for the device
-        if self.config.detect_anomaly:
-            self._read_recent(self.epoch_step + 1)
 
     def _read_with(self, index: Tensor) -> Tensor:
         """Captions (B,), and behind each the others of its video that the model reads too: (B, R), -1 for none."""
@@ -253,10 +241,9 @@ class Trainer:
         self.scaler.update()
         return self.scaler.get_scale() >= scale
 
-    def _read_recent(self, epoch_step: int | None = None) -> Tensor:
+    def _read_recent(self) -> Tensor:
         """Losses of the steps since the last log line, (steps, names), on the CPU.
 
-        :param epoch_step: the last of these steps; default: the steps done.
         :raises RunError: they are not finite.
         """
         if not self.recent:
@@ -265,8 +252,7 @@ class Trainer:
         wrong = first_not_finite(values, self.names)
         if wrong:
             place, name, value = wrong
-            last = self.epoch_step if epoch_step is None else epoch_step
-            raise self._not_finite(f"{name} is {value}", last - len(values) + 1 + place)
+            raise self._not_finite(f"{name} is {value}", self.epoch_step - len(values) + 1 + place)
         return values
 
     def _not_finite(self, what: str, epoch_step: int) -> RunError:
@@ -281,8 +267,8 @@ class Trainer:
         last = next((str(path) for path in finite if path.exists()), "none was written yet")
         return RunError(
             f"{what} at epoch {self.epoch}, step {epoch_step} ({self.step - self.epoch_step + epoch_step} of the run), "
-            f"with the pairs {shown}; last finite checkpoint: {last}; lower --clip_lr or --noclip_lr, give "
-            f"--precision=fp32, or look closer with --detect_anomaly"
+            f"with the pairs {shown}; last finite checkpoint: {last}; lower --clip_lr or --noclip_lr, or "
+            f"give --precision=fp32"
         )
 
     def _log_step(self) -> None:
