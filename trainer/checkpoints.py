@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 BEST = "model_best.pth"
 DAMAGED = ".damaged"  # added to the name of a checkpoint that cannot be read
-_NAME = re.compile(r"checkpoint-epoch(\d+)(?:-step(\d+))?\.pth")
+CHECKPOINT_NAME = re.compile(r"checkpoint-epoch(\d+)(?:-step(\d+))?\.pth")
 
 
 def epoch_file(epoch: int) -> str:
@@ -136,7 +136,7 @@ def find_checkpoint(config: Config) -> Path:
     raise InputError(f"checkpoint {candidates[0]} does not exist{_what_there_is(folder)}")
 
 
-def newest_first(folder: Path, name: re.Pattern[str] = _NAME) -> list[Path]:
+def newest_first(folder: Path, name: re.Pattern[str] = CHECKPOINT_NAME) -> list[Path]:
     """The checkpoints of a run by the step that they were written after, the newest first; model_best.pth not.
 
     :param name: the pattern of their names, whose groups are numbers that tell the step.
@@ -145,7 +145,7 @@ def newest_first(folder: Path, name: re.Pattern[str] = _NAME) -> list[Path]:
     return [path for _, path in sorted(((_position(match), path) for match, path in found), reverse=True)]
 
 
-def delete_old(folder: Path, keep_last: int | None, name: re.Pattern[str] = _NAME) -> None:
+def delete_old(folder: Path, keep_last: int | None, name: re.Pattern[str] = CHECKPOINT_NAME) -> None:
     """Delete all but the newest `keep_last` checkpoints (None: none), and what a writing that died has left."""
     for path in newest_first(folder, name)[keep_last:] if keep_last is not None else []:
         path.unlink(missing_ok=True)
