@@ -4,7 +4,7 @@ import logging
 import math
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,20 +153,12 @@ def delete_old(folder: Path, keep_last: int | None, name: re.Pattern[str] = CHEC
         path.unlink(missing_ok=True)
 
 
-def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+def load_newest(folder: Path, name: re.Pattern[str] = CHECKPOINT_NAME) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint of a run that is whole: its file and what is in it; None where there is none.
 
-    Without any, model_best.pth is taken.
+    Without any, model_best.pth is taken. Damaged ones are renamed, with a warning, so that nothing reads them again.
     """
-    return first_whole([*newest_first(folder), folder / BEST])
-
-
-def first_whole(paths: Iterable[Path]) -> tuple[Path, dict[str, Any]] | None:
-    """The first of these checkpoints that is there and whole: its file and what is in it.
-
-    Damaged ones are renamed, with a warning, so that nothing reads them again.
-    """
-    for path in paths:
+    for path in [*newest_first(folder, name), folder / BEST]:
         if not path.exists():
             continue
         try:

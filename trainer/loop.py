@@ -1,10 +1,9 @@
 """What every training here does around its steps: it moves the weights, reads losses late, saves, stops at a signal and
 goes on."""
 
-import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from trainer.checkpoints import BEST, newest_first
+from trainer.checkpoints import BEST, CHECKPOINT_NAME, newest_first
 from trainer.resume import restore_random_state
 from utils import distributed
 from utils.device import random_state
@@ -38,7 +37,7 @@ class Loop(ABC):
 
     optimizer: Optimizer
     scheduler: LRScheduler
-    checkpoint_name: ClassVar[re.Pattern[str]]  # as `newest_first` takes it
+    checkpoint_name: ClassVar[re.Pattern[str]] = CHECKPOINT_NAME
     remedy: ClassVar[str]  # against losses that are not finite
 
     def __init__(self, model: nn.Module, folder: Path, device: torch.device, dtype: torch.dtype, seed: int) -> None:
@@ -50,12 +49,8 @@ class Loop(ABC):
         self.stop = StopSignal()
 
     @abstractmethod
-    def _save(self, name: str) -> None:
-        """Write a checkpoint; only of finite losses. In all processes."""
-
-    @abstractmethod
-    def _checkpoint_file(self) -> str:
-        """Name of the checkpoint of this step."""
+    def _save_step(self) -> None:
+        """Write the checkpoint of this step; only of finite losses. In all processes."""
 
     @abstractmethod
     def _place(self) -> str:
@@ -64,10 +59,6 @@ class Loop(ABC):
     @abstractmethod
     def _how_to_go_on(self) -> str:
         """The command that resumes the run."""
-
-    @abstractmethod
-    def _where(self, step: int) -> str:
-        """Where a step of the run that went wrong was."""
 
     def _descend(self, losses: Mapping[str, Tensor]) -> None:
         """A step of the optimizer.
@@ -105,14 +96,17 @@ class Loop(ABC):
         if not self.recent:
             return torch.empty(0, len(self.names))
         values = torch.stack(self.recent).cpu()
-        wrong = first_not_finite(values, self.names)
-        if wrong:
-            place, name, value = wrong
-            where = self._where(self.step - len(values) + 1 + place)
+        for row, column in (~values.isfinite()).nonzero().tolist()[:1]:
+            where = self._where(self.step - len(values) + 1 + row)
             finite = [*newest_first(self.folder, self.checkpoint_name), self.folder / BEST]
             last = next((str(path) for path in finite if path.exists()), "none was written yet")
-            raise RunError(f"{name} is {value} at {where}; last finite checkpoint: {last}; {self.remedy}")
+            what = f"{self.names[column]} is {values[row, column]} at {where}"
+            raise RunError(f"{what}; last finite checkpoint: {last}; {self.remedy}")
         return values
+
+    def _where(self, step: int) -> str:
+        """Where a step of the run was that went wrong."""
+        return f"step {step}"
 
     def _until_the_end(self, items: Iterator[Item]) -> Iterator[Item]:
         """What the steps are made of, until a process cannot read its next one or a signal has come to one: all
@@ -133,7 +127,7 @@ class Loop(ABC):
         """Save and end, in all processes: at the failure of one of them, or at a signal."""
         failures = distributed.gather_objects(failure and str(failure))
         if self.step or not any(failures):
-            self._save(self._checkpoint_file())
+            self._save_step()
         for reason in filter(None, failures):
             distributed.barrier()  # the first one that leaves ends the others, also one that writes
             raise InputError(reason)
@@ -148,34 +142,20 @@ class Loop(ABC):
         states = distributed.gather_objects(random_state(self.device))
         if not distributed.is_main():
             return None
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "random_states": states,
-        }
+        return {name: part.state_dict() for name, part in self._parts().items()} | {"random_states": states}
+
+    def _parts(self) -> dict[str, Any]:
+        """What changes in training, by the names that checkpoints have for them."""
+        return {"optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.scaler}
 
     def _restore(self, checkpoint: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint, whose weights the model has."""
+        """Go on from a checkpoint."""
         try:
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            for name, part in self._parts().items():
+                part.load_state_dict(checkpoint.get(name, {}))  # older ones may have no scaler
         except ValueError as error:
             raise InputError(
                 "--resume: an older version wrote this run and trained other parameters: start a new run"
             ) from error
-        self.scheduler.load_state_dict(checkpoint["scheduler"])
-        self.scaler.load_state_dict(checkpoint.get("scaler", {}))
         self.step = checkpoint["step"]
         restore_random_state(checkpoint["random_states"], self.seed, self.step, self.device)
-
-
-def first_not_finite(values: Tensor, names: Sequence[str]) -> tuple[int, str, float] | None:
-    """The first step at which something is not finite: its row, the name of the first such column, the value.
-
-    :param values: of several steps, on the CPU, (steps, names).
-    """
-    wrong = (~values.isfinite()).any(1).nonzero()
-    if not len(wrong):
-        return None
-    row = int(wrong[0])
-    return row, *next((n, v) for n, v in zip(names, values[row].tolist(), strict=True) if not math.isfinite(v))

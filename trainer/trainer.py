@@ -19,37 +19,26 @@ from datasets.frame_cache import CacheSettings
 from datasets.holdout import TrainingSplits
 from datasets.loading import TrainPairs, batch_that_fits, batches, train_loader
 from datasets.video_kind import VideoKind, warn_of_others
-from diffusion_lm.vocabulary import SPECIAL_TOKENS, UNK
 from evaluation.evaluator import Evaluation, Evaluator, format_table, write_results
 from model.retrieval import RetrievalModel
 from modules.losses import clamp_logit_scale
-from modules.noise import other_captions
-from trainer.checkpoints import (
-    BEST,
-    CHECKPOINT_NAME,
-    delete_old,
-    epoch_file,
-    load_checkpoint,
-    save_checkpoint,
-    step_file,
-)
+from trainer.captions import TrainingCaptions
+from trainer.checkpoints import BEST, delete_old, epoch_file, load_checkpoint, save_checkpoint, step_file
 from trainer.data_record import Record
 from trainer.loop import Loop
 from trainer.optimizer import make_optimizer
 from trainer.resume import how_to_go_on, how_to_test, what_is_kept
 from trainer.run_folder import EVALUATION, RESULTS_FILE, TEST, MetricsWriter, TrainedError
-from trainer.throughput import SLOW_LOADING, Stopwatch, memory_gb
+from trainer.throughput import SLOW_LOADING, Stopwatch, how_to_load_faster, memory_gb
 from trainer.training_step import TrainingStep
 from utils import distributed
 from utils.device import random_state, seed_process, set_random_state
 from utils.errors import InputError
-from utils.machine import cores
 from utils.progress import progress
 from utils.stop import Interrupted
 
 logger = logging.getLogger(__name__)
 
-MOST_UNKNOWN = 0.05  # share of words; a Diffusion-LM of the same captions without rare words is below
 WINDOW_COLUMNS = ("R1", "R5", "R10", "MedR", "MeanR")
 SHOWN_PAIRS = 8  # of a batch, in an error
 
@@ -74,7 +63,6 @@ class Trainer(Loop):
     :param data: what `same_data` gave, for the checkpoints that the main process writes.
     """
 
-    checkpoint_name = CHECKPOINT_NAME
     remedy = "lower --clip_lr or --noclip_lr, or give --precision=fp32"
     model: RetrievalModel
 
@@ -110,12 +98,7 @@ class Trainer(Loop):
         self.loader = train_loader(pairs, own, config.num_workers, config.seed, device.type == "cuda", rank, size)
         self.steps_of_epoch = self.loader.sampler.steps
         self.epoch, self.epoch_step = 1, 0  # the epoch being trained, steps done of it
-        self.tokens = model.tokenize(self.split.captions)
-        self.captions_of_clip: list[list[int]] = [[] for _ in self.split.clips]
-        for caption, clip in enumerate(self.split.clip_of_caption):
-            self.captions_of_clip[clip].append(caption)
-        self.most_captions = max(map(len, self.captions_of_clip))
-        self._tell_unknown_words()
+        self.captions = TrainingCaptions(self.split, model, config.seed)
         model.freeze(config.freeze_layer_num)
         clamp_logit_scale(model.clip.logit_scale)  # weights of others may come with more
         model.train().drop_patches(config.patch_dropout)
@@ -135,18 +118,6 @@ class Trainer(Loop):
             seed_process(config.seed, rank, 0)
         logger.info("batch of %d pairs: %d processes x %d%s", self.batch_size, size, batch_size,
                     f" x {config.grad_accum} chunks" if config.grad_accum > 1 else "")  # fmt: skip
-
-    def _tell_unknown_words(self) -> None:
-        """Warn of a Diffusion-LM that was made for other captions: nothing else would show it."""
-        if "word_ids" not in self.tokens:
-            return
-        unknown = self.tokens["word_ids"] == UNK
-        share = float(unknown.sum() / (unknown | (self.tokens["word_ids"] >= len(SPECIAL_TOKENS))).sum().clamp(min=1))
-        if share > MOST_UNKNOWN:
-            logger.warning(
-                "the Diffusion-LM does not know %.0f %% of the words of the training captions: pre-train it on these, "
-                'see "Diffusion" in README.md', 100 * share,
-            )  # fmt: skip
 
     def train(self) -> None:
         """All epochs, from where the run is.
@@ -212,22 +183,12 @@ class Trainer(Loop):
         :param index: captions (B,), on the CPU.
         """
         noise = self.model.draw_noise(self.step, self.rows)
-        losses = self.training_step(frames, self.model.select(self.tokens, self._read_with(index)), noise)
+        losses = self.training_step(frames, self.captions.take(index, self.step, self.rows), noise)
         loss = torch.stack(list(losses.values())).sum()
         self._descend(losses | {"loss": loss})
         self.epoch_step += 1
         clamp_logit_scale(self.model.clip.logit_scale)
         self.watch.pairs += self.batch_size
-
-    def _read_with(self, index: Tensor) -> Tensor:
-        """Captions (B,), and behind each the others of its video that the model reads too: (B, R), -1 for none."""
-        count = min(self.model.captions_read, self.most_captions) - 1
-        if count == 0:
-            return index
-        clips, captions = self.split.clip_of_caption, index.tolist()
-        same_video = [self.captions_of_clip[clips[caption]] for caption in captions]
-        others = other_captions(captions, same_video, count, self.config.seed, self.step, self.rows)
-        return torch.cat([index[:, None], others], dim=1)
 
     def _where(self, step: int) -> str:
         """The epoch and step, and which pairs they were."""
@@ -249,35 +210,27 @@ class Trainer(Loop):
         self.watch.restart()
         if self.writer is None:
             return
-        figures = {
-            "speed/pairs_per_s": speed,
-            "speed/data_wait": waited,
-            "speed/memory_gb": memory_gb(self.device),
-        }
+        memory = memory_gb(self.device)
+        figures = {"speed/pairs_per_s": speed, "speed/data_wait": waited, "speed/memory_gb": memory}
         self.writer.write(self.step, self.epoch, values | figures, tensorboard=not self.config.noloss_record)
         logger.info(
             "epoch %d, step %d of %d: %s; %.3g pairs/s, %.0f %% waiting for data, %.2f GB",
             self.epoch, self.epoch_step, self.steps_of_epoch,
             ", ".join(f"{name} {value:.4f}" for name, value in zip(self.names, means, strict=True)),
-            speed, 100 * waited, figures["speed/memory_gb"],
+            speed, 100 * waited, memory,
         )  # fmt: skip
         if waited > SLOW_LOADING and self.epoch_step > self.config.log_step and not self.told_slow:
             self.told_slow = True
-            logger.warning(self._advice(waited))
-
-    def _advice(self, waited: float) -> str:
-        workers = self.config.num_workers
-        if workers < cores():
-            flag = f"raise --num_workers={workers}: this process may use {cores()} cores"
-        else:
-            flag = "all cores decode already: keep decoded frames with --frame_cache=FOLDER"
-        return f"loading is the bottleneck, {100 * waited:.0f} % of the time is spent waiting for data; {flag}"
+            logger.warning(how_to_load_faster(waited, self.config.num_workers))
 
     def _place(self) -> str:
         return f"step {self.epoch_step} of epoch {self.epoch}"
 
     def _how_to_go_on(self) -> str:
         return how_to_go_on(self.folder)
+
+    def _save_step(self) -> None:
+        self._save(self._checkpoint_file())
 
     def _checkpoint_file(self) -> str:
         whole = self.epoch_step == self.steps_of_epoch and self.epoch % self.config.save_every == 0
@@ -373,7 +326,7 @@ class Trainer(Loop):
 
     def _is_tested(self) -> bool:
         """Whether the run, which goes on, had got to its end."""
-        tested = self.writer is not None and self.writer.records.tested and self._results_file().exists()
+        tested = self.writer is not None and self.writer.tested and self._results_file().exists()
         tested = distributed.broadcast_object(tested)
         if tested:
             logger.info("the run has ended before, its results are in %s", self._results_file())
@@ -390,11 +343,8 @@ class Trainer(Loop):
         table = format_table(evaluation, metric, self.config.DSL)
         logger.info(
             "epoch %d, evaluation on the %s split in %.1f s\n%s",
-            self.epoch,
-            evaluation.split,
-            evaluation.seconds,
-            table,
-        )
+            self.epoch, evaluation.split, evaluation.seconds, table,
+        )  # fmt: skip
         averages = ", ".join(f"{name} {value:.1f}" for name, value in window.items())
         logger.info("%s strict, average of the last %d: %s", metric, len(self.window), averages)
         values = _figures(evaluation, "eval")
