@@ -37,7 +37,7 @@ class PatchXPool(XPool):
         self.project = nn.Linear(self.video_encoder.width, self.embed_dim)
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.project.bias)
-        self.potential_rates = {"video_encoder.": 1.0, "project.": 1.0}
+        self.moved_by_muon = ("video_encoder.", "project.")
 
     def encode_videos(self, frames: Tensor) -> EncodedVideos:
         """Frames uint8 (B, F, 3, R, R) -> their features."""

@@ -262,7 +262,7 @@ class Config:
         metavar="TOKENS",
     )
     read_captions: int = flag(
-        3,
+        5,
         "captions of each video of a batch, where it has so many, that the text diffusion learns to read in it",
         group="diffusion",
         minimum=1,
@@ -272,8 +272,8 @@ class Config:
     )
     potential_lr: float = flag(
         3e-4,
-        "learning rate of the layers that read the video, half of it that of the network they are added to; small"
-        " denoisers take more, such as 1e-2",
+        "learning rate of the network that reads captions and of the encoder of the videos that it reads them with; "
+        "small denoisers take more, such as 1e-2",
         group="diffusion",
         minimum=0,
         archs=DIFFUSION_ARCHS,

@@ -1,6 +1,6 @@
 """What every retrieval model is: CLIP, frames pooled for each text, and a score for each pair."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -117,7 +117,7 @@ class RetrievalModel(ClipRetrieval):
         super().__init__(clip, tokenizer)
         self.pool_frames = pool_frames
         self.loss_weights = {"retrieval": 1.0}  # of the retrieval losses of `similarities`
-        self.potential_rates: Mapping[str, float] = {}  # shares of potential_lr, of parameters whose names begin so
+        self.moved_by_muon: tuple[str, ...] = ()  # how names of parameters begin that have potential_lr
 
     def texts(self, captions: Sequence[str], features: Tensor, word_ids: Tensor | None = None) -> Texts:
         """Captions and their features (N, D), ready to be scored."""

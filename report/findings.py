@@ -7,10 +7,9 @@ from itertools import pairwise
 import numpy as np
 
 from evaluation.evaluator import PROTOCOLS, REFERENCES
-from modules.metrics import row_slices, text_ranks, video_ranks
+from modules.metrics import RANKS, row_slices
 from modules.similarity import Similarity
 
-RANKS = {"t2v": text_ranks, "v2t": video_ranks}
 HITS = 5  # shown of each query
 CASES = 6  # the best and the worst queries
 SAMPLED = 12  # queries taken evenly from all

@@ -25,7 +25,7 @@ from evaluation.evaluator import Evaluator
 from model.clip import EncodedVideos
 from model.retrieval import RetrievalModel
 from modules.bootstrap import RESAMPLES, paired_difference
-from modules.metrics import text_ranks, video_ranks
+from modules.metrics import RANKS
 from utils.errors import InputError
 from utils.files import check_writable, written_whole
 from utils.program import run_program
@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 OUTPUT = "condition_use.json"
 OWN, BASE = "own condition", "base alone"
-RANKS = {"t2v": text_ranks, "v2t": video_ranks}
 
 
 def main() -> None:

@@ -91,7 +91,7 @@ FLAGS = {
     "stochasic_trials": (10, ANY),
     "recipe": ("published", "textdiffs"),
     "hard_negatives": (4, 1),
-    "read_captions": (1, 3),
+    "read_captions": (1, 5),
     "potential_lr": (3e-3, 3e-4),
     "select_on": ("test", "val"),
 }

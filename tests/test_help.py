@@ -242,6 +242,20 @@ def test_a_broken_pipe_to_a_worker_is_no_closed_output():
         run_program("program.py", raising(BrokenPipeError()))
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_letters_that_the_output_does_not_have(encoding):
+    """Answers and lines of the log keep what can be written; a name that is no text is written too."""
+    code = (
+        "import logging, sys\nfrom utils.program import run_program\n"
+        "def main():\n    sys.stdout.write('caf\\u00e9 \\u65e5\\n')\n    logging.info('log \\u65e5 \\udce9')\n"
+        "sys.exit(run_program('program.py', main))\n"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True)
+    expected = "caf\u00e9 \u65e5\nlog \u65e5 \udce9\n".encode(encoding, "backslashreplace")
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected, b"")
+
+
 def test_a_closed_pipe_ends_a_long_answer():
     """More than a buffer holds, so that writing fails before the end."""
     code = (

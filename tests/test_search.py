@@ -302,6 +302,18 @@ def test_of_two_lines_about_a_clip_the_one_of_the_later_shard_counts(tmp_path):
     assert len(opened(tmp_path / "index")) == 2
 
 
+def test_what_a_killed_indexing_left_goes_with_the_next_one(tmp_path):
+    """Features without their lines, and files that were not written to their end; of a small index too."""
+    folder = tmp_path / "index"
+    held = new_store(folder, clips_named("/a"), torch.zeros(1, 2, 4))
+    kept = sorted(folder.iterdir())
+    (folder / "000007.safetensors").touch()
+    (folder / ".000008.safetensors.tmp").touch()
+    held.compact()
+    assert sorted(folder.iterdir()) == kept
+    assert len(opened(folder)) == 1
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Long videos
 

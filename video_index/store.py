@@ -174,6 +174,7 @@ class Store:
 
     def compact(self) -> None:
         """Put shards together that are less than half full, so that neither their number nor what is dropped grows."""
+        self._delete_unfinished()
         members = self._members()
         small = [shard for shard in sorted(self.lines) if len(members[shard]) < SHARD_CLIPS / 2]
         if len(small) == 1 and self._rows(small[0]) == sum(place.row is not None for _, place in members[small[0]]):
@@ -184,7 +185,6 @@ class Store:
             if sum(len(members[number]) for number in group) >= SHARD_CLIPS or shard == small[-1]:
                 self._merge(group, members)
                 group = []
-        self._delete_unfinished()
 
     def _merge(self, shards: Sequence[int], members: dict[int, list[tuple[IndexedClip, Place]]]) -> None:
         placed = [clip for shard in shards for clip in members[shard]]
