@@ -32,8 +32,8 @@ from model.clip import TINY_FOLDER, build_clip
 from model.published_textdiffs import PublishedTextDiffs
 from model.retrieval import RetrievalModel
 from modules.text_diffusion import TextDiffusion
+from trainer.loop import GRADIENT_NORM
 from trainer.optimizer import ADAM_BETAS, ADAM_EPS, parameter_groups
-from trainer.trainer import GRADIENT_NORM
 from trainer.training_step import TrainingStep
 from utils import distributed
 from utils.command_line import Parser, home_path

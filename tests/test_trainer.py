@@ -146,8 +146,8 @@ def many_captions(tmp_path_factory):
 def read_captions(split, folder, own: list[int], step: int, chunks: int = 1, count: int = 3) -> torch.Tensor:
     """What the trainer of this process reads with the own captions of a batch of all processes, (B, R)."""
     trainer = make_trainer(split, folder, batch_size=len(own) // chunks // distributed.size(), grad_accum=chunks)
-    trainer.model.captions_read, trainer.step = count, step
-    return trainer._read_with(torch.tensor(own[trainer.rows.start : trainer.rows.stop]))
+    trainer.model.captions_read, rows = count, trainer.rows
+    return trainer.captions.read_with(torch.tensor(own[rows.start : rows.stop]), step, rows)
 
 
 def test_captions_that_are_read_are_those_of_the_video(many_captions, tmp_path):

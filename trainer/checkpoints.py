@@ -4,7 +4,7 @@ import logging
 import math
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 BEST = "model_best.pth"
 DAMAGED = ".damaged"  # added to the name of a checkpoint that cannot be read
-_NAME = re.compile(r"checkpoint-epoch(\d+)(?:-step(\d+))?\.pth")
+CHECKPOINT_NAME = re.compile(r"checkpoint-epoch(\d+)(?:-step(\d+))?\.pth")
 
 
 def epoch_file(epoch: int) -> str:
@@ -134,7 +134,7 @@ def find_checkpoint(config: Config) -> Path:
     raise InputError(f"checkpoint {candidates[0]} does not exist{_what_there_is(folder)}")
 
 
-def newest_first(folder: Path, name: re.Pattern[str] = _NAME) -> list[Path]:
+def newest_first(folder: Path, name: re.Pattern[str] = CHECKPOINT_NAME) -> list[Path]:
     """The checkpoints of a run by the step that they were written after, the newest first; model_best.pth not.
 
     :param name: the pattern of their names, whose groups are numbers that tell the step.
@@ -143,7 +143,7 @@ def newest_first(folder: Path, name: re.Pattern[str] = _NAME) -> list[Path]:
     return [path for _, path in sorted(((_position(match), path) for match, path in found), reverse=True)]
 
 
-def delete_old(folder: Path, keep_last: int | None, name: re.Pattern[str] = _NAME) -> None:
+def delete_old(folder: Path, keep_last: int | None, name: re.Pattern[str] = CHECKPOINT_NAME) -> None:
     """Delete all but the newest `keep_last` checkpoints (None: none), and what a writing that died has left."""
     for path in newest_first(folder, name)[keep_last:] if keep_last is not None else []:
         path.unlink(missing_ok=True)
@@ -151,20 +151,12 @@ def delete_old(folder: Path, keep_last: int | None, name: re.Pattern[str] = _NAM
         path.unlink(missing_ok=True)
 
 
-def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+def load_newest(folder: Path, name: re.Pattern[str] = CHECKPOINT_NAME) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint of a run that is whole: its file and what is in it; None where there is none.
 
-    Without any, model_best.pth is taken.
+    Without any, model_best.pth is taken. Damaged ones are renamed, with a warning, so that nothing reads them again.
     """
-    return first_whole([*newest_first(folder), folder / BEST])
-
-
-def first_whole(paths: Iterable[Path]) -> tuple[Path, dict[str, Any]] | None:
-    """The first of these checkpoints that is there and whole: its file and what is in it.
-
-    Damaged ones are renamed, with a warning, so that nothing reads them again.
-    """
-    for path in paths:
+    for path in [*newest_first(folder, name), folder / BEST]:
         if not path.exists():
             continue
         try:

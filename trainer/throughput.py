@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from utils import distributed
+from utils.machine import cores
 
 Batch = TypeVar("Batch")
 
@@ -55,6 +56,15 @@ class Stopwatch:
         seconds = max(time.perf_counter() - self.started - self.pause_seconds, 1e-9)
         waited = distributed.maximum(torch.tensor(self.waits, dtype=torch.float64)).sum().item()
         return self.pairs / seconds, min(1.0, waited / seconds)
+
+
+def how_to_load_faster(waited: float, workers: int) -> str:
+    """What to do where a share of the time is spent waiting for so many workers."""
+    if workers < cores():
+        flag = f"raise --num_workers={workers}: this process may use {cores()} cores"
+    else:
+        flag = "all cores decode already: keep decoded frames with --frame_cache=FOLDER"
+    return f"loading is the bottleneck, {100 * waited:.0f} % of the time is spent waiting for data; {flag}"
 
 
 def memory_gb(device: torch.device) -> float:
