@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import resource
 import time
 
 import numpy as np
@@ -204,6 +205,30 @@ def test_the_size_limit(tmp_path, settings, caplog):
     ]
     break_video(clips[0].path)  # what is there still serves
     assert numbers(FrameCache(limited, 6, "uniform").read(clips[0], None).frames) == frame_indices(30, 6).tolist()
+
+
+def test_a_full_disk_ends_the_adding(clip, settings, caplog):
+    cache = FrameCache(settings, 6, "uniform")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))  # no file grows beyond
+    try:
+        assert numbers(cache.read(clip, None).frames) == frame_indices(30, 6).tolist()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert cache.full and "takes no more frames" in caplog.text
+    assert not list(settings.folder.glob("*/*")) and not list(settings.folder.glob("*/.*"))
+
+
+@pytest.mark.parametrize("what", ["gone", "cut short", "empty"])
+def test_an_entry_that_changes_while_it_is_read(clip, settings, what):
+    FrameCache(settings, 6, "uniform").read(clip, None)
+    (path,) = entries(settings)
+    entry = frame_cache.Entry.open(path)
+    path.unlink()
+    if what != "gone":
+        path.write_bytes(b"x" * (10_000 if what == "cut short" else 0))
+    with pytest.raises(InputError, match=path.name):
+        entry.read(np.arange(6))
 
 
 def test_a_full_cache_draws_as_one_with_room(clip, settings, tmp_path):
