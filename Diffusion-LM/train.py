@@ -39,7 +39,7 @@ def main() -> None:
 def run(config: PretrainingConfig, here: distributed.Processes, device: torch.device) -> None:
     """The training run, in one of its processes."""
     # 1. the run that goes on, captions
-    earlier = earlier_run(config)
+    config, earlier = earlier_run(config)
     with distributed.main_first():
         all_captions = read_captions(config)
     settings = settings_of(config, all_captions, earlier)

@@ -7,6 +7,7 @@ import pytest
 
 from config import Config, SearchConfig
 from config.flags import ROLES, flag_parser, flags_of, names_of
+from config.pretraining import PretrainingConfig
 from utils.errors import InputError
 
 OF_MODEL = """
@@ -53,6 +54,15 @@ def test_flags_of_a_program(program):
     assert {aliases.get(name, name) for name in shown} == {*wanted, "help"}
 
 
+def test_flags_of_the_pretraining():
+    wanted = """
+        dataset_name captions data_dir annotations msrvtt_train_file min_count held_out denoiser diffusion_steps
+        text_len dropout steps lr batch_size ema_rate seed gpu precision output_dir log_step eval_every save_steps
+        resume samples
+    """
+    assert flags_of(PretrainingConfig).keys() == set(wanted.split())
+
+
 def test_number_of_flags():
     both = set(f"{FLAGS['train']} {FLAGS['test']}".split())
     assert both == flags_of(Config).keys()
@@ -60,7 +70,7 @@ def test_number_of_flags():
 
 
 def test_every_flag_has_a_role_and_a_group():
-    for name, (_, declared) in (flags_of(Config) | flags_of(SearchConfig)).items():
+    for name, (_, declared) in (flags_of(Config) | flags_of(SearchConfig) | flags_of(PretrainingConfig)).items():
         assert declared.role in ROLES and declared.group, name
 
 

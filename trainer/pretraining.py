@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from config.pretraining import FREE_SETTINGS, PretrainingConfig
+from config.pretraining import PretrainingConfig
 from diffusion_lm import weights
 from diffusion_lm.denoiser import Denoiser
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
@@ -31,7 +31,7 @@ from diffusion_lm.training import (
 )
 from trainer.checkpoints import delete_old, load_newest, load_whole, newest_first, write_checkpoint
 from trainer.loop import Loop
-from trainer.resume import take_over
+from trainer.resume import go_on_as
 from trainer.run_folder import MetricsWriter
 from utils import distributed
 from utils.device import autocast
@@ -189,10 +189,9 @@ class Pretraining(Loop):
         return time.monotonic() - self.started
 
 
-def earlier_run(config: PretrainingConfig) -> EarlierRun | None:
-    """The run that --resume goes on with, None without that flag or such a run. Every process calls it.
-
-    `config` takes over its settings, but for those that the command line gives.
+def earlier_run(config: PretrainingConfig) -> tuple[PretrainingConfig, EarlierRun | None]:
+    """The run that --resume goes on with, None without that flag or such a run; before it the settings, which are its
+    own but for those that the command line gives. Every process calls it.
 
     :raises InputError: a flag contradicts it; or, without --resume, the folder holds a run that is not finished.
     """
@@ -203,7 +202,7 @@ def earlier_run(config: PretrainingConfig) -> EarlierRun | None:
                 f"--output_dir={folder} holds a run that is not finished ({checkpoints[0].name}): go on with --resume, "
                 f"give another --output_dir, or delete its checkpoints"
             )
-        return None
+        return config, None
     found = load_newest(folder, name) if distributed.is_main() else None  # the others read what it found
     path = distributed.broadcast_object(found and found[0])
     if path is not None:
@@ -215,9 +214,8 @@ def earlier_run(config: PretrainingConfig) -> EarlierRun | None:
         finished = weights.load(folder)
         run = EarlierRun(finished.weights_file, finished.training_args.get(RUN, {}), None)
     else:
-        return None
-    take_over(config, config.explicit, run.settings.get("flags", {}), run.path, FREE_SETTINGS)
-    return run
+        return config, None
+    return go_on_as(config, run.settings.get("flags", {}), run.path), run
 
 
 def settings_of(config: PretrainingConfig, captions: Sequence[str], earlier: EarlierRun | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import logging
 import shlex
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,10 +57,9 @@ def resume(config: Config) -> Resumed:
             raise InputError(f"--resume={place}: the folder holds no checkpoint")
     path, checkpoint = found
     trained = Config.from_dict(checkpoint["config"]).to_dict()
-    free = names_of(Config, lambda declared: not declared.what_follows.agrees)
-    kept, folder = _kept(config, config.explicit | {"resume"}, trained, path, free), path.resolve().parent
-    kept |= {"datetime": folder.name, "exp_name": folder.parent.name, "output_dir": str(folder.parent.parent)}
-    return replace(config, **kept, explicit=config.explicit | kept.keys()), path, checkpoint
+    config, folder = go_on_as(config, trained, path), path.resolve().parent
+    run = {"datetime": folder.name, "exp_name": folder.parent.name, "output_dir": str(folder.parent.parent)}
+    return replace(config, **run, explicit=config.explicit | trained.keys()), path, checkpoint
 
 
 def _newest_run(experiment: Path) -> Path | None:
@@ -69,31 +68,21 @@ def _newest_run(experiment: Path) -> Path | None:
     return max(runs, key=lambda run: run.stat().st_mtime, default=None)  # checkpoints are renamed into it
 
 
-def _kept(
-    settings: object, given: Container[str], trained: Mapping[str, Any], path: Path, free: Container[str]
-) -> dict[str, Any]:
-    """The settings of the run of `path`, but for those that the command line gives.
+def go_on_as(config: Any, trained: Mapping[str, Any], path: Path) -> Any:
+    """The settings of a run that goes on, with the values that it was trained with, but for those that are given.
 
-    :param settings: an object with an attribute for each setting.
-    :param given: names of the flags on the command line.
-    :param free: those with which the run may go on although they differ.
-    :raises InputError: another flag differs.
+    :param config: of flags, with `explicit`, the names of those on the command line.
+    :param path: of the run's checkpoint.
+    :raises InputError: a flag is given that differs, and its role says that a run keeps it.
     """
-    for name, value in trained.items():
-        if name in given and name not in free and getattr(settings, name) != value:
+    flags = flags_of(config)
+    for name in trained.keys() & config.explicit:
+        if flags[name][1].what_follows.agrees and getattr(config, name) != trained[name]:
             raise InputError(
-                f"--{name}={getattr(settings, name)} contradicts the run of {path}, which has {value}: leave the flag "
-                f"out, or start a new run"
+                f"--{name}={getattr(config, name)} contradicts the run of {path}, which has {trained[name]}: leave the "
+                f"flag out, or start a new run"
             )
-    return {name: value for name, value in trained.items() if name not in given}
-
-
-def take_over(
-    settings: object, given: Container[str], trained: Mapping[str, Any], path: Path, free: Container[str]
-) -> None:
-    """Give settings the values that the run of `path` was trained with, see `_kept`."""
-    for name, value in _kept(settings, given, trained, path, free).items():
-        setattr(settings, name, value)
+    return replace(config, **{name: trained[name] for name in (trained.keys() & flags.keys()) - config.explicit})
 
 
 def restore_random_state(states: Sequence[Mapping[str, Any]], seed: int, step: int, device: torch.device) -> None:
