@@ -1,4 +1,4 @@
-"""The flags of search.py: those of its two commands, and those of Config that say which model searches."""
+"""The flags of search.py: those of its commands, and those of Config that say which model searches."""
 
 import sys
 from collections.abc import Sequence
@@ -20,13 +20,16 @@ WHICH_MODEL = ("arch", "clip_arch", "clip_path", "datetime", "load_epoch")  # of
 PATH_FLAGS = ("output_dir", "diffusion_lm", "clip_path")  # of those: kept as absolute paths
 RUNTIME_FLAGS = ("index", "gpu", "precision", "num_workers", "batch_size")
 COMMANDS = {
-    "index": ("videos_dir", "window", *RUNTIME_FLAGS, *MODEL_FLAGS),
+    "index": ("videos_dir", "exclude", "window", *RUNTIME_FLAGS, *MODEL_FLAGS),
     "query": (
-        "queries", "like", "describe", "captions", "topk", "pool_topk", "rerank_topk", "json", "contact_sheet",
+        "videos_dir", "queries", "like", "describe", "captions", "topk", "pool_topk", "rerank_topk", "json",
+        "contact_sheet",
         "sampler", "sampling_steps", "stochasic_trials", "batch_size_split",
         *RUNTIME_FLAGS, *MODEL_FLAGS,
     ),
+    **dict.fromkeys(("status", "list", "forget", "prune", "verify"), ("index",)),
 }  # fmt: skip
+POSITIONAL = {"query": "QUERY", "forget": "PATH"}  # what stands on the command line beside flags
 SEARCH_GROUPS = {
     "search": "What is searched for, and what is shown.",
     **GROUPS,
@@ -37,11 +40,17 @@ SEARCH_GROUPS = {
     "output": "The run whose checkpoint searches.",
 }
 DESCRIPTIONS = {
-    "index": "Encode the videos of a folder that are new or have changed; those that are gone leave the index. Without"
-    " a checkpoint (--exp_name, --datetime), plain CLIP searches: --clip_arch or --clip_path.",
+    "index": "Encode the videos of a folder that are new or have changed; without --videos_dir, of all folders of the"
+    " index. Those that are gone are not found any more. Without a checkpoint (--exp_name, --datetime), plain CLIP"
+    " searches: --clip_arch or --clip_path.",
     "query": "Rank the videos of an index for a sentence. The model is that of the index.",
+    "status": "Say what is in an index.",
+    "list": "Show the files of an index, how long they are, and whether they are searched.",
+    "forget": "Take files or folders out of an index. The next `index` takes them in again, unless --exclude says not.",
+    "prune": "Take out of an index all files that are not there now, those of disks that are not mounted among them.",
+    "verify": "Read all of an index; what is damaged leaves it, and the next `index` encodes it anew.",
 }
-BOTH = "Search your own videos with a sentence. Each command has its own --help."
+ALL = "Search your own videos with a sentence. Each command has its own --help; without one it is a query."
 
 
 @dataclass
@@ -50,6 +59,14 @@ class SearchConfig(Config):
 
     arch: str = field(default="clip_baseline", metadata=Config.__dataclass_fields__["arch"].metadata)  # plain CLIP
     index: str | None = flag(None, "folder of the index", group="search", metavar="DIR", unset="none, must be given")
+    exclude: str | None = flag(
+        None,
+        "names or paths of files and folders that are left out, patterns (*, ?) with commas between them; they are kept"
+        " for later runs",
+        group="search",
+        metavar="PATTERNS",
+        unset="those of the run before",
+    )
     window: float | None = flag(
         None,
         "videos longer than this are searched in parts of about this length",
@@ -96,24 +113,27 @@ class SearchConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.command = ""
-        self.texts: list[str] = []  # queries on the command line
+        self.texts: list[str] = []  # what stands beside the flags: queries, or what is to be forgotten
 
     @classmethod
-    def parse(cls, argv: Sequence[str] | None = None, prog: str = "", description: str = BOTH) -> "SearchConfig":
+    def parse(cls, argv: Sequence[str] | None = None, prog: str = "", description: str = ALL) -> "SearchConfig":
         """Read a command line: a command and its flags.
 
         :raises InputError: a flag is unknown or missing, or a value is not allowed.
         """
         argv = sys.argv[1:] if argv is None else list(argv)
-        commands = Parser(prog, description, "python %(prog)s {index,query} [--flag=VALUE ...]")
-        commands.add_argument("command", choices=tuple(COMMANDS), help="index: encode videos; query: search them")
+        if argv and argv[0] not in (*COMMANDS, "-h", "--help"):
+            argv = ["query", *argv]
+        commands = Parser(prog, description, "python %(prog)s [COMMAND] [--flag=VALUE ...]")
+        told = "; ".join(f"{name}: {said.split('. ')[0].rstrip('.')}" for name, said in DESCRIPTIONS.items())
+        commands.add_argument("command", choices=tuple(COMMANDS), metavar="COMMAND", help=told.replace("`", ""))
         command = commands.parse_args(argv[:1]).command
-        usage = f"python %(prog)s{' [QUERY ...]' * (command == 'query')} [--flag=VALUE ...]"
+        beside = POSITIONAL.get(command)
+        usage = f"python %(prog)s{f' [{beside} ...]' if beside else ''} [--flag=VALUE ...]"
         parser = flag_parser(cls, f"{prog} {command}", DESCRIPTIONS[command], usage, COMMANDS[command], SEARCH_GROUPS)
-        if command == "query":
-            parser.add_argument(
-                "texts", nargs="*", metavar="QUERY", default=[], help="sentence to search with (default: none)"
-            )
+        if beside:
+            said = {"QUERY": "sentence to search with", "PATH": "file or folder that is to leave the index"}[beside]
+            parser.add_argument("texts", nargs="*", metavar=beside, default=[], help=f"{said} (default: none)")
         given = vars(parser.parse_intermixed_args(argv[1:]))
         texts = given.pop("texts", [])
         config = cls(**given)
@@ -126,9 +146,11 @@ class SearchConfig(Config):
     def _check_command(self) -> None:
         if self.index is None:
             raise InputError("--index is missing: the folder of the index")
-        if self.command == "index":
-            if self.videos_dir is None:
-                raise InputError("--videos_dir is missing: the folder of the videos")
+        if self.command == "forget" and not self.texts:
+            raise InputError("give the files or folders that are to leave the index")
+        if "exp_name" in self.explicit and self.datetime is None:
+            raise InputError(f"--datetime is missing: which run of --exp_name={self.exp_name}")
+        if self.command != "query":
             return
         wanted = [bool(self.texts), *(name is not None for name in (self.queries, self.like, self.describe))]
         if sum(wanted) != 1:
@@ -149,6 +171,11 @@ class SearchConfig(Config):
     def names_model(self) -> bool:
         """Whether the command line says which model it is."""
         return not self.explicit.isdisjoint(WHICH_MODEL)
+
+    @property
+    def gives_model(self) -> bool:
+        """Whether the command line says anything of what an index was made with."""
+        return not self.explicit.isdisjoint((*MODEL_FLAGS, "window"))
 
     def model_flags(self) -> dict[str, Any]:
         """The given flags that say which model it is, to be kept with an index."""
