@@ -49,13 +49,14 @@ def create(path: Path, about: Iterable[tuple[str, str]]) -> None:
 
 
 def connect(path: Path, writing: bool) -> sqlite3.Connection:
-    """An open database; a reader's is read-only, also in a folder that cannot be written.
+    """An open database, for reading also in a folder that cannot be written.
 
     :raises InputError: it cannot be opened.
     """
-    names = [f"{path.absolute().as_uri()}?mode={'rw' if writing else 'ro'}"]
+    file = path.absolute().as_uri()
+    names = [f"{file}?mode=rw"]
     if not writing:
-        names.append(f"{names[0]}&immutable=1")  # where SQLite cannot make the file that it shares with writers
+        names.append(f"{file}?mode=ro&immutable=1")  # where SQLite cannot make the file that readers and writers share
     for name in names:
         with speaking(path.parent):
             database = sqlite3.connect(
@@ -66,6 +67,8 @@ def connect(path: Path, writing: bool) -> sqlite3.Connection:
                     database.execute("PRAGMA journal_mode = WAL")
                     database.execute("PRAGMA synchronous = NORMAL")
                     database.execute("PRAGMA foreign_keys = ON")
+                else:
+                    database.execute("PRAGMA query_only = ON")
                 database.execute("SELECT count(*) FROM about")
                 return database
             except sqlite3.DatabaseError as error:
