@@ -26,7 +26,6 @@ from utils.errors import InputError
 from utils.threads import map_in_order, one_thread_per_item
 from video_index.encoding import TOKENS_DTYPE, Encoder, Part, spans_of
 from video_index.files import state_of
-from video_index.first_stage import FirstStage
 from video_index.store import IndexedClip, Store
 
 PAIRS_AT_ONCE = 4096  # of the second stage
@@ -90,14 +89,14 @@ class Searcher:
 
     @contextmanager
     def _current(self) -> Iterator[None]:
-        """Inside, `clips` and `first` are those of the index as it is now, and it does not change.
+        """Inside, `clips` and `means` are those of the index as it is now, and it does not change.
 
         :raises InputError: it holds nothing.
         """
         with self.store.snapshot() as changed:
             if changed:
                 self.clips, means = self.store.gallery()
-                self.first = FirstStage(torch.from_numpy(means), self.store.folder)
+                self.means = F.normalize(torch.from_numpy(means), dim=-1)  # (M, D)
             if not self.clips:
                 raise InputError(f"--index={self.store.folder} holds no video: index some first")
             yield
@@ -109,7 +108,7 @@ class Searcher:
             texts = self._texts([text])
             pooled = self.config.pool_topk
             wanted = 0 if pooled == 0 else max(pooled, self.config.topk)
-            cosines, chosen = self.first.best(texts.features.cpu(), wanted)
+            cosines, chosen = nearest(self.means, texts.features.cpu(), wanted)
             seen = chosen[:pooled] if pooled else chosen
             videos = self._videos(self._held([self.clips[index] for index in seen.tolist()]))
             everything = torch.arange(len(chosen))
@@ -132,7 +131,7 @@ class Searcher:
             clips, encoded = self.encoded(video)
             names = {clips[0].file, *clips[0].others}
             own = sum(clip.file in names for clip in self.clips)
-            cosines, chosen = self.first.best(encoded.frames.mean(1), self.config.topk + own)
+            cosines, chosen = nearest(self.means, encoded.frames.mean(1), self.config.topk + own)
             hits = [
                 Hit(score, "mean_pooled", self.clips[index])
                 for score, index in zip(cosines.tolist(), chosen.tolist(), strict=True)
@@ -212,6 +211,18 @@ class Searcher:
         with one_thread_per_item(self.device) as workers:
             scored = map_in_order(lambda block: self.model.score_pairs(texts, videos, *block).strict, blocks, workers)
             return torch.cat(list(scored))
+
+
+def nearest(means: Tensor, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The clips whose cosine with the nearest of some vectors is highest.
+
+    :param means: (M, D), of length 1.
+    :param vectors: (W, D).
+    :param count: how many; 0 or more than M: all.
+    :return: their cosines in falling order, and their indices, each (count,).
+    """
+    cosines = means @ F.normalize(vectors.float(), dim=-1).t()
+    return cosines.max(1).values.topk(min(count, len(means)) or len(means))
 
 
 class _StoredTokens:

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import sqlite3
-import sys
 
 import cv2
 import pytest
@@ -30,13 +29,10 @@ from tests.video_index.made_up import (
     refused,
     slow_encoded,
 )
-from utils.errors import InputError
-from video_index import first_stage
 from video_index.answers import GREY, clock, thumbnail
 from video_index.database import create
-from video_index.first_stage import FirstStage
 from video_index.head import FORMAT, read_head
-from video_index.searching import Hit, Searcher
+from video_index.searching import Hit, Searcher, nearest
 from video_index.store import IndexedClip, Store
 
 MODELS = {
@@ -177,50 +173,17 @@ def test_like_finds_the_copy_and_not_the_video_itself(made, search, videos, tmp_
 # Many clips
 
 
-@pytest.fixture
-def many(monkeypatch):
-    """3,000 vectors near 60 centres, more than are compared one by one, and 20 queries near some of them."""
-    monkeypatch.setattr(first_stage, "EXACT_ROWS", 2_999)
+def test_the_nearest_vectors_are_those_of_all_cosines():
+    """Of several vectors the nearest counts; 0 and more than there are mean all."""
     generator = torch.Generator().manual_seed(0)
-    centres = 2 * torch.randn(60, 32, generator=generator)
-    means = centres[torch.randint(60, (3000,), generator=generator)] + torch.randn(3000, 32, generator=generator)
-    return means, means[:20] + 0.1 * torch.randn(20, 32, generator=generator)
-
-
-def test_faiss_finds_nearly_all_of_the_best(many, tmp_path, monkeypatch):
-    means, queries = many
-    approximate = FirstStage(means, tmp_path)
-    assert approximate.faiss is not None
-    assert FirstStage(means[:2_999], tmp_path).faiss is None
-    cosines = F.cosine_similarity(queries[:, None], means[None], dim=-1)
-    found = 0
-    for query, expected in zip(queries, cosines, strict=True):
-        scores, best = approximate.best(query[None], 30)
-        torch.testing.assert_close(scores, expected[best])
-        assert scores.tolist() == sorted(scores.tolist(), reverse=True)
-        found += len(set(best.tolist()) & set(expected.topk(30).indices.tolist()))
-    assert found / (20 * 30) > 0.9
-    scores, best = approximate.best(queries[:1], 0)  # all of them: exact
-    assert sorted(best.tolist()) == list(range(3000))
-
-
-def test_what_faiss_arranged_is_kept_until_the_index_changes(many, tmp_path, monkeypatch):
-    means, queries = many
-    before = FirstStage(means, tmp_path).best(queries[:1], 10)
-    (kept,) = tmp_path.iterdir()
-    with monkeypatch.context() as patch:
-        patch.setattr(first_stage, "_arranged", lambda *_: pytest.fail("it was arranged again"))
-        again = FirstStage(means, tmp_path).best(queries[:1], 10)
-    assert torch.equal(before[1], again[1])
-    FirstStage(means + 0.1, tmp_path)
-    (other,) = tmp_path.iterdir()
-    assert other != kept
-
-
-def test_without_faiss_a_large_index_says_what_to_install(many, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(InputError, match="pip install faiss-cpu"):
-        FirstStage(many[0], tmp_path)
+    means, queries = torch.randn(3000, 32, generator=generator), torch.randn(3, 32, generator=generator)
+    expected = F.cosine_similarity(means[:, None], queries[None], dim=-1).amax(1)
+    unit = F.normalize(means, dim=-1)
+    for count, found in ((30, 30), (0, 3000), (5000, 3000)):
+        cosines, index = nearest(unit, queries, count)
+        assert len(index) == found and cosines.tolist() == sorted(cosines.tolist(), reverse=True)
+        torch.testing.assert_close(cosines, expected[index])
+        torch.testing.assert_close(cosines, expected.topk(found).values)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
