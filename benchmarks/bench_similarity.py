@@ -24,7 +24,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig
 
@@ -72,14 +72,35 @@ PATCHES = 49  # of a frame, as ViT-B/32 has
 Figures = dict[str, dict[str, float | None]]
 
 
-def build(denoiser: str, length: int, steps: int, sampling: int | None = None) -> PublishedTextDiffs:
+def known_words(count: int) -> Vocabulary:
+    """The words of the captions of `problem`, and others up to `count` in all."""
+    return Vocabulary.from_captions([*WORDS, *(f"word{number}" for number in range(count - len(WORDS)))])
+
+
+def build(
+    denoiser: str, length: int, steps: int, sampling: int | None = None, words: int = len(WORDS)
+) -> PublishedTextDiffs:
     """The published TextDiffs with random weights, whose condition has an effect."""
     torch.manual_seed(0)
-    vocabulary = Vocabulary.from_captions([" ".join(WORDS)])
+    vocabulary = known_words(words)
     student, teacher = (Denoiser(DENOISERS[denoiser], len(vocabulary), FRAMES) for _ in range(2))
     diffusion = TextDiffusion(student, teacher, GaussianDiffusion.sqrt(steps), WIDTH, length)
     clip = build_clip(CLIPConfig.from_pretrained(TINY_FOLDER).to_dict() | {"projection_dim": WIDTH}, TINY_FOLDER)
     return PublishedTextDiffs(*clip, diffusion, vocabulary, sampling_steps=sampling).eval()
+
+
+def build_potential(denoiser: str, length: int, words: int = len(WORDS)) -> TextDiffs:
+    """TextDiffs with random weights, for the tokens of ViT-B/32, whose videos have an effect."""
+    torch.manual_seed(0)
+    vocabulary = known_words(words)
+    clip = build_clip(CLIPConfig.from_pretrained(TINY_FOLDER).to_dict() | {"projection_dim": WIDTH}, TINY_FOLDER)
+    encoder = VideoEncoder(clip[0].config.vision_config.hidden_size, FRAMES, PATCHES)
+    student = Denoiser(DENOISERS[denoiser], len(vocabulary), video_width=encoder.width)
+    for attention in student.video_attention:
+        nn.init.normal_(attention.out.weight, std=0.1)
+    table = student.word_embedding.weight.detach().clone()
+    potential = TextPotential(student, table, encoder, GaussianDiffusion.sqrt(STEPS), length)
+    return TextDiffs(*clip, potential, vocabulary).eval()
 
 
 def problem(texts: int, videos: int) -> tuple[list[str], Tensor, Tensor]:
@@ -95,38 +116,44 @@ def problem(texts: int, videos: int) -> tuple[list[str], Tensor, Tensor]:
 
 @torch.no_grad()
 def engine(
-    model: PublishedTextDiffs,
+    model: PublishedTextDiffs | TextDiffs,
     captions: list[str],
     texts: Tensor,
     frames: Tensor,
     dtype: torch.dtype = torch.float32,
     topk: int = 0,
+    tokens: Tensor | None = None,
 ) -> Similarity:
-    """The similarity engine, from features to matrices."""
+    """The similarity engine, from features to matrices.
+
+    :param tokens: of the videos, for the text potential.
+    """
     device = next(model.parameters()).device
     with autocast(device, dtype), one_thread_per_item(device) as workers:
         word_ids = model.tokenize(captions)["word_ids"].to(device)
-        prepared = model.texts(captions, texts.to(device), word_ids), model.videos(EncodedVideos(frames.to(device)))
+        seen = EncodedVideos(frames.to(device), tokens)
+        prepared = model.texts(captions, texts.to(device), word_ids), model.videos(seen)
         own_text = torch.arange(len(captions)) if len(captions) == len(frames) else None
         return similarity(model, *prepared, own_text, rerank_topk=topk, workers=workers)
 
 
 @torch.no_grad()
 def published_loop(model: PublishedTextDiffs, captions: list[str], texts: Tensor, frames: Tensor) -> Tensor:
-    """Strict scores (texts, videos) as the published loop computes them."""
+    """Strict scores (texts, videos) as the published loop computes them, on the device of the model."""
     diffusion, process = model.text_diffusion, model.sampling_diffusion
-    channels = diffusion.student.config.channels
-    noise = sampling_noise(captions, model.seed, process.num_steps, diffusion.text_length, channels)
+    channels, device = diffusion.student.config.channels, diffusion.linear_text.weight.device
+    noise = sampling_noise(captions, model.seed, process.num_steps, diffusion.text_length, channels).to(device)
+    texts, frames = texts.to(device), frames.to(device)
     table = diffusion.student.word_embedding.weight
     diffused = []
     for video in frames:
-        word_ids = model.vocabulary.encode(captions, diffusion.text_length)
+        word_ids = model.vocabulary.encode(captions, diffusion.text_length).to(device)
         frame_channels = F.normalize(diffusion.linear_text(video), dim=-1).expand(len(captions), -1, -1)
         x_start = diffusion.x_start(word_ids, noise.x_start)
         condition = torch.einsum("nlc,nfc->nlf", F.normalize(x_start, dim=-1), frame_channels)
         x = noise.x_T
         for index, step in enumerate(reversed(range(process.num_steps))):
-            t = torch.full((len(captions),), step)
+            t = torch.full((len(captions),), step, device=device)
             predicted = diffusion.student(x, process.model_times[t], condition)
             predicted = F.embedding(nearest_word(predicted, table), table)
             x = process.ddpm_step(predicted, x, t, noise.steps[:, index])
@@ -277,14 +304,7 @@ def gallery(quick: bool, figures: Figures) -> list[str]:
     """Memory and seconds of the text potential over a large gallery with the tokens of ViT-B/32, each video read with
     the best of a few texts: tokens in memory, and in a file as with --save_memory_mode."""
     videos, texts = (200, 4) if quick else (10_000, 4)
-    torch.manual_seed(0)
-    vocabulary = Vocabulary.from_captions([" ".join(WORDS)])
-    clip = build_clip(CLIPConfig.from_pretrained(TINY_FOLDER).to_dict() | {"projection_dim": WIDTH}, TINY_FOLDER)
-    encoder = VideoEncoder(clip[0].config.vision_config.hidden_size, FRAMES, PATCHES)
-    student = Denoiser(DENOISERS["tiny"], len(vocabulary), video_width=encoder.width)
-    table = student.word_embedding.weight.detach().clone()
-    potential = TextPotential(student, table, encoder, GaussianDiffusion.sqrt(STEPS), LENGTH)
-    model = TextDiffs(*clip, potential, vocabulary).eval()
+    model = build_potential("tiny", LENGTH)
     captions, features, frames = problem(texts, videos)
     lines = []
     for place in ("memory", "file"):

@@ -148,11 +148,13 @@ def texts_of_the_code() -> list[str]:
         "config",
         "datasets",
         "Diffusion-LM",
+        "evaluation",
         "model",
         "modules",
         "preprocess",
         "report",
         "trainer",
+        "utils",
         "video_index",
     )
     paths = [*ROOT.glob("*.py"), *(path for folder in folders for path in (ROOT / folder).rglob("*.py"))]

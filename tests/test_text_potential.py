@@ -201,11 +201,13 @@ def test_a_score_is_that_of_xpool_and_the_weighted_ratio(model):
 def test_held_out_pairs_choose_the_weight_of_a_test(model):
     """The scores that are mixed are those that the model has afterwards, also where few pairs were scored."""
     texts, videos = encoded(model)
-    own_text, owner = torch.tensor([0, 1, 2, 3, 0]), [0, 1, 2, 3]
+    own_text = torch.tensor([0, 1, 2, 3, 0])
+    unmixed = similarity(model, texts, videos)
+    owner = (3 * unmixed.strict - 2 * unmixed.undiffused).argmax(1)  # who deserves three times the weight
     for topk in (0, 2):
         model.potential.read_weight.fill_(1.0)
         scores = similarity(model, texts, videos, own_text, rerank_topk=topk)
-        before, chosen = scores.strict.copy(), best_weight(scores.undiffused, scores.strict, np.array(owner))
+        before, chosen = scores.strict.copy(), best_weight(scores.undiffused, scores.strict, owner)
         model.mix(scores, owner)
         assert model.potential.read_weight.item() == pytest.approx(chosen)
         scored = np.isfinite(before)

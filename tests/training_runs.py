@@ -17,6 +17,7 @@ import torch
 
 from tests.made_up import ROOT
 from utils.launch import free_port
+from utils.program import run_program
 
 
 class Run:
@@ -88,7 +89,7 @@ def _run(
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     sys.argv = [program, *arguments]
-    code = program.run_program(program, module.main)
+    code = run_program(program, module.main)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
