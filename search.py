@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from config import SearchConfig
 from utils.errors import InputError
+from utils.imports import quick_imports
 from utils.program import run_program
 
 logger = logging.getLogger(__name__)
@@ -55,10 +56,11 @@ def query(config: SearchConfig) -> None:
     # 1. index and model
     store = Store(Path(config.index))
     store.map_folders(config.videos_dir)
-    from utils.device import choose_device, choose_precision
-    from video_index.answers import Answer, as_json, as_table, contact_sheet
-    from video_index.searching import Searcher
-    from video_index.searching_model import load_model
+    with quick_imports():
+        from utils.device import choose_device, choose_precision
+        from video_index.answers import Answer, as_json, as_table, contact_sheet
+        from video_index.searching import Searcher
+        from video_index.searching_model import load_model
 
     device = choose_device(config.gpu)
     model, _ = load_model(config, store.head, device)

@@ -9,6 +9,7 @@ from pathlib import Path
 from config import SearchConfig
 from datasets.files import shown
 from utils.errors import InputError, RunError
+from utils.imports import quick_imports
 from video_index.files import EXTENSIONS, Listing, listing
 from video_index.head import Head
 from video_index.names import Changes, Film, follow, missing, root_at
@@ -76,9 +77,10 @@ def up_to_date(config: SearchConfig, head: Head | None, found: dict[str, Listing
 
 
 def _encoder(config: SearchConfig, head: Head | None) -> tuple[object, Head]:
-    from utils.device import choose_device, choose_precision  # slow to import
-    from video_index.encoding import Encoder
-    from video_index.searching_model import load_model
+    with quick_imports():
+        from utils.device import choose_device, choose_precision
+        from video_index.encoding import Encoder
+        from video_index.searching_model import load_model
 
     device = choose_device(config.gpu)
     model, made = load_model(config, head, device)
