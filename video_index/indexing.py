@@ -1,6 +1,7 @@
 """Indexing from a command line: which folders, what has become of their files, and what is encoded."""
 
 import logging
+import multiprocessing
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -95,7 +96,13 @@ def _encode(config: SearchConfig, store: Store, films: list[Film], encoder: obje
     logger.info("to encode: %d videos, about %.1f minutes of film", len(films), minutes)
     encoder = encoder or _encoder(config, store.head)[0]
     started = time.perf_counter()
-    encoded = update(store, films, encoder)
+    try:
+        encoded = update(store, films, encoder)
+    except KeyboardInterrupt:
+        for worker in multiprocessing.active_children():
+            worker.terminate()  # else it is waited for
+        logger.info("what is encoded is kept; the same command goes on")
+        raise
     logger.info("%d clips encoded in %.1f s", encoded, time.perf_counter() - started)
     return encoded
 
