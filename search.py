@@ -38,10 +38,13 @@ def index(config: SearchConfig) -> None:
     from video_index.head import read_head  # after parsing, so that bad flags answer at once
     from video_index.indexing import folders_of, report, up_to_date
     from video_index.lock import only_writer
+    from video_index.store import check_free
 
     signal.signal(signal.SIGTERM, _interrupt)
     folder = Path(config.index)
     head = read_head(folder)
+    if head is None:
+        check_free(folder)  # before a lock is left in it
     found = folders_of(config, head)  # a wrong folder answers before the model is there
     with only_writer(folder):
         outcome = up_to_date(config, head, found)

@@ -41,12 +41,17 @@ def as_json(answer: Answer) -> str:
     hits = [
         {"rank": rank, "score": round(hit.score, 6), "stage": hit.stage}
         | ({} if hit.sentence is None else {"caption": hit.sentence})
-        | {"file": hit.clip.file, "start": hit.clip.start, "end": hit.clip.end}
-        | ({"others": hit.clip.others} if hit.clip.others else {})
+        | {"file": _text(hit.clip.file), "start": hit.clip.start, "end": hit.clip.end}
+        | ({"others": list(map(_text, hit.clip.others))} if hit.clip.others else {})
         for rank, hit in enumerate(answer.hits, start=1)
     ]
     record: dict[str, Any] = {answer.kind: answer.query, "seconds": round(answer.seconds, 4), "hits": hits}
     return json.dumps(record)
+
+
+def _text(name: str) -> str:
+    """A name as its bytes say, whatever the locale."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def as_table(answer: Answer) -> str:

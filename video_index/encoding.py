@@ -124,7 +124,7 @@ def update(store: Store, films: Sequence[Film], encode: Encoder) -> int:
 
     :return: clips that were encoded.
     """
-    encoded = 0
+    encoded, done = 0, 0.0
     minutes = sum(film.seconds for film in films) / 60
     with (
         ThreadPoolExecutor(cores()) as pool,
@@ -140,7 +140,8 @@ def update(store: Store, films: Sequence[Film], encode: Encoder) -> int:
             failed: set[int] = set()
             for part, video in encode(parts):
                 encoded += _keep(store, owner[part.file], part.span, video, failed)
-                bar.update(((part.span.end or 0) - (part.span.start or 0)) / 60)
+                done += ((part.span.end or 0) - (part.span.start or 0)) / 60
+                bar.update(int(done) - bar.n)
     return encoded
 
 

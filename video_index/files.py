@@ -46,11 +46,7 @@ def listing(folder: str, exclude: Sequence[str] = ()) -> Listing:
 
     Hidden names, housekeeping folders, what is no file, and links that lead out of the folder are left out. Links to
     folders in it are not followed, as what is there is found anyway.
-
-    :raises InputError: the folder is not there.
     """
-    if not os.path.isdir(folder):
-        raise InputError(f"--videos_dir={folder} is no folder")
     found = Listing(os.fsencode(os.path.abspath(folder)), exclude)
     _list(found, b"", os.path.realpath(found.folder))
     return found

@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+import os
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ def folders_of(config: SearchConfig, head: Head | None) -> dict[str, Listing]:
     if config.videos_dir is None:
         return {root.folder: listing(root.folder, _patterns(config.exclude, root.exclude)) for root in known}
     name, folder = named_folder(config.videos_dir, [root.name for root in known])
+    if not os.path.isdir(folder):
+        raise InputError(f"--videos_dir={config.videos_dir} is no folder")
     before = next((root for root in known if name == root.name or folder == root.folder), None)
     found = listing(folder, _patterns(config.exclude, before.exclude if before else ""))
     if not found.files and before is None:

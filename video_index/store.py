@@ -89,11 +89,9 @@ class Store:
 
         :raises InputError: the folder holds something else, or cannot be written.
         """
-        folder = Path(folder)
+        check_free(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if any(not path.name.startswith(".") for path in folder.iterdir()):
-                raise InputError(f"--index={folder} holds files that are no index: give an empty folder")
             create(folder / DATABASE, head_rows(head))
         except OSError as error:
             raise InputError(f"--index={folder} cannot be written: {error.strerror}") from error
@@ -243,8 +241,8 @@ class Store:
         self.rows("UPDATE videos SET parts = ?, seconds = max(seconds, ?) WHERE id = ?", (parts, end or 0, video))
         if self.is_whole(video):
             self.rows("UPDATE videos SET error = NULL WHERE id = ?", (video,))
-            self.rows("UPDATE files SET former = NULL WHERE video = ?", (video,))
-            self.drop_unnamed()
+            if self.execute("UPDATE files SET former = NULL WHERE video = ? AND former", (video,)).rowcount:
+                self.drop_unnamed()
 
     def keep_flags(self, head: Head) -> None:
         """Build the model by other flags from now on, as where its checkpoint has moved."""
@@ -283,6 +281,12 @@ def named_folder(given: str, known: Collection[str]) -> tuple[str, str]:
     if equals and name in known and not os.path.isdir(given):
         return name, os.path.abspath(folder)
     return "", os.path.abspath(given)
+
+
+def check_free(folder: Path) -> None:
+    """:raises InputError: a folder holds something, so that no index can be made there."""
+    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise InputError(f"--index={folder} holds files that are no index: give an empty folder")
 
 
 def checksum(mean: bytes, frames: bytes, tokens: bytes | None) -> int:

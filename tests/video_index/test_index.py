@@ -121,8 +121,8 @@ def test_absence_is_no_deletion(made, search, videos, index, found, read, tmp_pa
     assert found() == before
     videos.rename(tmp_path / "gone")
     gone = search("index", f"--index={index}")
-    assert gone.code == 2
-    assert "is no folder" in gone.err
+    assert gone.code == 1
+    assert f"{VIDEOS} more are in folders" in gone.out
     (tmp_path / "gone").rename(videos)
     shutil.move(tmp_path / "unmounted", disk)
     made(videos)

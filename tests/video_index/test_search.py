@@ -377,3 +377,4 @@ def test_bad_files(made, search, videos, tmp_path):
     (tmp_path / "full" / "something").touch()
     done = search("index", f"--videos_dir={videos}", f"--index={tmp_path / 'full'}", "--clip_arch=tiny", "--gpu=cpu")
     refused(done, "holds files that are no index")
+    assert os.listdir(tmp_path / "full") == ["something"]
