@@ -66,7 +66,7 @@ def query(config: SearchConfig) -> None:
         from video_index.searching_model import load_model
 
     device = choose_device(config.gpu)
-    model, _ = load_model(config, store.head, device)
+    config, model, _ = load_model(config, store.head, device)
     searcher = Searcher(model, store, config, device, choose_precision(config.precision, device))
     logger.info("%d clips, model: %s", len(searcher.clips), store.head.made_with)
 

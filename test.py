@@ -19,13 +19,13 @@ logger = logging.getLogger(__name__)
 
 def main() -> None:
     # 1. settings
-    config = Config.parse(prog="test.py", description=__doc__)
+    config = Config.parse(program="test", description=__doc__)
     # imported after parsing, so that --help and bad flags answer at once
     from datasets.annotations import load_annotations, load_split
     from datasets.video_kind import warn_of_others
     from evaluation.embeddings import fingerprint, load_embeddings, save_embeddings, without_missing
-    from evaluation.evaluator import Evaluator, format_table, write_results
-    from evaluation.sweep import format_sweep, parse_sweep, sweep, write_sweep
+    from evaluation.evaluator import Evaluator
+    from evaluation.results import format_table, write_results
     from trainer.checkpoints import chosen_model
     from utils import distributed
     from utils.device import check_compiler, choose_device, choose_precision, set_up
@@ -40,15 +40,14 @@ def main() -> None:
 
         # 2. model
         path, model, selection, trained_on = chosen_model(config)
-        for note in config.notes():  # now that the checkpoint has told its arch and recipe
+        config = config.of_model(model.model_config)
+        for note in config.notes("test"):  # now that the checkpoint has told its arch and recipe
             logger.info(note)
         logger.info(f"checkpoint {path}" if path else "no --load_epoch: this is the model before training")
-        output = Path(config.output_json or (path.parent if path else config.run_dir) / RESULTS_FILE)
+        output = Path(config.output_json or (path.parent if path else config.named().run_dir) / RESULTS_FILE)
         if here.is_main:
             check_writable(output, config.save_embeddings, config.save_sims)
         model.to(device).eval()
-        if config.sweep and model.samples:
-            parse_sweep(config.sweep, config.diffusion_steps)  # bad input must not wait for the evaluation
 
         # 3. data
         places = (config.dataset_dir, config.videos_dir, config.msrvtt_train_file, config.allow_missing)
@@ -93,15 +92,7 @@ def main() -> None:
             evaluation.pairs_diffused, output,
         )  # fmt: skip
 
-        # 6. other ways of sampling
-        if config.sweep and model.samples:
-            rows = sweep(evaluator, model, embeddings, evaluation, config)
-            logger.info(format_sweep(rows))
-            if here.is_main:
-                write_sweep(output.parent, rows)
-                logger.info("the same table and a plot are in %s", output.parent)
-
-        # 7. the page
+        # 6. the page
         if report:
             report.read_words(evaluator, model, embeddings)
             logger.info("report: %s", report.write(output.parent, evaluation))

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ def main(build: "Callable[[Config], RetrievalModel] | None" = None) -> None:
     :param build: makes another model than the one that the flags name.
     """
     # 1. settings
-    config = Config.parse(prog="train.py", description=__doc__)
+    config = Config.parse(program="train", description=__doc__)
     from datasets.holdout import training_splits  # after parsing, so that --help and bad flags answer at once
     from model.factory import create_model, restore_model
     from trainer.data_record import same_data
@@ -36,16 +37,14 @@ def main(build: "Callable[[Config], RetrievalModel] | None" = None) -> None:
     from utils.device import choose_device, choose_precision, set_up
     from utils.files import check_writable
 
-    for note in config.notes():
+    for note in config.notes("train"):
         logger.info(note)
-    for name in ("load_epoch", "save_embeddings", "load_embeddings", "save_sims", "sweep", "report"):
-        if name in config.explicit:
-            logger.info("--%s has no effect in train.py: it is for test.py", name)
     here = distributed.find_processes()
     device = choose_device(config.gpu, here)
 
     with distributed.process_group(here, device):
-        path, checkpoint = resume_together(config)
+        config, path, checkpoint = resume_together(config)
+        config = replace(config, datetime=distributed.broadcast_object(config.named().datetime))
         if here.is_main:
             check_writable(config.output_json)
         dtype = choose_precision(config.precision, device)
@@ -64,6 +63,7 @@ def main(build: "Callable[[Config], RetrievalModel] | None" = None) -> None:
                     model.load_state_dict(checkpoint["state_dict"])
             else:
                 model = restore_model(config, checkpoint, path) if checkpoint else create_model(config)
+        config = config.of_model(model.model_config)
         model.to(device)
 
         # 4. training

@@ -5,23 +5,45 @@ its log ratio in nats: `python Diffusion-LM/sample.py --video=FILE --checkpoint=
 """
 
 import sys
-from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from config.flags import check_bounds, flag, flag_parser, group
 from diffusion_lm import weights
 from diffusion_lm.denoiser import MAX_POSITIONS, Denoiser
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.sampling import SAMPLERS, TEMPERATURE, Reading, sample_captions
 from diffusion_lm.vocabulary import Vocabulary
-from utils.command_line import Parser, number
 from utils.device import choose_device
 from utils.errors import InputError
 from utils.program import run_program
 
 MODELS = Path(__file__).resolve().parent / "diffusion_models"
 PUBLISHED_TEXT_LEN = 64
+USAGE = "python %(prog)s [FOLDER] [--flag=VALUE ...]"
+
+
+@group("sampling", "What is read, and how captions are drawn.", role="score")
+@dataclass(frozen=True)
+class Sampling:
+    """The settings of this program."""
+
+    # fmt: off
+    video: Path | None = flag(None, "video that is read", metavar="FILE", unset="none, captions are of nothing")
+    checkpoint: Path | None = flag(None, "TextDiffs that reads --video: a .pth file of its run", metavar="FILE")
+    num: int = flag(10, "captions to print", minimum=1)
+    seed: int = flag(24, "seed of the noise", minimum=0)
+    sampler: str = flag("ddpm", "reverse process", choices=SAMPLERS)
+    temperature: float = flag(TEMPERATURE, "factor of the noise of ddpm: lower is more fluent and less varied, 1 is the"
+        " model itself", minimum=0)
+    sampling_steps: int | None = flag(None, "steps, at most the T of the model", minimum=1, metavar="STEPS", unset="T")
+    text_len: int | None = flag(None, "tokens of a caption", minimum=3, maximum=MAX_POSITIONS, metavar="TOKENS",
+        unset="as in training; published: 64")
+    gpu: str | None = flag(None, "index of the GPU, or cpu", metavar="INDEX", unset="the first GPU if there is one")
+    # fmt: on
+    folder: Path | None = None
 
 
 def main() -> None:
@@ -31,7 +53,7 @@ def main() -> None:
         sys.stdout.write(line + "\n")
 
 
-def captions(args: Namespace, device: torch.device) -> list[str]:
+def captions(args: Sampling, device: torch.device) -> list[str]:
     """Captions of a Diffusion-LM."""
     model = weights.load(args.folder or newest_folder(MODELS))
     diffusion = GaussianDiffusion.sqrt(model.training_args.get("diffusion_steps", 10)).to(device)
@@ -40,13 +62,13 @@ def captions(args: Namespace, device: torch.device) -> list[str]:
 
 
 @torch.no_grad()
-def captions_of_video(args: Namespace, device: torch.device) -> list[str]:
+def captions_of_video(args: Sampling, device: torch.device) -> list[str]:
     """Captions that the student of a TextDiffs reads in a video, the best explained first, with their log ratios.
 
     :raises InputError: the file is no video, or the checkpoint is of another model.
     """
     from config import Config
-    from config.config import DIFFUSION_ARCHS
+    from config.model_flags import DIFFUSION_ARCHS
     from datasets.annotations import Clip
     from datasets.loading import FilmClips, Sample
     from model.factory import restore_model
@@ -54,8 +76,8 @@ def captions_of_video(args: Namespace, device: torch.device) -> list[str]:
     from trainer.checkpoints import load_checkpoint
 
     # 1. model
-    config = Config.parse([])
-    model = restore_model(config, load_checkpoint(args.checkpoint), args.checkpoint)
+    model = restore_model(Config.parse([]), load_checkpoint(args.checkpoint), args.checkpoint)
+    config = model.model_config
     if not isinstance(model, TextDiffs):
         recipe = f" --recipe={config.recipe}" if config.arch in DIFFUSION_ARCHS else ""
         raise InputError(
@@ -87,7 +109,7 @@ def captions_of_video(args: Namespace, device: torch.device) -> list[str]:
 
 
 def sampled(
-    args: Namespace,
+    args: Sampling,
     denoiser: Denoiser,
     diffusion: GaussianDiffusion,
     vocabulary: Vocabulary,
@@ -102,9 +124,9 @@ def sampled(
     )
 
 
-def parse_args() -> Namespace:
+def parse_args() -> Sampling:
     """The command line."""
-    parser = Parser("Diffusion-LM/sample.py", __doc__)
+    parser = flag_parser(Sampling, prog="Diffusion-LM/sample.py", description=__doc__, usage=USAGE)
     parser.add_argument(
         "folder",
         type=Path,
@@ -112,38 +134,8 @@ def parse_args() -> Namespace:
         metavar="FOLDER",
         help="Diffusion-LM folder (default: the newest in diffusion_models)",
     )
-    parser.add_argument(
-        "--video", type=Path, metavar="FILE", help="video that is read (default: none, captions are of nothing)"
-    )
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        metavar="FILE",
-        help="TextDiffs that reads --video: a .pth file of its run (default: none)",
-    )
-    parser.add_argument("--num", type=number(int, 1), default=10, metavar="N", help="captions to print")
-    parser.add_argument("--seed", type=number(int, 0), default=24, metavar="N", help="seed of the noise")
-    parser.add_argument("--sampler", choices=SAMPLERS, default="ddpm", help="reverse process")
-    parser.add_argument(
-        "--temperature",
-        type=number(float),
-        default=TEMPERATURE,
-        metavar="X",
-        help="factor of the noise of ddpm: lower is more fluent and less varied, 1 is the model itself",
-    )
-    parser.add_argument(
-        "--sampling_steps", type=number(int, 1), metavar="STEPS", help="steps, at most the T of the model (default: T)"
-    )
-    parser.add_argument(
-        "--text_len",
-        type=number(int, 3, MAX_POSITIONS),
-        metavar="TOKENS",
-        help="tokens of a caption (default: as in training; published: 64)",
-    )
-    parser.add_argument(
-        "--gpu", metavar="INDEX", help="index of the GPU, or cpu (default: the first GPU if there is one)"
-    )
-    args = parser.parse_args()
+    args = Sampling(**vars(parser.parse_args()))
+    check_bounds(args)
     if (args.video is None) != (args.checkpoint is None):
         raise InputError("--video needs the --checkpoint of a TextDiffs that reads it, and --checkpoint a --video")
     if args.folder is not None and args.checkpoint is not None:

@@ -185,7 +185,7 @@ def found_first(index: Path, figures: Figures) -> str:
     """Search for the queries of search_queries.json; the rank of each right video."""
     store = Store(index)
     config = SearchConfig.parse(["query", "x", f"--index={index}", "--gpu=cpu", "--topk=1000000"])
-    model, _ = load_model(config, store.head, CPU)
+    config, model, _ = load_model(config, store.head, CPU)
     searcher = Searcher(model, store, config, CPU, torch.float32)
     lines, ranks = [], []
     for query in QUERIES:

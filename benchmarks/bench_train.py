@@ -32,8 +32,8 @@ from model.clip import TINY_FOLDER, build_clip
 from model.published_textdiffs import PublishedTextDiffs
 from model.retrieval import RetrievalModel
 from modules.text_diffusion import TextDiffusion
+from trainer.loop import GRADIENT_NORM
 from trainer.optimizer import ADAM_BETAS, ADAM_EPS, parameter_groups
-from trainer.trainer import GRADIENT_NORM
 from trainer.training_step import TrainingStep
 from utils import distributed
 from utils.command_line import Parser, home_path
@@ -71,14 +71,13 @@ class Way:
     read_loss: bool = True
     dtype: torch.dtype = torch.float32
     compiled: bool = False
-    patch_dropout: float = 0.0
 
 
 PLAIN = Way("plain loop, fp32")
 
 
 def ladder(device: torch.device, compiled: bool) -> list[Way]:
-    """From the plain loop to what train.py does, one change at a time. The last, --patch_dropout, trains otherwise."""
+    """From the plain loop to what train.py does, one change at a time."""
     ways = [PLAIN]
     ways.append(replace(ways[-1], name="+ SDPA attention", attention="sdpa"))
     ways.append(replace(ways[-1], name="+ tokens once, no reading", tokenise_once=True, read_loss=False))
@@ -87,7 +86,6 @@ def ladder(device: torch.device, compiled: bool) -> list[Way]:
         ways.append(replace(ways[-1], name="+ bf16", dtype=torch.bfloat16))
     if compiled:
         ways.append(replace(ways[-1], name="+ compiled", compiled=True))
-    ways.append(replace(ways[-1], name="+ half of the patches", patch_dropout=0.5))
     return ways
 
 
@@ -106,7 +104,6 @@ def make_model(tiny: bool, way: Way, device: torch.device) -> PublishedTextDiffs
     for denoiser in (student, teacher):
         denoiser.input_transformers.config._attn_implementation = way.attention
     model = PublishedTextDiffs(clip, tokenizer, diffusion, vocabulary, transformer_dropout=0.0).to(device).train()
-    model.drop_patches(way.patch_dropout)
     model.prepare(gradient_checkpointing=False, compiled=way.compiled)
     return model
 
@@ -216,9 +213,9 @@ def flops_per_pair(
     return counter.get_total_flops() // count
 
 
-def flops_with(patch_dropout: float, tiny: bool, device: torch.device) -> int:
-    """FLOPs of a pair in the plain loop, but for the patches; nothing else in the ladder changes the products."""
-    model = make_model(tiny, replace(PLAIN, patch_dropout=patch_dropout), device)
+def flops_of_pair(tiny: bool, device: torch.device) -> int:
+    """FLOPs of a pair in the plain loop; nothing in the ladder changes the products."""
+    model = make_model(tiny, PLAIN, device)
     frames, captions = make_batch(model, 1)
     tokens = model.select(model.tokenize(captions), torch.tensor([0]))
     return flops_per_pair(model, frames, tokens, device, PLAIN.dtype)
@@ -228,13 +225,13 @@ def compare_ways(args: argparse.Namespace, device: torch.device, report: dict) -
     """Time each way with the same weights and batch."""
     plain = plain_loss = None
     ways = ladder(device, args.compile)
-    flops = {share: flops_with(share, args.quick, device) for share in {way.patch_dropout for way in ways}}
+    flops = flops_of_pair(args.quick, device)
     for way in ways:
         model = make_model(args.quick, way, device)
         seconds, loss = seconds_of(stepper(model, way, args.batch_size, device), args.steps, device)
         plain, plain_loss = plain or seconds, loss if plain_loss is None else plain_loss
         rate = args.batch_size / seconds
-        share = rate * flops[way.patch_dropout] / matmul_rate(device, way.dtype)
+        share = rate * flops / matmul_rate(device, way.dtype)
         say(f"{way.name:<28}{seconds:9.3f} s{rate:10.2f} pairs/s{plain / seconds:8.2f} x{100 * share:8.0f} %")
         report["seconds"][way.name] = seconds
         report["ratios"][way.name] = plain / seconds

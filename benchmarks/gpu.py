@@ -392,13 +392,12 @@ class Steps:
         """Do so many steps."""
         for _ in range(count):
             self.trainer._train_step(self.frames, self.index)
-            self.trainer.step += 1
 
     def flops_per_pair(self, device: torch.device) -> int:
         """FLOPs of the products of a pair, forward and backward."""
         model = self.trainer.model
         count = 1 + model.negatives
-        tokens = model.select(self.trainer.tokens, self.trainer._read_with(self.index)[:count])
+        tokens = self.trainer.captions.take(self.index[:count], 0, range(count))
         return flops_per_pair(model, self.frames[:count], tokens, device, self.dtype)
 
 

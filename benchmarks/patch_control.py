@@ -18,7 +18,6 @@ from model.factory import create_model
 from model.xpool import XPool
 from modules.video_encoder import VideoEncoder
 from train import main
-from utils.errors import InputError
 from utils.program import run_program
 
 
@@ -33,11 +32,12 @@ class PatchXPool(XPool):
         super().__init__(model.clip, model.tokenizer)
         self.pool_frames = model.pool_frames
         self.set_preprocessing(model.preprocessing)
+        self.model_config = model.model_config
         self.video_encoder = VideoEncoder.of(model.clip.config.vision_config, num_frames)
         self.project = nn.Linear(self.video_encoder.width, self.embed_dim)
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.project.bias)
-        self.potential_rates = {"video_encoder.": 1.0, "project.": 1.0}
+        self.moved_by_muon = ("video_encoder.", "project.")
 
     def encode_videos(self, frames: Tensor) -> EncodedVideos:
         """Frames uint8 (B, F, 3, R, R) -> their features."""
@@ -47,12 +47,7 @@ class PatchXPool(XPool):
 
 
 def build(config: Config) -> PatchXPool:
-    """The control before training.
-
-    :raises InputError: patches would be left out.
-    """
-    if config.patch_dropout:
-        raise InputError("--patch_dropout leaves out patches that the control reads: leave the flag out")
+    """The control before training."""
     return PatchXPool(create_model(config), config.num_frames)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
 from datasets import moving_shapes
-from datasets.files import find_videos, split_name
+from datasets.files import VIDEO_EXTENSIONS, find_videos, split_name
 from utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -206,24 +206,36 @@ class _File:
         :param known: all columns that may be there; none: any.
         """
         reader = csv.reader(io.StringIO(self.text, newline=""), strict=True)
-        begin, header, long_rows = 1, None, []
+        begin, header, long_rows, names = 1, None, {}, set()
         try:
             for cells in reader:
                 if cells and header is None:
                     header = cells
                     self._check_header(begin, header, needed, known)
                 elif cells:  # else the line is empty
-                    if known and reader.line_num > begin:
-                        long_rows.append(str(begin))
-                    yield begin, self._row(begin, cells, header, needed)
+                    row = self._row(begin, cells, header, needed)
+                    if known:
+                        names.add(row[needed[0]])
+                        if reader.line_num > begin:
+                            long_rows[begin] = cells
+                    yield begin, row
                 begin = reader.line_num + 1
         except csv.Error as error:
             raise self.error(begin, CSV_ERRORS.get(str(error), f"{error}: is a quote not closed?")) from error
         if header is None:
             self._check_header(1, [], needed, known)
+        for line, cells in long_rows.items():
+            self._check_swallowed(line, cells, header.index(needed[0]), names)
         if long_rows:
             what = f"{self.path}: {len(long_rows)} rows go over several lines (is a quote not closed?), from line"
-            _report(what, tuple(long_rows))
+            _report(what, tuple(map(str, long_rows)))
+
+    def _check_swallowed(self, line: int, cells: list[str], column: int, names: set[str]) -> None:
+        """Refuse a row that goes over several lines where one of these looks like a row, by its video."""
+        for more in (text for cell in cells for text in cell.splitlines()[1:]):
+            name = more.split(",")[column].strip() if more.count(",") >= max(1, column) else ""
+            if name in names or split_name(name)[1].lower() in VIDEO_EXTENSIONS:
+                raise self.error(line, f"a quote is not closed: the row of {name} is within a cell")
 
     def _check_header(self, line: int, header: list[str], needed: tuple[str, ...], known: tuple[str, ...]) -> None:
         absent = [name for name in needed if name not in header]

@@ -1,9 +1,10 @@
 """Decoded frames on disk, so that an epoch decodes nothing.
 
-One file holds the frames that a clip may be asked for, uint8, scaled down to a short side. Its name is a hash of what
-it was made of (video file with size and time, clip, sampling), so a video that changed is decoded again. It is written
-beside its place and moved there, so many processes and machines may fill a cache at once; a file of the wrong size is
-taken for absent.
+One safetensors file holds the frames that a clip may be asked for, scaled down to a short side: `pixels` (k, H, W, 3)
+uint8, their `numbers` (k,), and of how many frames they are in its metadata. Its name is a hash of what it was made of
+(video file with size and time, clip, sampling), so a video that changed is decoded again. It is written beside its
+place and moved there, so many processes and machines may fill a cache at once; a file that is cut short is taken for
+absent.
 
 With random sampling a part of a clip (DESIGN.md, section 2) with at most CANDIDATES frames is kept whole, and training
 sees the very frames that it would see without a cache. Of a longer part CANDIDATES frames are kept, drawn once for each
@@ -12,48 +13,90 @@ different epochs fall on these few. Short clips and 3 fps copies of a minute los
 """
 
 import copy
+import functools
 import hashlib
 import logging
+import math
 import os
-import socket
+import tempfile
 import time
-import uuid
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 import cv2
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from config import Config
 from datasets.annotations import Clip
 from datasets.video import ClipFrames, ReadClip, decode_clip, frame_indices, part_bounds
 from utils.errors import InputError
+from utils.files import written_whole
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
+SUFFIX = ".safetensors"
 CANDIDATES = 6
-MAGIC = b"TDframes"
-PAGE = 4096  # frames begin at a multiple of it
+SHORT_SIDE = 256  # pixels, to which the shorter side of larger frames is reduced; a larger input takes its own
 ABANDONED = 3600  # seconds after which an unfinished file is taken for that of a process which died
 SHARE_BETWEEN_SCANS = 64  # the folder is measured again whenever this process has added 1/64 of the limit
 
 
 @dataclass(frozen=True)
+class Entry:
+    """A file of the cache."""
+
+    path: Path
+    count: int  # n, frames of the clip
+    indices: np.ndarray  # numbers in the clip of the frames that are kept, increasing, (k,)
+    shape: tuple[int, int, int, int]  # of their pixels
+
+    @classmethod
+    def open(cls, path: Path) -> "Entry | None":
+        """None when the file is absent, cut short or something else."""
+        try:
+            with safe_open(path, "numpy") as file:
+                shape = file.get_slice("pixels").get_shape()
+                return cls(path, int(file.metadata()["frames"]), file.get_tensor("numbers"), tuple(shape))
+        except (OSError, SafetensorError):
+            return None
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Frames (len(rows), H, W, 3) by their rows in the file, read into their place: slices of safetensors are
+        copied three times, and a memory map waits for each page.
+
+        :raises InputError: the file has gone or was cut short meanwhile.
+        """
+        frames = np.empty((len(rows), *self.shape[1:]), dtype=np.uint8)
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                start = file.seek(-math.prod(self.shape), os.SEEK_END)  # the tensor of bytes is the last
+                for frame, row in zip(frames, rows.tolist(), strict=True):
+                    file.seek(start + row * frame.nbytes)
+                    if file.readinto(frame) != frame.nbytes:
+                        raise OSError("it was cut short")
+        except OSError as error:
+            raise InputError(f"frame cache: {self.path} cannot be read: {error.strerror or error}") from error
+        return frames
+
+
+@dataclass(frozen=True)
 class CacheSettings:
-    """--frame_cache, --frame_cache_gb (None: no limit) and --frame_cache_side."""
+    """--frame_cache, --frame_cache_gb (None: no limit), and the shorter side of frames."""
 
     folder: Path
     limit_gb: float | None = None
-    short_side: int = 256
+    short_side: int = SHORT_SIDE
 
     @classmethod
     def of(cls, config: Config) -> "CacheSettings | None":
         """The settings of a run; None without a cache."""
         if config.frame_cache is None:
             return None
-        return cls(Path(config.frame_cache), config.frame_cache_gb, config.frame_cache_side)
+        return cls(Path(config.frame_cache), config.frame_cache_gb, max(SHORT_SIDE, config.input_res or 0))
 
 
 class FrameCache:
@@ -73,9 +116,7 @@ class FrameCache:
         try:
             settings.folder.mkdir(parents=True, exist_ok=True)
             self.scan()
-            probe = settings.folder / self._unfinished("probe")
-            probe.touch()
-            probe.unlink()
+            tempfile.TemporaryFile(dir=settings.folder).close()
         except OSError as error:
             raise InputError(f"--frame_cache={settings.folder} cannot be written: {error.strerror}") from error
 
@@ -87,13 +128,7 @@ class FrameCache:
         """
         path = self._path(clip)
         if (entry := Entry.open(path)) is not None:
-            before = rng and rng.bit_generator.state
-            with entry:
-                frames = entry.read(self._rows(entry.count, entry.indices, rng))
-            if frames is not None:
-                return ReadClip(frames)
-            if rng is not None:
-                rng.bit_generator.state = before
+            return ReadClip(entry.read(self._rows(entry.count, entry.indices, rng)))
         frames = self._decode(clip, rng if self.full else None)
         if not self.full:
             self._write(path, frames)
@@ -103,10 +138,7 @@ class FrameCache:
 
     def holds(self, clip: Clip) -> bool:
         """Whether the frames of a clip are there."""
-        entry = Entry.open(self._path(clip))
-        if entry is not None:
-            entry.close()
-        return entry is not None
+        return Entry.open(self._path(clip)) is not None
 
     def store(self, clip: Clip) -> str:
         """Decode a clip into the cache, unless it is there or the cache is full.
@@ -131,6 +163,8 @@ class FrameCache:
                         file.unlink()
                     elif file.is_file():
                         self.size += stat.st_size
+                        if file.suffix != SUFFIX and file.name[0] != "." and folder != self.settings.folder:
+                            tell_of_older(self.settings.folder)
                 except FileNotFoundError:  # moved or removed by another process meanwhile
                     continue
 
@@ -144,7 +178,7 @@ class FrameCache:
             self.num_frames, self.sample_type, CANDIDATES * (self.sample_type == "rand"), self.settings.short_side,
         )  # fmt: skip
         name = _hash(made_of).hex()[:40]
-        return self.settings.folder / name[:2] / name[2:]
+        return self.settings.folder / name[:2] / f"{name[2:]}{SUFFIX}"
 
     def _decode(self, clip: Clip, only: np.random.Generator | None) -> ClipFrames:
         """The frames that a cache keeps of a clip, or of those only the ones that this generator would draw."""
@@ -174,28 +208,20 @@ class FrameCache:
     def _write(self, path: Path, frames: ClipFrames) -> None:
         """Add an entry, unless the cache is full; a disk that is full is reported once and ends the adding.
 
-        A clip whose times are wrong is not kept, so that every reading tells of it.
+        A clip whose times are wrong is not kept, so that every reading tells of it. What another process has added
+        meanwhile stays, as it may still be read.
         """
-        if frames.beyond:
+        if frames.beyond or Entry.open(path) is not None or not self._fits(frames.pixels.nbytes):
             return
-        data = [encode_head(frames), np.ascontiguousarray(frames.pixels).data]
-        bytes_added = sum(memoryview(part).nbytes for part in data)
-        if not self._fits(bytes_added):
-            return
-        unfinished = path.parent / self._unfinished(path.name)
+        tensors = {"pixels": np.ascontiguousarray(frames.pixels), "numbers": frames.indices}
         try:
             path.parent.mkdir(exist_ok=True)
-            with open(unfinished, "wb") as file:
-                for part in data:
-                    file.write(part)
-                file.flush()
-                os.fsync(file.fileno())  # else a crash of the machine may leave a file of the right size without data
-            os.replace(unfinished, path)
-            self.size += bytes_added
-            self.added += bytes_added
-        except OSError as error:
-            unfinished.unlink(missing_ok=True)
-            self._stop(error.strerror)
+            with written_whole(path) as unfinished:
+                save_file(tensors, unfinished, {"frames": str(frames.count)})
+            self.size += path.stat().st_size
+            self.added += path.stat().st_size
+        except (OSError, SafetensorError) as error:
+            self._stop(getattr(error, "strerror", None) or str(error))
 
     def _fits(self, bytes_added: int) -> bool:
         if self.added * SHARE_BETWEEN_SCANS > self.limit:
@@ -208,73 +234,13 @@ class FrameCache:
         self.full = True
         logger.warning("frame cache %s takes no more frames: %s", self.settings.folder, reason)
 
-    def _unfinished(self, name: str) -> str:
-        return f".{name}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
-
-class Entry:
-    """An open file of the cache. Only the frames that are asked for are read.
-
-    Plain reads at offsets, not a memory map: a file that shrinks under a map ends the process.
-    """
-
-    def __init__(self, descriptor: int, count: int, indices: np.ndarray, shape: tuple[int, int], offset: int) -> None:
-        self.descriptor, self.count, self.indices, self.shape, self.offset = descriptor, count, indices, shape, offset
-
-    @classmethod
-    def open(cls, path: Path) -> "Entry | None":
-        """None when the file is absent, cut short or something else."""
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except OSError:
-            return None
-        try:
-            head = decode_head(os.pread(descriptor, PAGE, 0), descriptor)
-            if head is not None:
-                return cls(descriptor, *head)
-        except OSError as error:
-            logger.warning("frame cache: %s cannot be read: %s", path, error.strerror)
-        os.close(descriptor)
-        return None
-
-    def read(self, rows: np.ndarray) -> np.ndarray | None:
-        """Frames (len(rows), H, W, 3) by their rows in the file; None when it was cut short meanwhile."""
-        frames = np.empty((len(rows), *self.shape, 3), dtype=np.uint8)
-        for frame, row in zip(frames, rows.tolist(), strict=True):
-            if os.preadv(self.descriptor, [frame.data], self.offset + row * frame.nbytes) != frame.nbytes:
-                return None
-        return frames
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self.descriptor)
-
-    def __enter__(self) -> "Entry":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def encode_head(frames: ClipFrames) -> bytes:
-    """What stands before the pixels: magic, n, frames, height, width, and the frames' numbers; filled to a page."""
-    stored, height, width, _ = frames.pixels.shape
-    numbers = np.array([frames.count, stored, height, width, *frames.indices], dtype="<i8").tobytes()
-    return (MAGIC + numbers).ljust(_pages(len(MAGIC) + len(numbers)), b"\0")
-
-
-def decode_head(head: bytes, descriptor: int) -> tuple[int, np.ndarray, tuple[int, int], int] | None:
-    """n, numbers of the stored frames, (height, width) and where the pixels begin; None unless the file is whole."""
-    if len(head) < PAGE or not head.startswith(MAGIC):
-        return None
-    count, stored, height, width = (int(v) for v in np.frombuffer(head, "<i8", 4, len(MAGIC)))
-    start = len(MAGIC) + 32
-    offset = _pages(start + 8 * stored)
-    if min(count, stored, height, width) < 1 or os.fstat(descriptor).st_size != offset + stored * height * width * 3:
-        return None
-    if offset > PAGE:
-        head = os.pread(descriptor, offset, 0)
-    return count, np.frombuffer(head, "<i8", stored, start), (height, width), offset
+@functools.cache
+def tell_of_older(folder: Path) -> None:
+    """Say once that there are files which nothing reads."""
+    logger.warning(
+        "frame cache %s holds files of an older version, which are not read: delete it to free the disk", folder
+    )
 
 
 def candidates(n: int, num_frames: int, rng: np.random.Generator) -> np.ndarray:
@@ -299,7 +265,3 @@ def scale_down(pixels: np.ndarray, short_side: int) -> np.ndarray:
 
 def _hash(value: tuple) -> bytes:
     return hashlib.sha256(repr(value).encode("utf-8", "surrogateescape")).digest()
-
-
-def _pages(length: int) -> int:
-    return -(-length // PAGE) * PAGE

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.container import Film, packet_times, rate_of
+from datasets.container import UNTOLD, Film, packet_times, rate_of
 from datasets.files import shown
 from utils.errors import InputError
 
@@ -139,8 +139,8 @@ def timeline(path: Path, decoded: bool = False) -> Timeline:
 
 
 def _by_packets(film: Film) -> Timeline | None:
-    """None where frames cannot be told by their packets: some have no time stamp or the same, time goes back, or the
-    first frame that decodes is not the first that is promised."""
+    """None where frames cannot be told by their packets: some have no time stamp or the same, time goes back or farther
+    on than a film lasts, or the first frame that decodes is not the first that is promised."""
     packets, first = packet_times(film)
     if not packets or any(packet.pts is None for packet in packets):
         return None
@@ -158,12 +158,14 @@ def _by_packets(film: Film) -> Timeline | None:
     key_pts = np.array([key.pts for key in keys], dtype=np.int64)
     key_dts = np.array([key.pts if key.dts is None else key.dts for key in keys], dtype=np.int64)
     origin, end = film.origin_with(pts), _end(pts, visible[-1].length)
+    if end * film.unit - origin >= UNTOLD:
+        return None
     return Timeline(pts, film.unit, origin, end * film.unit - origin, key_pts, key_dts)
 
 
 def _by_frames(film: Film) -> Timeline:
     """By decoding all of it. Where the stamps of showing are out of order those of decoding serve, as in FFmpeg, and
-    where there are none the rate that the header says."""
+    where there are none, or they take longer than a film lasts, the rate that the header says."""
     frames = [(frame.pts, frame.dts, frame.duration or 0) for frame in film.frames()]
     if not frames:
         raise InputError(f"video {shown(film.path)} does not decode: no frame can be read")
@@ -175,11 +177,14 @@ def _by_frames(film: Film) -> Timeline:
         unit = 1 / rate_of(film.stream)
         return Timeline(np.arange(len(frames)), unit, 0.0, len(frames) * unit, none, none, counted=True)
     origin, end = film.origin_with(pts), _end(pts, lengths[-1])
+    if end * film.unit - origin >= UNTOLD:  # a beginning that nobody waits for
+        pts, origin, end = pts - pts[0], 0.0, end - int(pts[0])
     return Timeline(pts, film.unit, origin, end * film.unit - origin, none, none, counted=True)
 
 
 def _increasing(stamps: Sequence[int | None], film: Film) -> np.ndarray | None:
-    """The time stamps of frames that follow each other, int64 (n,), made to increase; None where too many do not.
+    """The time stamps of frames that follow each other, int64 (n,), made to increase; None where too many do not, or
+    the last is farther from the first than a film lasts.
 
     Frames without a stamp, or with one out of order as where a file is damaged, come between their neighbours.
     """
@@ -195,6 +200,8 @@ def _increasing(stamps: Sequence[int | None], film: Film) -> np.ndarray | None:
     if len(kept) < (1 - DISORDER) * (known[-1] + 1):  # behind the last one: decoders that end leave them out
         return None
     known, values = known[kept], values[kept]
+    if int(values[-1] - values[0]) * film.unit >= UNTOLD:
+        return None
     numbers = np.arange(len(stamps))
     outside = usual * (np.minimum(numbers - known[0], 0) + np.maximum(numbers - known[-1], 0))
     times = np.rint(np.interp(numbers, known, values)).astype(np.int64) + outside

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ftfy
 import torch
@@ -18,8 +18,10 @@ from datasets.transforms import OPENAI, Preprocessing
 from diffusion_lm.weights import load_tensors, one_line, without_wrappers
 from model.openai_clip import read_openai
 from model.preprocessing import OPEN_CLIP_FILE, read_json
-from modules.patch_dropout import PatchDropout
 from utils.errors import InputError
+
+if TYPE_CHECKING:
+    from model.model_config import ModelConfig
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,8 @@ class ClipRetrieval(nn.Module):
     :param tokenizer: captions to CLIP's token ids.
     """
 
+    model_config: "ModelConfig"  # that it was built from, of models of the factory
+
     def __init__(self, clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
         self.clip, self.tokenizer = clip, tokenizer
@@ -80,23 +84,6 @@ class ClipRetrieval(nn.Module):
     def embed_dim(self) -> int:
         """D, width of the projected features."""
         return self.clip.config.projection_dim
-
-    def freeze(self, layer_num: int) -> None:
-        """Freeze the embeddings of both encoders and their layers below `layer_num`, as CLIP4Clip does; -1: nothing."""
-        if layer_num < 0:
-            return
-        for encoder in (self.clip.vision_model, self.clip.text_model):
-            layers = encoder.encoder.layers
-            if layer_num > len(layers):
-                logger.info("--freeze_layer_num=%d: an encoder of this CLIP has %d layers", layer_num, len(layers))
-            for part in (encoder.embeddings, getattr(encoder, "pre_layrnorm", None), *layers[:layer_num]):
-                if part is not None:
-                    part.requires_grad_(False)
-
-    def drop_patches(self, share: float) -> None:
-        """Leave out a share of the patches of each frame in training, see PatchDropout; once."""
-        if share:
-            self.clip.vision_model.embeddings.register_forward_hook(PatchDropout(share))
 
     def prepare(self, gradient_checkpointing: bool, compiled: bool) -> None:
         """Make training take less memory, or less time; results stay the same up to rounding."""

@@ -1,33 +1,28 @@
 """Builds a model: fresh for training, or from a checkpoint."""
 
 import logging
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from config import Config
-from config.config import CLIP_INPUT_RES, DIFFUSION_ARCHS, REMOVED
+from config.flags import flags_of
+from config.model_flags import CLIP_INPUT_RES, DIFFUSION_ARCHS, ModelFlags
 from datasets.transforms import OPENAI, Preprocessing
 from diffusion_lm import weights
-from diffusion_lm.denoiser import Denoiser, DenoiserConfig
+from diffusion_lm.denoiser import Denoiser
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
 from diffusion_lm.weights import PretrainedDiffusionLM, without_wrappers
 from model.clip import CLIP_CONFIGS, build_clip, clip_of, load_clip, tokenizer_source
+from model.model_config import ModelConfig, check_shape
 from model.preprocessing import read_preprocessing
-from model.published import (
-    ROUNDING_TABLE,
-    TEACHER,
-    Family,
-    check_names,
-    family_of,
-    not_known,
-    rename_published,
-    shown_settings,
-)
+from model.published import ROUNDING_TABLE, TEACHER, Family, check_names, family_of, rename_published, shown_settings
 from model.published_textdiffs import PublishedTextDiffs
 from model.retrieval import RetrievalModel
 from model.textdiffs import TextDiffs
@@ -43,103 +38,154 @@ from utils.errors import InputError
 logger = logging.getLogger(__name__)
 
 READ_WEIGHT = "potential.read_weight"
-
 DIFFUSION_MODELS = Path(__file__).resolve().parent.parent / "Diffusion-LM" / "diffusion_models"
 
-# settings that shape a model: a checkpoint brings its own, and one given on the command line must agree
-MODEL_SETTINGS = (
-    "arch", "clip_arch", "clip_path", "num_frames", "input_res", "num_mha_heads", "recipe", "diffusion_steps",
-    "diffusion_text_len", "pooling_type", "k", "attention_temperature", "stochastic_prior", "stochastic_prior_std",
-)  # fmt: skip
 
-
-def _xpool(config: Config, clip: CLIPModel, tokenizer: CLIPTokenizer) -> XPool:
+def _xpool(config: ModelConfig, clip: CLIPModel, tokenizer: CLIPTokenizer | None) -> XPool:
     return XPool(clip, tokenizer, config.num_mha_heads, config.transformer_dropout)
 
 
-def _tmass(config: Config, clip: CLIPModel, tokenizer: CLIPTokenizer) -> TMass:
+def _tmass(config: ModelConfig, clip: CLIPModel, tokenizer: CLIPTokenizer | None) -> TMass:
     return TMass(
-        clip,
-        tokenizer,
-        config.num_frames,
-        Prior(config.stochastic_prior, config.stochastic_prior_std),
-        config.num_mha_heads,
-        config.transformer_dropout,
-        support_loss_weight=config.support_loss_weight,
-        trials=config.stochasic_trials,
-        seed=config.seed,
-    )
+        clip, tokenizer, config.num_frames, Prior(config.stochastic_prior, config.stochastic_prior_std),
+        config.num_mha_heads, config.transformer_dropout, config.support_loss_weight, config.stochasic_trials,
+        config.seed,
+    )  # fmt: skip
 
 
-def _baseline(config: Config, clip: CLIPModel, tokenizer: CLIPTokenizer) -> RetrievalModel:
+def _baseline(config: ModelConfig, clip: CLIPModel, tokenizer: CLIPTokenizer | None) -> RetrievalModel:
     pooling = SimplePooling(config.pooling_type, config.k, config.attention_temperature)
     return RetrievalModel(clip, tokenizer, pooling)
 
 
-WITHOUT_DIFFUSION = {"clip_transformer": _xpool, "clip_tmass": _tmass, "clip_baseline": _baseline}
+def _diffuses(config: ModelConfig, clip: CLIPModel, tokenizer: CLIPTokenizer | None) -> RetrievalModel:
+    return (_published if config.recipe == "published" else _textdiffs)(config, clip, tokenizer)
+
+
+def _published(config: ModelConfig, clip: CLIPModel, tokenizer: CLIPTokenizer | None) -> PublishedTextDiffs:
+    vocabulary = Vocabulary(config.vocabulary)
+    student, teacher = (Denoiser(config.denoiser, len(vocabulary), config.num_frames) for _ in range(2))
+    process, width = GaussianDiffusion.sqrt(config.diffusion_steps), clip.config.projection_dim
+    table = torch.empty(len(vocabulary), config.denoiser.channels)
+    diffusion = TextDiffusion(student, teacher, process, width, config.diffusion_text_len, table)
+    return PublishedTextDiffs(
+        clip, tokenizer, diffusion, vocabulary, config.num_mha_heads, config.transformer_dropout, config.seed,
+        config.sampler, config.sampling_steps,
+    )  # fmt: skip
+
+
+def _textdiffs(config: ModelConfig, clip: CLIPModel, tokenizer: CLIPTokenizer | None) -> TextDiffs:
+    vocabulary, encoder = Vocabulary(config.vocabulary), VideoEncoder.of(clip.config.vision_config, config.num_frames)
+    sizes = replace(config.denoiser, dropout=0.0)  # a ratio compares two readings, which must differ by the video alone
+    student, table = Denoiser(sizes, len(vocabulary), video_width=encoder.width), (len(vocabulary), sizes.channels)
+    process = GaussianDiffusion.sqrt(config.diffusion_steps)
+    potential = TextPotential(student, torch.empty(table), encoder, process, config.diffusion_text_len)
+    return TextDiffs(
+        clip, tokenizer, potential, vocabulary, config.num_mha_heads, config.transformer_dropout, config.seed,
+        config.hard_negatives, config.read_captions,
+    )  # fmt: skip
+
+
+BUILDERS = {
+    "clip_stochastic": _diffuses, "clip_tmass": _tmass, "clip_transformer": _xpool, "clip_baseline": _baseline
+}  # fmt: skip
+
+
+def build(config: ModelConfig, clip: CLIPModel, tokenizer: CLIPTokenizer | None) -> RetrievalModel:
+    """A model around a CLIP. Weights of the Diffusion-LM, and tables of words, are still to be filled in."""
+    model = BUILDERS[config.arch](config, clip, tokenizer)
+    model.set_preprocessing(config.preprocessing)
+    model.model_config = config
+    return model
 
 
 def create_model(config: Config) -> RetrievalModel:
     """A model before training: CLIP, identity pooling, and for TextDiffs a student that starts as the
     pre-trained Diffusion-LM.
 
-    `config` takes the side of the frames from the CLIP, unless it is given.
-
-    :raises InputError: CLIP or the pre-trained Diffusion-LM is not there, its pictures are prepared in another way than
-        is known here, or patches that the model reads would be left out.
+    :raises InputError: CLIP or the pre-trained Diffusion-LM is not there, or its pictures are prepared in another way
+        than is known here.
     """
     published, diffuses = config.recipe == "published", config.arch in DIFFUSION_ARCHS
-    if config.patch_dropout and diffuses and not published:
-        raise InputError("--patch_dropout leaves out patches that --recipe=textdiffs reads: leave it out")
     pretrained = load_teacher(config, published) if diffuses else None
     clip, tokenizer = load_clip(config.clip_arch, config.clip_path)
-    check_embed_dim(config, clip)
-    preprocessing = _take_preprocessing(config, clip)
-    if pretrained is None:
-        model = _assemble(config, clip, tokenizer)
-    else:
-        random_table = pretrained.random_table if published else None
-        parts = _Diffusion(pretrained.denoiser_config, pretrained.vocabulary, random_table)
-        model = _assemble(config, clip, tokenizer, parts)
-        pretrained.fill(model.text_diffusion.teacher if published else model.potential.student)
-        if not published:
-            model.potential.word_table.copy_(pretrained.state_dict["word_embedding.weight"])
-    model.set_preprocessing(preprocessing)
+    native = clip.config.vision_config.image_size
+    settled = _settled(
+        config, {"input_res": config.input_res or native}, clip.config, pretrained, _preprocessing(config, native)
+    )
+    model = build(settled, clip, tokenizer)
+    if pretrained is not None and published:
+        pretrained.fill(model.text_diffusion.teacher)
+        model.text_diffusion.rounding_table.copy_(pretrained.random_table)
+    elif pretrained is not None:
+        pretrained.fill(model.potential.student)
+        model.potential.word_table.copy_(pretrained.state_dict["word_embedding.weight"])
     return model
 
 
-def _take_preprocessing(config: Config, clip: CLIPModel) -> Preprocessing:
-    """That of the CLIP of a run; `config` takes the side of the frames from it, unless that is given.
+def _settled(
+    config: Config,
+    told: Mapping[str, Any],
+    clip_config: CLIPConfig,
+    pretrained: PretrainedDiffusionLM | None,
+    preprocessing: Preprocessing = OPENAI,
+) -> ModelConfig:
+    """The configuration of a model that no checkpoint of ours holds.
 
+    :param told: flags that something else than the command line tells.
+    :raises InputError: --embed_dim is not that of the CLIP.
+    """
+    width = clip_config.projection_dim
+    if config.embed_dim not in (None, width):
+        raise InputError(f"--embed_dim={config.embed_dim} is not the width of this CLIP, which is {width}")
+    return ModelConfig(
+        **{name: getattr(config, name) for name in flags_of(ModelFlags)} | {"embed_dim": width} | told,
+        clip_config=clip_config.to_dict(),
+        preprocessing=preprocessing,
+        denoiser=pretrained and pretrained.denoiser_config,
+        vocabulary=pretrained and dict(pretrained.vocabulary.token_to_id),
+    )
+
+
+def _preprocessing(config: Config, native: int) -> Preprocessing:
+    """That of the CLIP of a run.
+
+    :param native: side of the pictures of its CLIP.
     :raises InputError: it is not known here, or the files of the CLIP contradict each other.
     """
-    native = clip.config.vision_config.image_size
     preprocessing, side = (OPENAI, None) if config.clip_path is None else read_preprocessing(config.clip_path)
     if config.input_res is None and side not in (None, native):
         raise InputError(
             f"{config.clip_path}: its preprocessing makes pictures of {side} pixels, but its CLIP is for {native}: say "
             f"with --input_res which is right"
         )
-    config.input_res = config.input_res or native
-    config.check_frame_cache()
     return preprocessing
 
 
-def restore_model(config: Config, checkpoint: dict[str, Any], path: Path) -> RetrievalModel:
-    """The model of a checkpoint, with its weights. `config` takes the checkpoint's model settings.
+def take_apart(config: Config, checkpoint: Mapping[str, Any], path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """The model of a checkpoint, ours or a published one, as the command line asks for it; and its weights. All else
+    that is in the checkpoint is of its training.
 
-    :param checkpoint: what `torch.load` gave.
     :param path: where it lies, for messages.
-    :raises InputError: a setting on the command line contradicts the checkpoint, or names or sizes do not fit.
+    :raises InputError: a setting on the command line contradicts it, or names or sizes do not fit.
     """
     family = family_of(checkpoint)
     if family:
         logger.info("%s is a published %s checkpoint", path, family.name)
         checkpoint = from_published(config, checkpoint, family, path)
-    model = _build_ours(config, checkpoint, path)
-    state = checkpoint["state_dict"]
-    if isinstance(model, TextDiffs) and READ_WEIGHT not in state:  # older ones did not choose it
-        state = state | {READ_WEIGHT: torch.tensor(2.0)}
+    settled, state = ModelConfig.of(checkpoint, path).as_asked(config, path), checkpoint["state_dict"]
+    if settled.arch in DIFFUSION_ARCHS and settled.recipe == "textdiffs":
+        state = {READ_WEIGHT: torch.tensor(2.0)} | state  # older ones did not choose it
+    return settled, state
+
+
+def restore_model(config: Config, checkpoint: Mapping[str, Any], path: Path) -> RetrievalModel:
+    """The model of a checkpoint, with its weights.
+
+    :raises InputError: as `take_apart`.
+    """
+    settled, state = take_apart(config, checkpoint, path)
+    model = build(settled, *build_clip(settled.clip_config, tokenizer_source(settled.clip_arch, settled.clip_path)))
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -147,41 +193,37 @@ def restore_model(config: Config, checkpoint: dict[str, Any], path: Path) -> Ret
     return model
 
 
-def from_published(config: Config, checkpoint: dict[str, Any], family: Family, path: Path) -> dict[str, Any]:
-    """A published checkpoint as one of ours. `config` takes the settings that it shows.
+def from_published(config: Config, checkpoint: Mapping[str, Any], family: Family, path: Path) -> dict[str, Any]:
+    """A published checkpoint as one of ours. What it does not show is as the command line says; words, and the table
+    that they are rounded to, come from the Diffusion-LM folder.
 
-    Words, and the table that they are rounded to, come from the Diffusion-LM folder.
-
-    :return: what `restore_model` reads, with the tensors that nothing computes with under "published".
+    :return: what `take_apart` reads.
     :raises InputError: a setting on the command line contradicts the checkpoint, the folder is not the one that it was
         trained with, or names or sizes do not fit; lists them.
     """
     state = without_wrappers(checkpoint["state_dict"])
     if any(name.startswith("clip.visual.") for name in state):
         raise InputError(f"{path} is a {family.name} checkpoint with OpenAI's CLIP: it loads if trained --huggingface")
-    _take_settings(config, shown_settings(state, family, path), path)
+    shown = shown_settings(state, family, path)
+    check_shape(config, shown, path)
+    clip_arch = shown.get("clip_arch", config.clip_arch)
     if "input_res" not in config.explicit:
-        config.input_res = CLIP_INPUT_RES[config.clip_arch]
-    parts: dict[str, Any] = {"clip_config": CLIP_CONFIGS[config.clip_arch]}
-    ours = rename_published(state, family)
-    if config.arch in DIFFUSION_ARCHS:
+        shown["input_res"] = CLIP_INPUT_RES[clip_arch]
+    ours, pretrained = rename_published(state, family), None
+    if shown["arch"] in DIFFUSION_ARCHS:
         pretrained = load_teacher(config, published_first=True)
         _check_words(state, pretrained, path)
-        parts |= {
-            "denoiser": pretrained.denoiser_config.to_dict(),
-            "vocabulary": pretrained.vocabulary.token_to_id,
-        }
         ours[ROUNDING_TABLE] = pretrained.random_table
+    clip_config = CLIPConfig.from_dict(CLIP_CONFIGS[clip_arch])
+    settled = _settled(config, shown, clip_config, pretrained)
     with torch.device("meta"):
-        model = _build_from(config, parts, clip_of(CLIPConfig.from_dict(parts["clip_config"])), None)
+        model = build(settled, clip_of(clip_config), None)
     check_names(state, model.state_dict(), family, path)
     return {
         "epoch": checkpoint.get("epoch", 0),
         "step": 0,
         "state_dict": ours,
-        "config": config.to_dict(),
-        "published": {name: tensor for name, tensor in state.items() if name in family.unread},
-        **parts,
+        "model_config": settled.to_dict(),
     }
 
 
@@ -198,74 +240,6 @@ def _check_words(state: dict[str, torch.Tensor], pretrained: PretrainedDiffusion
         )
     if not torch.equal(table.float(), own.float()):
         logger.warning("the teacher of %s is not the Diffusion-LM of %s: words may differ", path, pretrained.folder)
-
-
-def _take_settings(config: Config, trained: dict[str, Any], path: Path) -> None:
-    """Settings that shape the model, from the checkpoint.
-
-    :raises InputError: one on the command line contradicts them.
-    """
-    for name in MODEL_SETTINGS:
-        if name not in trained or (name == "clip_path" and name in config.explicit):
-            continue  # the weights come from the checkpoint: a path only says where the tokenizer lies now
-        given = getattr(config, name)
-        if name in config.explicit and given != trained[name]:
-            raise InputError(
-                f"{path} was trained with --{name}={trained[name]}, but --{name}={given} was given: "
-                f"leave the flag out or name another checkpoint"
-            )
-        setattr(config, name, trained[name])
-
-
-def _build_ours(config: Config, checkpoint: dict[str, Any], path: Path) -> RetrievalModel:
-    trained = checkpoint.get("config")
-    if not isinstance(trained, dict) or not trained.keys() >= set(MODEL_SETTINGS) or "clip_config" not in checkpoint:
-        raise not_known(path)
-    _check_recipe(trained, checkpoint["state_dict"], path)
-    _take_settings(config, trained, path)
-    if "sampling_steps" not in config.explicit:
-        config.sampling_steps = config.diffusion_steps
-    clip, tokenizer = build_clip(checkpoint["clip_config"], tokenizer_source(config.clip_arch, config.clip_path))
-    check_embed_dim(config, clip)
-    config.check_frame_cache()
-    model = _build_from(config, checkpoint, clip, tokenizer)
-    model.set_preprocessing(Preprocessing(**checkpoint.get("preprocessing", {})))  # older ones had all OpenAI's
-    return model
-
-
-def _check_recipe(trained: dict[str, Any], state: dict[str, torch.Tensor], path: Path) -> None:
-    """:raises InputError: a checkpoint has a text diffusion that moves the text, but not as published."""
-    moves_text = any(name.startswith("text_diffusion.") for name in state)
-    own_ways = any(trained.get(name) not in (None, value) for name, value in REMOVED.items() if value is not None)
-    if moves_text and (own_ways or trained["recipe"] != "published"):
-        raise InputError(
-            f"{path} was trained with a recipe of TextDiffs that has changed since: train anew, or evaluate it with "
-            f"the version of this project that wrote it"
-        )
-
-
-def _build_from(
-    config: Config, parts: dict[str, Any], clip: CLIPModel, tokenizer: CLIPTokenizer | None
-) -> RetrievalModel:
-    """A model of the sizes that a checkpoint says."""
-    if "denoiser" not in parts:
-        return _assemble(config, clip, tokenizer)
-    vocabulary, sizes = Vocabulary(parts["vocabulary"]), DenoiserConfig(**parts["denoiser"])
-    random_table = torch.empty(len(vocabulary), sizes.channels) if config.recipe == "published" else None
-    return _assemble(config, clip, tokenizer, _Diffusion(sizes, vocabulary, random_table))
-
-
-def description(model: RetrievalModel) -> dict[str, Any]:
-    """What a checkpoint must hold beside the weights and the configuration to build the model again."""
-    parts: dict[str, Any] = {
-        "clip_config": model.clip.config.to_dict(),
-        "preprocessing": asdict(model.preprocessing),
-    }
-    if isinstance(model, TextDiffs | PublishedTextDiffs):
-        diffusion = model.potential if isinstance(model, TextDiffs) else model.text_diffusion
-        parts["denoiser"] = diffusion.student.config.to_dict()
-        parts["vocabulary"] = model.vocabulary.token_to_id
-    return parts
 
 
 def load_teacher(config: Config, published_first: bool = False) -> PretrainedDiffusionLM:
@@ -287,71 +261,4 @@ def load_teacher(config: Config, published_first: bool = False) -> PretrainedDif
         f"no pre-trained Diffusion-LM for {config.dataset_name}: make one with `python Diffusion-LM/train.py "
         f"--dataset_name={config.dataset_name} --data_dir={config.data_dir}`, or put a published one into "
         f"Diffusion-LM/diffusion_models"
-    )
-
-
-def check_embed_dim(config: Config, clip: CLIPModel) -> None:
-    """--embed_dim must be what the CLIP has; without the flag it is taken from there."""
-    actual = clip.config.projection_dim
-    if "embed_dim" in config.explicit and config.embed_dim != actual:
-        raise InputError(f"--embed_dim={config.embed_dim} is not the width of this CLIP, which is {actual}")
-    config.embed_dim = actual
-
-
-@dataclass(frozen=True)
-class _Diffusion:
-    """What the denoisers of a model are built from."""
-
-    sizes: DenoiserConfig
-    vocabulary: Vocabulary
-    random_table: torch.Tensor | None  # (V, C), of the published recipe
-
-
-def _assemble(
-    config: Config, clip: CLIPModel, tokenizer: CLIPTokenizer | None, parts: _Diffusion | None = None
-) -> RetrievalModel:
-    if parts is None:
-        return WITHOUT_DIFFUSION[config.arch](config, clip, tokenizer)
-    return (_published if config.recipe == "published" else _textdiffs)(config, clip, tokenizer, parts)
-
-
-def _published(
-    config: Config, clip: CLIPModel, tokenizer: CLIPTokenizer | None, parts: _Diffusion
-) -> PublishedTextDiffs:
-    student, teacher = (Denoiser(parts.sizes, len(parts.vocabulary), config.num_frames) for _ in range(2))
-    process, width = GaussianDiffusion.sqrt(config.diffusion_steps), clip.config.projection_dim
-    diffusion = TextDiffusion(student, teacher, process, width, config.diffusion_text_len, parts.random_table)
-    return PublishedTextDiffs(
-        clip,
-        tokenizer,
-        diffusion,
-        parts.vocabulary,
-        config.num_mha_heads,
-        config.transformer_dropout,
-        seed=config.seed,
-        sampler=config.sampler,
-        sampling_steps=config.sampling_steps,
-    )
-
-
-def _textdiffs(config: Config, clip: CLIPModel, tokenizer: CLIPTokenizer | None, parts: _Diffusion) -> TextDiffs:
-    words, encoder = len(parts.vocabulary), VideoEncoder.of(clip.config.vision_config, config.num_frames)
-    sizes = replace(parts.sizes, dropout=0.0)  # a ratio compares two readings, which must differ by the video alone
-    potential = TextPotential(
-        Denoiser(sizes, words, video_width=encoder.width),
-        torch.empty(words, parts.sizes.channels),
-        encoder,
-        GaussianDiffusion.sqrt(config.diffusion_steps),
-        config.diffusion_text_len,
-    )
-    return TextDiffs(
-        clip,
-        tokenizer,
-        potential,
-        parts.vocabulary,
-        config.num_mha_heads,
-        config.transformer_dropout,
-        seed=config.seed,
-        negatives=config.hard_negatives,
-        captions_read=config.read_captions,
     )

@@ -88,7 +88,7 @@ def read_openai(path: Path) -> tuple[dict[str, Tensor], dict]:
 
 def _clip_part(content: object, path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors of the CLIP in a file, by OpenAI's names, and the names of those beside it."""
-    if isinstance(content, dict) and "clip_config" in content:
+    if isinstance(content, dict) and content.keys() & {"model_config", "clip_config"}:  # the second in older ones
         raise InputError(
             f"{path} is a checkpoint of this project: --datetime and --load_epoch name those, not --clip_path"
         )

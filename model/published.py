@@ -1,17 +1,15 @@
-"""Published checkpoints: which family a file belongs to, its names here and back, and the sizes that it shows.
+"""Published checkpoints: which family a file belongs to, its names here, and the sizes that it shows.
 
 A family has one table of renames: published prefix -> ours; the first row that fits wins, other names are the same.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from datasets.transforms import OPENAI, Preprocessing
 from diffusion_lm.weights import without_wrappers
 from model.clip import CLIP_CONFIGS
 from utils.errors import InputError
@@ -30,21 +28,13 @@ class Family:
     arch: str
     marker: str  # names begin so in this family, and not in those behind it in FAMILIES
     renames: tuple[tuple[str, str], ...]
-    unread: Mapping[
-        str, Callable[[Mapping[str, Tensor]], Tensor]
-    ]  # tensors that nothing computes with: how to make one
+    unread: frozenset[str]  # tensors that nothing computes with
     frames: str | None = None  # a weight (..., F)
 
 
-def _positions(table: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    """0, 1, ... as many as rows of a table of positions, (1, rows)."""
-    return lambda state: torch.arange(len(state[table]))[None]
-
-
-CLIP_POSITION_IDS = {
-    f"clip.{part}.embeddings.position_ids": _positions(f"clip.{part}.embeddings.position_embedding.weight")
-    for part in ("text_model", "vision_model")
-}
+CLIP_POSITION_IDS = frozenset({
+    "clip.text_model.embeddings.position_ids", "clip.vision_model.embeddings.position_ids",
+})  # fmt: skip
 TEXTDIFFS = Family(
     name="TextDiffs",
     arch="clip_stochastic",
@@ -54,16 +44,9 @@ TEXTDIFFS = Family(
         (TEACHER, "text_diffusion.teacher."),
         ("textdiffs.diffusion.", "text_diffusion."),
     ),
-    unread={
-        **CLIP_POSITION_IDS,
-        **{f"{part}position_ids": _positions(f"{part}position_embeddings.weight") for part in (STUDENT, TEACHER)},
-        "textdiffs.diffusion.diff_proj.weight": lambda state: torch.zeros(
-            len(state["textdiffs.diffusion.linear_sims.weight"]), state[f"{STUDENT}sims_linear.weight"].shape[1]
-        ),
-        "textdiffs.diffusion.diff_proj.bias": lambda state: torch.zeros(
-            len(state["textdiffs.diffusion.linear_sims.weight"])
-        ),
-    },
+    unread=CLIP_POSITION_IDS
+    | {f"{STUDENT}position_ids", f"{TEACHER}position_ids"}
+    | {"textdiffs.diffusion.diff_proj.weight", "textdiffs.diffusion.diff_proj.bias"},
     frames=f"{STUDENT}sims_linear.weight",
 )
 TMASS = Family(
@@ -80,7 +63,7 @@ FAMILIES = (TEXTDIFFS, TMASS, XPOOL)
 
 def family_of(checkpoint: Mapping[str, Any]) -> Family | None:
     """The family of a checkpoint; None for one of this project and for files of others."""
-    if "clip_config" in checkpoint:
+    if checkpoint.keys() & {"model_config", "clip_config"}:  # the second in older ones
         return None
     names = without_wrappers(checkpoint["state_dict"]).keys()
     if not any(name.startswith("clip.") for name in names):
@@ -104,50 +87,6 @@ def not_known(path: Path) -> InputError:
     """The error of a checkpoint that is neither ours nor of a family."""
     names = ", ".join(family.name for family in FAMILIES)
     return InputError(f"{path} is neither a checkpoint of this project nor a published one of {names}")
-
-
-def published_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """A checkpoint of this project as a published one.
-
-    Tensors that nothing computes with are those of the published file that it comes from, if it comes from one.
-
-    :raises InputError: it is none of ours, or no family publishes its arch.
-    """
-    config = checkpoint.get("config")
-    if not isinstance(config, dict) or "clip_config" not in checkpoint:
-        raise not_known(path)
-    family = next((family for family in FAMILIES if family.arch == config.get("arch")), None)
-    if family is None:
-        raise InputError(f"{path}: nobody publishes checkpoints of --arch={config.get('arch')}")
-    if family is TEXTDIFFS and config.get("recipe") != "published":
-        raise InputError(f"{path}: nobody publishes checkpoints of --recipe={config.get('recipe')}")
-    _check_form(checkpoint, family, path)
-    state = to_published(checkpoint["state_dict"], family)
-    unread = checkpoint.get("published")
-    if unread is None:
-        try:
-            unread = {name: make(state) for name, make in family.unread.items()}
-        except KeyError as error:
-            raise InputError(f"{path} lacks {error}") from error
-    return {"epoch": checkpoint.get("epoch", 0), "state_dict": state | unread}
-
-
-def _check_form(checkpoint: Mapping[str, Any], family: Family, path: Path) -> None:
-    """:raises InputError: a published file, which holds tensors alone, would be taken for another CLIP."""
-    settings = shown_settings(checkpoint["state_dict"], family, path)
-    if Preprocessing(**checkpoint.get("preprocessing", {})) != OPENAI:
-        raise InputError(
-            f"{path}: its CLIP has a preprocessing of its own, for which published checkpoints have no place"
-        )
-    published = CLIP_CONFIGS[settings["clip_arch"]]
-    for part in ("text_config", "vision_config"):
-        for name in ("hidden_act", "num_attention_heads"):
-            own, usual = checkpoint["clip_config"][part][name], published[part][name]
-            if own != usual:
-                raise InputError(
-                    f"{path}: its CLIP has {name}={own}, but published checkpoints of this size mean {usual} and "
-                    "have no place for another"
-                )
 
 
 def shown_settings(state: Mapping[str, Tensor], family: Family, path: Path) -> dict[str, Any]:
@@ -178,7 +117,7 @@ def check_names(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], fam
     wanted = to_published(expected, family)
     problems = {
         "missing": sorted(wanted.keys() - state.keys()),
-        "left over": sorted(state.keys() - wanted.keys() - family.unread.keys()),
+        "left over": sorted(state.keys() - wanted.keys() - family.unread),
         "of another size": [
             f"{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
             for name, tensor in wanted.items()

@@ -26,7 +26,7 @@ class PublishedTextDiffs(XPool):
     :param sampling_steps: S, steps at inference.
     """
 
-    rescores = samples = True
+    rescores = True
 
     def __init__(
         self,
@@ -42,7 +42,10 @@ class PublishedTextDiffs(XPool):
     ) -> None:
         super().__init__(clip, tokenizer, num_mha_heads, transformer_dropout)
         self.text_diffusion, self.vocabulary, self.seed = text_diffusion, vocabulary, seed
-        self.set_sampling(sampler, sampling_steps or text_diffusion.diffusion.num_steps)
+        self.sampler = sampler
+        self.sampling_diffusion = text_diffusion.diffusion.respaced(
+            sampling_steps or text_diffusion.diffusion.num_steps
+        )
 
     def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """CLIP's token ids and the word ids of the diffusion (N, L)."""
@@ -57,10 +60,6 @@ class PublishedTextDiffs(XPool):
         """What `encode_videos` gave of M videos, ready to be scored."""
         channels = self.text_diffusion.frame_channels(encoded.frames)
         return replace(super().videos(encoded, names), frame_channels=channels)
-
-    def set_sampling(self, sampler: Sampler, steps: int) -> None:
-        """Sample in another way from now on: S = `steps` of the T steps."""
-        self.sampler, self.sampling_diffusion = sampler, self.text_diffusion.diffusion.respaced(steps)
 
     def compile_scoring(self) -> None:
         """Let torch.compile fuse the denoiser of `score_pairs`, once."""

@@ -1,6 +1,6 @@
 """What every retrieval model is: CLIP, frames pooled for each text, and a score for each pair."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -106,7 +106,6 @@ class RetrievalModel(ClipRetrieval):
     """
 
     rescores = False  # whether `score_pairs` is more than `undiffused`, which then only chooses what is scored
-    samples = False  # whether it runs the sampling chain of a text diffusion, which `set_sampling` changes
     needs_mean_pooled = False  # whether `similarities` reads the mean over the texts of the pooled videos
     token_shape: tuple[int, int] | None = None  # (S, W) of the tokens of a video, for models that read them
     captions_read = 1  # captions of each video that `encode_pairs` reads, the pair's own included
@@ -118,7 +117,7 @@ class RetrievalModel(ClipRetrieval):
         super().__init__(clip, tokenizer)
         self.pool_frames = pool_frames
         self.loss_weights = {"retrieval": 1.0}  # of the retrieval losses of `similarities`
-        self.potential_rates: Mapping[str, float] = {}  # shares of potential_lr, of parameters whose names begin so
+        self.moved_by_muon: tuple[str, ...] = ()  # how names of parameters begin that have potential_lr
 
     def texts(self, captions: Sequence[str], features: Tensor, word_ids: Tensor | None = None) -> Texts:
         """Captions and their features (N, D), ready to be scored."""
@@ -129,7 +128,7 @@ class RetrievalModel(ClipRetrieval):
         return Videos(encoded.frames, *self.pool_frames.keys_values(encoded.frames), names, encoded.tokens)
 
     def undiffused(self, texts: Texts, videos: Videos, chosen: slice) -> Iterator[tuple[slice, Tensor]]:
-        """cos(text as encoded, p(v|t)) of all texts with the chosen videos, some texts at a time.
+        """cos(original text embedding, p(v|t)) of all texts with the chosen videos, some texts at a time.
 
         In float32 whatever the autocast: it costs little, and the order that it gives decides what is reranked.
 

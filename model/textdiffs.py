@@ -60,14 +60,13 @@ class TextDiffs(XPool):
         transformer_dropout: float = 0.3,
         seed: int = 24,
         negatives: int = 1,
-        captions_read: int = 3,
+        captions_read: int = 5,
     ) -> None:
         super().__init__(clip, tokenizer, num_mha_heads, transformer_dropout)
         self.potential, self.vocabulary, self.seed = potential, vocabulary, seed
         self.negatives, self.captions_read = negatives, captions_read
         self.loss_weights = {"retrieval": 1.0, "potential": 1.0}
-        # layers that start from nothing learn fastest; the language network, which is trained already, slowly
-        self.potential_rates = {"potential.student.video_attention.": 1.0, "potential.student.": 0.5, "potential.": 1.0}
+        self.moved_by_muon = ("potential.",)
 
     @property
     def token_shape(self) -> tuple[int, int]:

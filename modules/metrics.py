@@ -171,6 +171,9 @@ def video_ranks(
     return found
 
 
+RANKS = {"t2v": text_ranks, "v2t": video_ranks}  # by direction
+
+
 def winoground(scores: np.ndarray) -> dict[str, float]:
     """Scores of P pairs of twins (Thrush et al. 2022), in percent; a tie counts against the model.
 

@@ -1,8 +1,8 @@
 """The similarity engine: score matrices of all (text, video) pairs, streamed in blocks of pairs.
 
-Two stages. The first scores all pairs with the texts as encoded, which is cheap. The second moves texts towards videos,
-by diffusion or as the model does it: all pairs, or with `rerank_topk` only the best of each query. Memory is set by the
-block: nothing of size texts x videos x D ever exists, only the N x M float32 matrices, which can lie on disk.
+Two stages. The first scores all pairs with the original text embeddings, which is cheap. The second scores as the model
+does: all pairs, or with `rerank_topk` only the best of each query. Memory is set by the block: nothing of size
+texts x videos x D ever exists, only the N x M float32 matrices, which can lie on disk.
 
 Several processes share the work by whole blocks of one fixed partition, so that a pair is computed with the same
 neighbours, and has the same bits, whatever their number (on a CPU inside `one_thread_per_item`).
@@ -59,8 +59,8 @@ class Similarity:
 
     strict: np.ndarray  # cos(text for v, p(v|t))
     published: np.ndarray | None  # cos(text for v, p(v | v's own caption)); None where a video has several captions
-    undiffused: np.ndarray  # cos(text as encoded, p(v|t))
-    mean_pooled: np.ndarray  # cos(text as encoded, mean of the frames)
+    undiffused: np.ndarray  # cos(original text embedding, p(v|t))
+    mean_pooled: np.ndarray  # cos(original text embedding, mean of the frames)
     first: FirstStage | None = None  # what chose the diffused pairs; None when all of them were
     pairs_diffused: int = 0
 

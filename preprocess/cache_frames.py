@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def main() -> None:
-    config = Config.parse(prog="preprocess/cache_frames.py", description=__doc__)
+    config = Config.parse(program="train", prog="preprocess/cache_frames.py", description=__doc__)
     settings = CacheSettings.of(config)
     if settings is None:
         raise InputError("--frame_cache is missing: the folder to fill")

@@ -26,7 +26,7 @@ VIDEO_STATES = ("unreadable", "cut short", NOT_IN_VIDEO)
 
 
 def main() -> None:
-    config = Config.parse(prog="preprocess/check_data.py", description=__doc__)
+    config = Config.parse(program="train", prog="preprocess/check_data.py", description=__doc__)
     report: list[str] = []
     problems = Counter()
     names = splits_of(config)

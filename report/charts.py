@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from report.findings import rank_histogram, recall_curve
 from report.history import SUM, History
@@ -48,7 +48,7 @@ STYLE = {
 KINDS = {  # of scores: label, colour and line
     "strict": ("strict", BLUE, "-"),
     "published": ("published", ORANGE, "--"),
-    "undiffused": ("text as encoded", GREEN, "-."),
+    "undiffused": ("original text embedding", GREEN, "-."),
     "mean_pooled": ("mean pooling", GREY, ":"),
 }
 
@@ -117,39 +117,6 @@ def training_recall(history: History) -> Figure:
         axes.set_ylim(0, 103)
         _mark_epochs(axes, history)
         axes.legend(loc="lower right", ncols=3)
-    return figure
-
-
-def overlay(histories: Mapping[str, History], names: list[str], by_epoch: bool) -> Figure:
-    """Curves of several runs, a panel for each name and a colour for each run.
-
-    :param histories: by the label of the run.
-    :param names: of series; a run that lacks one has no line there.
-    """
-    columns = min(3, len(names))
-    rows = -(-len(names) // columns)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(SIZE[0] * columns, SIZE[1] * rows + 0.3), layout="constrained")
-        panels = iter(figure.subplots(rows, columns, squeeze=False).flat)
-        lines = {}
-        for name, axes in zip(names, panels, strict=False):  # names first: it takes no panel more
-            axes.set(xlabel="epoch" if by_epoch else "step", title=name)
-            axes.title.set(size=10, weight="bold")
-            for index, (label, history) in enumerate(histories.items()):
-                if name in history.series:
-                    x, y = _series(history, name)
-                    if by_epoch:
-                        x = np.divide(x, history.steps_of_epoch)
-                    few = len(x) < 30
-                    lines[label] = axes.plot(
-                        x, y, color=COLOURS[index % len(COLOURS)], ls=("-", "--", ":")[index // len(COLOURS) % 3],
-                        marker="o" if few else None, ms=3,
-                    )[0]  # fmt: skip
-            axes.set_xlim(left=0)
-            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        for axes in panels:  # those that are left over
-            axes.set_axis_off()
-        figure.legend([*lines.values()], [*lines], loc="outside lower center", ncols=min(4, len(lines)))
     return figure
 
 

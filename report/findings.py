@@ -6,11 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from evaluation.evaluator import PROTOCOLS, REFERENCES
-from modules.metrics import row_slices, text_ranks, video_ranks
+from evaluation.results import PROTOCOLS, REFERENCES
+from modules.metrics import RANKS, row_slices
 from modules.similarity import Similarity
 
-RANKS = {"t2v": text_ranks, "v2t": video_ranks}
 HITS = 5  # shown of each query
 CASES = 6  # the best and the worst queries
 SAMPLED = 12  # queries taken evenly from all
@@ -25,7 +24,7 @@ class Hit:
     video: int
     rank: int
     score: float
-    first_stage: bool  # the pair was not diffused: the score is that of the text as encoded
+    first_stage: bool  # the pair was not diffused: the score is that of the original text embedding
     right: bool
 
 

@@ -3,7 +3,7 @@
 import logging
 import platform
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,11 +14,13 @@ import torch
 from matplotlib.figure import Figure
 
 from config import Config
+from config.flags import flags_of
 from datasets.annotations import Split
 from datasets.holdout import Selection
 from diffusion_lm.vocabulary import END
 from evaluation.embeddings import Embeddings
-from evaluation.evaluator import COLUMNS, REFERENCES, Evaluation, Evaluator
+from evaluation.evaluator import Evaluator
+from evaluation.results import COLUMNS, REFERENCES, Evaluation
 from model.retrieval import RetrievalModel
 from model.textdiffs import TextDiffs
 from modules.similarity import Similarity
@@ -39,8 +41,6 @@ DIRECTIONS = {"t2v": "Text to video", "v2t": "Video to text"}
 PACKAGES = (
     "textdiffs", "torch", "torchvision", "transformers", "safetensors", "numpy", "opencv-python-headless", "matplotlib",
 )  # fmt: skip
-GROUPS_OF_MODEL = ("data", "model", "diffusion", "T-MASS")
-EVALUATION_TOO = ("batch_size", "seed", "gpu", "precision", "compile")  # of the group training
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class Report:
             frames=FRAMES,
             thumbnails=sum(uri is not None for uri in thumbnails.made.values()),
             thumbnail_height=HEIGHT,
-            evaluated_with=_settings(self.config, (*GROUPS_OF_MODEL, "evaluation"), EVALUATION_TOO),
+            evaluated_with=_settings(self.config, "test"),
             trained_with=self._trained_with(),
             versions=_versions(),
             machine=f"{platform.system()} {platform.machine()}, {_device_name(self.device)}",
@@ -231,7 +231,7 @@ class Report:
         if not path or not path.exists():
             return []
         try:
-            return _settings(Config.load(path), (*GROUPS_OF_MODEL, "training"))
+            return _settings(Config.load(path), "train")
         except InputError as error:
             logger.warning("the report tells no settings of training: %s", error)
             return []
@@ -244,15 +244,14 @@ def _rows(evaluation: Evaluation, direction: str) -> list[dict[str, Any]]:
     return [row for row in rows if row["metric"] == direction]
 
 
-def _settings(config: Config, groups: tuple[str, ...], more: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """Flags that concern the arch, with their values and whether these are not the defaults."""
+def _settings(config: Config, program: str) -> list[dict[str, Any]]:
+    """Flags of a program that concern the arch, with their values and whether these are not the defaults."""
     return [
-        {"name": f.name, "value": getattr(config, f.name), "changed": getattr(config, f.name) != f.default}
-        for f in fields(Config)
-        if (f.metadata["group"] in groups or f.name in more)
-        and not f.metadata["no_effect"]
-        and (f.metadata["archs"] is None or config.arch in f.metadata["archs"])
-    ]
+        {"name": name, "value": getattr(config, name), "changed": getattr(config, name) != f.default}
+        for name, (f, declared) in flags_of(config).items()
+        if declared.shown_by(program) and declared.what_follows.told and not declared.no_effect
+        and (declared.archs is None or config.arch in declared.archs)
+    ]  # fmt: skip
 
 
 def _versions() -> dict[str, str]:

@@ -5,12 +5,11 @@ python scripts/compare.py --method "X-Pool: --arch=clip_transformer" --method "T
 
 Every run is tested once, with the checkpoint that its validation split chose. Another program that takes the flags of
 train.py may stand before those of a method, such as benchmarks/patch_control.py. A comparison that was interrupted goes
-on where it was. Written to <output_dir>/<exp_name>: comparison.md, comparison.csv (one row for each
-run, direction and protocol) and comparison.png.
+on where it was. Written to <output_dir>/<exp_name>: comparison.md, and comparison.csv with one row for each run,
+direction and protocol.
 """
 
 import csv
-import io
 import json
 import logging
 import shlex
@@ -159,18 +158,16 @@ def count_parameters(folder: Path) -> int:
 
 
 def write(folder: Path, rows: list[dict[str, Any]], dataset: str) -> None:
-    """Write comparison.md, .csv and .png.
+    """Write comparison.md and comparison.csv.
 
     :raises InputError: they cannot be written.
     """
-    written = io.StringIO(newline="")
-    writer = csv.DictWriter(written, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
     try:
         (folder / "comparison.md").write_text(markdown(rows, dataset), encoding="utf-8")
-        (folder / "comparison.csv").write_text(written.getvalue(), encoding="utf-8", newline="")
-        plot(folder / "comparison.png", rows)
+        with open(folder / "comparison.csv", "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
     except OSError as error:
         raise InputError(f"the comparison cannot be written to {folder}: {error.strerror}") from error
 
@@ -212,27 +209,6 @@ def spread(rows: list[dict[str, Any]], metric: str, protocol: str, column: str) 
         return "-"
     deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{deviation}"
-
-
-def plot(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Strict R@1 of each method: a point for each seed and a bar at their mean, both directions."""
-    from matplotlib.figure import Figure  # slow to import
-
-    names = list(dict.fromkeys(row["method"] for row in rows))
-    figure = Figure(figsize=(8, 1.2 + 0.5 * len(names)), layout="constrained")
-    axes = figure.add_subplot(xlabel="strict R@1 (%)")
-    for metric, colour, shift in (("t2v", "tab:blue", -0.12), ("v2t", "tab:orange", 0.12)):
-        for place, name in enumerate(names):
-            values = [
-                row["R1"] for row in rows if (row["method"], row["metric"], row["protocol"]) == (name, metric, "strict")
-            ]
-            label = metric if place == 0 else None
-            axes.scatter(values, [place + shift] * len(values), color=colour, s=18, alpha=0.6, label=label)
-            axes.plot([statistics.mean(values)] * 2, [place + shift - 0.1, place + shift + 0.1], color=colour)
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.legend()
-    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

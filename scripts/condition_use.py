@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from config import Config
-from config.config import DIFFUSION_ARCHS
+from config.model_flags import DIFFUSION_ARCHS
 from evaluation.evaluator import Evaluator
 from model.clip import EncodedVideos
 from model.retrieval import RetrievalModel
 from modules.bootstrap import RESAMPLES, paired_difference
-from modules.metrics import text_ranks, video_ranks
+from modules.metrics import RANKS
 from utils.errors import InputError
 from utils.files import check_writable, written_whole
 from utils.program import run_program
@@ -35,12 +35,11 @@ logger = logging.getLogger(__name__)
 
 OUTPUT = "condition_use.json"
 OWN, BASE = "own condition", "base alone"
-RANKS = {"t2v": text_ranks, "v2t": video_ranks}
 
 
 def main() -> None:
     # 1. settings
-    config = Config.parse(prog="scripts/condition_use.py", description=__doc__.splitlines()[0])
+    config = Config.parse(program="test", prog="scripts/condition_use.py", description=__doc__.splitlines()[0])
     from datasets.annotations import load_split
     from trainer.checkpoints import chosen_model
     from utils.device import choose_device, choose_precision, set_up
@@ -51,9 +50,10 @@ def main() -> None:
 
     # 2. model and data
     path, model, *_ = chosen_model(config)
+    config = config.of_model(model.model_config)
     if config.arch not in DIFFUSION_ARCHS:
         raise InputError(f"--arch={config.arch} has no diffusion, whose condition could be exchanged")
-    output = Path(config.output_json or (path.parent if path else config.run_dir) / OUTPUT)
+    output = Path(config.output_json or (path.parent if path else config.named().run_dir) / OUTPUT)
     check_writable(output)
     model.to(device).eval()
     places = (config.dataset_dir, config.videos_dir, config.msrvtt_train_file, config.allow_missing)
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def condition_use(evaluator: Evaluator, model: RetrievalModel, rerank_topk: int, seed: int) -> list[dict[str, Any]]:
-    """Strict R@1 in percent of both directions with each condition, and of the base, the text as encoded.
+    """Strict R@1 in percent of both directions with each condition, and of the base, the original text embedding.
 
     :param seed: of what is shuffled, and of the bootstrap.
     :return: rows with metric, condition, R1, queries, and `lost`, `low`, `high`: R@1 with the own condition minus this.

@@ -2,11 +2,10 @@
 
     python scripts/pretrain_clip.py --output=assets/clip-tiny/model.safetensors
 
-The method fine-tunes a CLIP that knows pictures and has seen no video. This one learns single frames of MovingShapes'
+The method fine-tunes an image-text pre-trained CLIP that has seen no video. This one learns frames of MovingShapes'
 scenes, of another seed than the demo's, with captions that tell what a frame can show: no motion, no change. First its
 image encoder learns what lies where from labels, as contrast alone finds colours long before shapes (docs/RESULTS.md);
-then both encoders learn by contrast. About 20 minutes on two CPU cores.
-"""
+then both encoders learn by contrast. About 20 minutes on two CPU cores."""
 
 import logging
 import multiprocessing

@@ -16,6 +16,7 @@ from datasets.moving_shapes import captions_of, render, scene_of
 from diffusion_lm import weights
 from diffusion_lm.denoiser import Denoiser, DenoiserConfig
 from diffusion_lm.vocabulary import Vocabulary
+from model.model_config import PARTS
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = DenoiserConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
@@ -64,6 +65,12 @@ def make_diffusion_lm(folder: Path, captions: list[str]) -> None:
     denoiser = Denoiser(SMALL, len(vocabulary))
     arguments = {"ema_rate": "0.999", "steps": 1, "denoiser": SMALL.to_dict()}
     weights.save(folder, denoiser.state_dict(), torch.randn(len(vocabulary), SMALL.channels), vocabulary, arguments)
+
+
+def as_before(checkpoint: dict) -> dict:
+    """A checkpoint as it was written when the flags of the run said what its model is."""
+    parts = {name: checkpoint["model_config"][name] for name in PARTS if checkpoint["model_config"][name] is not None}
+    return {name: value for name, value in checkpoint.items() if name != "model_config"} | parts
 
 
 def run_program(program: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:

@@ -3,10 +3,14 @@
 import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from config import Config
+from config.flags import flags_of
+from config.model_flags import ModelFlags
 from diffusion_lm.denoiser import Denoiser, DenoiserConfig
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
 from model.clip import TINY_FOLDER, build_clip
+from model.model_config import ModelConfig
 from model.published_textdiffs import PublishedTextDiffs
 from model.retrieval import RetrievalModel
 from model.textdiffs import TextDiffs
@@ -19,6 +23,18 @@ from modules.text_potential import TextPotential
 from modules.video_encoder import VideoEncoder
 
 SMALL = DenoiserConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+
+
+def settled(model: RetrievalModel, config: Config) -> RetrievalModel:
+    """A model of these with the configuration that the factory would have given it, to be saved."""
+    diffusion = getattr(model, "potential", None) or getattr(model, "text_diffusion", None)
+    model.model_config = ModelConfig(
+        **{name: getattr(config, name) for name in flags_of(ModelFlags)},
+        clip_config=model.clip.config.to_dict(),
+        denoiser=diffusion and diffusion.student.config,
+        vocabulary=diffusion and model.vocabulary.token_to_id,
+    )
+    return model
 
 
 def small_clip(embed_dim: int = 128) -> tuple[CLIPModel, CLIPTokenizer]:

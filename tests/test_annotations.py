@@ -457,6 +457,8 @@ TABLES = {  # a CSV file, the line that must be named, and what is said
     "a quote that stays open": ('video,caption\nbird,a bird\ndog,"a dog\nbird,it\nbird,flies\n', 3, "not closed"),
     "a quote that another closes": ('video,caption\n\nbird,"a bird\ndog,"a dog, running"\n', 3, "not closed"),
     "an open quote behind a long row": ('video,caption\nbird,"a\nbird"\ndog,"a dog\n', 4, "not closed"),
+    "a row within a cell": ('video,caption\ndog,"a dog\nbird,it flies"\nbird,it sings\n', 2, "the row of bird is"),
+    "a row of another video": ('caption,video\nit sings,bird\na dog,"dog\nit flies,b.mp4"\n', 3, "the row of b.mp4 is"),
     "a quote within a cell": ('video,caption\ndog,"a "big" dog"\n', 2, "not doubled"),
     "a blank before a quote": ('video,caption\ndog, "a dog"\n', 2, "a blank before a quote"),
     "capital letters": ("video,caption,Start,End\ndog,a dog,1,2\n", 1, "'Start' (start?), 'End' (end?) is not known"),

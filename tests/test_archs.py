@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from config.config import ARCHS, DIFFUSION_ARCHS
-from model.factory import WITHOUT_DIFFUSION
+from config.model_flags import ARCHS
+from model.factory import BUILDERS
 from modules.frame_pooling import SimplePooling
 from modules.noise import prior_of_training, prior_samples
 from modules.stochastic_text import LinearCosRadius, Prior
@@ -174,4 +174,4 @@ def test_half_precision_does_not_blur_attention():
 
 
 def test_every_arch_has_a_builder():
-    assert {*WITHOUT_DIFFUSION, *DIFFUSION_ARCHS} == set(ARCHS)
+    assert set(BUILDERS) == set(ARCHS)

@@ -90,7 +90,6 @@ def check_tables(folder, methods, seeds):
         assert len(ones) == seeds
         spread = f" ± {statistics.stdev(ones):.1f}" if seeds > 1 else ""
         assert line.split(" | ")[1] == f"{statistics.mean(ones):.1f}{spread}"
-    assert (folder / "comparison.png").stat().st_size > 5000
 
 
 @pytest.mark.parametrize(

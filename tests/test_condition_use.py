@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -68,14 +69,15 @@ def model(config):
     return made
 
 
-def test_rows_are_those_of_the_evaluation(evaluator, model):
+def test_rows_are_those_of_the_evaluation(evaluator, model, monkeypatch):
     """The own condition and the base alone are what test.py reports, all pairs scored or some."""
     for topk in (0, 2):
+        monkeypatch.setattr(evaluator, "config", replace(evaluator.config, rerank_topk=topk))
         rows = condition_use(evaluator, model, topk, SEED)
         assert [(row["metric"], row["condition"]) for row in rows] == [
             (m, c) for m in ("t2v", "v2t") for c in CONDITIONS
         ]
-        evaluation = evaluator.evaluate(model, evaluator.encode(model), topk)
+        evaluation = evaluator.evaluate(model, evaluator.encode(model))
         found = {(row["metric"], row["condition"]): row for row in rows}
         for metric in ("t2v", "v2t"):
             (base,) = [

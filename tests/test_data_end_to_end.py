@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from evaluation import evaluator
-from evaluation.evaluator import format_table
+from evaluation import results
+from evaluation.results import format_table
 from preprocess.compress_video import Job, compress
 from tests.films import H264, numbered
 from tests.made_up import call, call_program
@@ -29,7 +29,7 @@ def test_a_reduced_test_set_says_n_of_n(place, tmp_path, monkeypatch, capfd):
     assert code == 2
     assert "1 of 6 test videos" in err and "video9001" in err
     tables = []
-    monkeypatch.setattr(evaluator, "format_table", lambda *args: tables.append(format_table(*args)) or tables[-1])
+    monkeypatch.setattr(results, "format_table", lambda *args: tables.append(format_table(*args)) or tables[-1])
     kept = tmp_path / "embeddings.safetensors"
     saved = [*arguments, "--allow_missing", f"--save_embeddings={kept}"]
     assert call_program("test.py", saved, monkeypatch, capfd)[0] == 0

@@ -188,6 +188,22 @@ def test_stamps_that_are_lost(tmp_path):
     np.testing.assert_allclose(clock.times[behind], np.array(numbers(clip.pixels))[behind] / 25, atol=2e-3)
 
 
+FAR = {"all": "TS+A", "from the middle on": "TS+A*gt(N,50)", "one": "TS+A*eq(N,50)", "the first": "TS-A*lt(N,2)"}
+
+
+@pytest.mark.parametrize("stamps", FAR)
+@pytest.mark.parametrize("suffix", [".mkv", ".nut"])
+def test_stamps_farther_on_than_a_film_lasts(tmp_path, stamps, suffix):
+    """As FFmpeg writes them into lossless cuts of Theora: 4 s that seem to take thousands of years."""
+    film = numbered(tmp_path / f"film{suffix}", 100, *H264, "-g", "25")
+    path = tmp_path / f"far{suffix}"
+    ffmpeg("-i", film, "-c", "copy", "-bsf:v", f"setts=ts='{FAR[stamps].replace('A', '5e12')}'", path)
+    clock = timeline(path)
+    assert np.allclose(clock.times, np.arange(100) / 25, atol=1e-3)
+    assert clock.end == pytest.approx(4, abs=0.01)
+    assert numbers(decode_clip(path, every, 2, 3).pixels) == list(range(50, 75))
+
+
 @pytest.mark.parametrize("first", ["sound", "time code"])
 def test_the_picture_is_not_the_first_stream(tmp_path, first):
     """Also of the shortest films, which decoders give up only at the end."""

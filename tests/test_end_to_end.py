@@ -284,7 +284,6 @@ BAD_TRAINING = {
     "no such teacher": (["--diffusion_lm=/nonexistent/teacher"], "/nonexistent/teacher"),
     "embedding width": (["--embed_dim=512"], "128"),
     "heads": (["--num_mha_heads=3"], "num_mha_heads"),
-    "patches that are read": (["--patch_dropout=0.5"], "--patch_dropout"),
 }
 
 
@@ -440,7 +439,7 @@ def test_bad_checkpoints(place, trained, tmp_path, monkeypatch, capfd):
     (cut / best.name).write_bytes(best.read_bytes()[: best.stat().st_size // 2])
     (text / best.name).write_text("not a checkpoint")
     checkpoint = torch.load(best, weights_only=True)
-    checkpoint["config"]["num_frames"] = 5
+    checkpoint["model_config"]["num_frames"] = 5
     torch.save(checkpoint, other / best.name)
     output = tmp_path / "results.json"
     cases = [

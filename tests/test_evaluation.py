@@ -1,6 +1,5 @@
-"""test.py at scale: several processes, embeddings encoded once, reranking, sweeps; on a made-up MSR-VTT folder."""
+"""test.py at scale: several processes, embeddings encoded once, reranking; on a made-up MSR-VTT folder."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -8,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torchvision.io import read_image
 
 from config import Config
 from datasets.annotations import Clip, Split, load_annotations, load_captions
-from evaluation import evaluator
-from evaluation.evaluator import SharedCaptions, format_table
+from evaluation import results
+from evaluation.results import SharedCaptions, format_table
 from model.factory import create_model
 from modules.metrics import text_to_video
 from tests.made_up import TEST_VIDEOS, call, call_program, make_diffusion_lm, make_msrvtt, needs_compiler
@@ -286,7 +284,7 @@ def test_captions_of_several_videos_are_told(place, evaluate, monkeypatch):
     rows = original.splitlines()
     (_, caption), (other, _) = rows[1].rsplit(",", 1), rows[2].rsplit(",", 1)
     tables = []
-    monkeypatch.setattr(evaluator, "format_table", lambda *args: tables.append(format_table(*args)) or tables[-1])
+    monkeypatch.setattr(results, "format_table", lambda *args: tables.append(format_table(*args)) or tables[-1])
     try:
         file.write_text("\n".join([*rows[:2], f"{other},{caption.upper()}", *rows[3:]]) + "\n")
         _, report = evaluate("shared")
@@ -296,42 +294,13 @@ def test_captions_of_several_videos_are_told(place, evaluate, monkeypatch):
     assert "captions that several videos have: 1 (2 of the texts)" in tables[0]
 
 
-def test_sweep(place, evaluate):
-    """A row for each setting, the flags' own first, with the numbers that test.py gives for it alone."""
-    evaluate("sweep", "--sweep=ddim:2, ddpm:4:3,ddpm:4", run="published")
-    with open(place.root / "sweep.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [(r["sampler"], r["steps"], r["rerank_topk"]) for r in rows] == [
-        ("ddpm", "4", "0"), ("ddim", "2", "0"), ("ddpm", "4", "3"),
-    ]  # fmt: skip
-    flags = [[], ["--sampler=ddim", "--sampling_steps=2"], ["--rerank_topk=3"]]
-    for row, more in zip(rows, flags, strict=True):
-        _, report = evaluate("alone", *more, run="published")
-        strict = {r["metric"]: r["R1"] for r in report["results"] if r["protocol"] == "strict" and not r["dsl"]}
-        assert (float(row["t2v_R1"]), float(row["v2t_R1"])) == pytest.approx((strict["t2v"], strict["v2t"]))
-        assert int(row["pairs_diffused"]) == report["pairs_diffused"]
-        assert float(row["seconds"]) > 0
-    lines = (place.root / "sweep.txt").read_text().splitlines()
-    assert len(lines) == 4 and lines[2].split()[:3] == ["ddim", "2", "all"]
-    assert read_image(place.root / "sweep.png").float().std() > 1
-
-
-@pytest.mark.parametrize("bad", ["ddpm", "ddpm:5", "ddpm:0", "dpm:3", "ddim:2:x", "ddim:1,", "ddim:-1", "ddim:1:2:3"])
-def test_bad_sweeps_are_refused_before_the_work(place, monkeypatch, capfd, bad):
-    arguments = place.arguments("bad-sweep", f"--sweep={bad}", run="published")
-    code, err = call_program("test.py", arguments, monkeypatch, capfd)
-    assert code == 2 and err.count("\n") == 1 and "--sweep" in err
-    assert not (place.root / "bad-sweep.json").exists()
-
-
 def test_flags_of_one_recipe_are_noted_by_that_of_the_checkpoint(place, tmp_path, monkeypatch, capfd):
-    """Which --recipe need not repeat; a sweep without sampling is none."""
-    flags = ["--sampler=ddim", "--sampling_steps=2", "--sweep=ddim:2", f"--output_json={tmp_path / 'results.json'}"]
-    for run, notes in (("textdiffs", 3), ("published", 0)):
+    """Which --recipe need not repeat."""
+    flags = ["--sampler=ddim", "--sampling_steps=2", f"--output_json={tmp_path / 'results.json'}"]
+    for run, notes in (("textdiffs", 2), ("published", 0)):
         code, out, err = call("test.py", place.arguments("noted", *flags, run=run), monkeypatch, capfd)
         assert code == 0, err
         assert out.count("has no effect without --recipe=published") == notes
-        assert (tmp_path / "sweep.csv").exists() == (run == "published")
 
 
 @pytest.mark.parametrize("flag", ["--save_embeddings", "--save_sims"])

@@ -8,10 +8,9 @@ import pytest
 
 from datasets.annotations import Clip, Split
 from datasets.moving_shapes import captions_of, ensure_motion, generate, render, scene_of
-from datasets.moving_shapes.captions import holds
+from datasets.moving_shapes.captions import LANGUAGE, WORDS, holds
 from datasets.moving_shapes.motion import BACKWARDS, KINDS, PAIRS, Twins, twins_of
 from datasets.moving_shapes.scene import GROWTH, RADII
-from datasets.moving_shapes.words import OPPOSITES, WORDS
 from datasets.video import frame_indices
 from evaluation.motion import format_motion, motion_rows, twin_pairs
 from modules.metrics import winoground
@@ -76,10 +75,11 @@ def test_captions_of_twins_have_the_same_words_but_for_the_fact(twins):
 
 
 def test_words_of_opposite_changes_are_words_of_these_changes():
-    for change, wordings in OPPOSITES.items():
+    opposites = LANGUAGE["opposites"]
+    for change, wordings in opposites.items():
         assert set(wordings) <= set(WORDS["change"][change])
-    assert {len(OPPOSITES[name]) for name in ("appear", "disappear")} == {2}
-    assert len(OPPOSITES["grow"]) == len(OPPOSITES["shrink"])
+    assert {len(opposites[name]) for name in ("appear", "disappear")} == {2}
+    assert len(opposites["grow"]) == len(opposites["shrink"])
     for first, second in BACKWARDS.items():
         assert len(WORDS["path"][first]) == len(WORDS["path"][second])
 

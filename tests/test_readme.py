@@ -124,7 +124,6 @@ def test_commands_run(workplace, monkeypatch, capfd):
     copies = [path.relative_to(workplace / "videos_small") for path in (workplace / "videos_small").rglob("*.mp4")]
     assert len(copies) == len(list((workplace / "videos").rglob("*.mp4"))) == 6
     assert any((workplace / "cache").rglob("*"))
-    assert (workplace / "published.safetensors").stat().st_size > 100_000
 
 
 def templates(path: Path) -> set[str]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torchvision.io import read_image
 
-from evaluation.evaluator import COLUMNS, REFERENCES
+from evaluation.results import COLUMNS, REFERENCES
 from modules.metrics import summary
 from modules.similarity import Similarity, choose_candidates
 from report.findings import HITS, evenly, find, rank_histogram, recall_curve

@@ -384,35 +384,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(training):
     assert line.count("(caption") == 4
     assert [path.name for path in folder.glob("*.pth")] == ["checkpoint-epoch1-step1.pth"]
     state = torch.load(folder / "checkpoint-epoch1-step1.pth", weights_only=True)["state_dict"]
-    run = training.run("anomaly", "--noclip_lr=1e30", "--warmup_proportion=0", "--detect_anomaly")
-    assert run.wait() == [1]
-    assert "--detect_anomaly: the output of " in run.errors().splitlines()[-1]
     assert all(tensor.isfinite().all() for tensor in state.values())
 
 
 @pytest.mark.parametrize("more", [["--precision=fp16"], ["--gradient_checkpointing", "--grad_accum=2"]])
 def test_other_ways_to_train(training, more):
-    folder = training.finished(f"other{more[0]}", *more, "--num_epochs=1", "--freeze_layer_num=1", "--profile=1")
-    assert (folder / "profile.json").stat().st_size > 1000
+    folder = training.finished(f"other{more[0]}", *more, "--num_epochs=1")
     first = losses(folder)[0]
     assert 0 < first["train/retrieval"] < 10 and 0 < first["train/words"] < 200  # nats of a caption
-
-
-def test_patches_that_are_left_out_are_those_of_an_uninterrupted_run(training):
-    xpool = "--arch=clip_transformer"
-    whole, again = training.finished("patches", xpool, "--patch_dropout=0.5"), training.place.folder("patches-again")
-    assert losses(whole)[0] != losses(training.finished("all-patches", xpool))[0]
-    shutil.copytree(whole, again)
-    (again / LAST).unlink()
-    assert Run([f"--resume={again}"], training.logs / "patches-again").wait() == [0]
-    assert_same_run(again, whole)
-
-
-def test_frozen_layers_stay(training, uninterrupted):
-    folder = training.finished("frozen", "--freeze_layer_num=1", "--num_epochs=1")
-    frozen, state = (torch.load(folder / f"checkpoint-epoch1{part}.pth", weights_only=True)["state_dict"]
-                     for part in ("-step4", ""))  # fmt: skip
-    changed = {name for name in state if not torch.equal(frozen[name], state[name])}
-    encoders = {name for name in state if name.startswith(("clip.text_model.", "clip.vision_model."))}
-    still = {n for n in encoders if ".embeddings." in n or ".layers.0." in n or ".pre_layrnorm." in n}
-    assert encoders - still <= changed and not changed & still

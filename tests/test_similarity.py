@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from model.clip import EncodedVideos
+from model.published_textdiffs import PublishedTextDiffs
 from modules.noise import sampling_noise
 from modules.similarity import Share, automatic_block, choose_candidates, similarity
 from tests.precision import PRECISIONS, TOLERANCE, autocast
@@ -125,7 +126,7 @@ def test_what_the_diffusion_adds_depends_on_the_video(textdiffs):
     videos = textdiffs.videos(encoded)
     prepared = textdiffs.texts(CAPTIONS[:1], texts, textdiffs.tokenize(CAPTIONS[:1])["word_ids"])
     index = torch.zeros(6, dtype=torch.long)
-    if textdiffs.samples:
+    if isinstance(textdiffs, PublishedTextDiffs):
         found = textdiffs.text_embeddings(prepared, videos, index, torch.arange(6), texts[index])
     else:
         found = textdiffs.word_ratios(prepared, videos, index, torch.arange(6))
@@ -213,7 +214,7 @@ def test_features_that_are_no_numbers_are_an_error_that_names_them(xpool, bad):
 
 def test_scores_that_are_no_numbers_are_an_error_that_names_the_pair(textdiffs):
     texts, videos = make_features(textdiffs, 7, 3)
-    if textdiffs.samples:
+    if isinstance(textdiffs, PublishedTextDiffs):
         weights, bad = textdiffs.text_diffusion.linear_sims.bias, 1000.0  # its exponential is infinite
     else:
         weights, bad = textdiffs.potential.weight, float("nan")

@@ -16,7 +16,7 @@ from datasets.loading import batches
 from modules.losses import clamp_logit_scale, symmetric_infonce
 from tests.made_up import write_video
 from tests.processes import in_processes
-from tests.small_models import small_textdiffs, small_xpool
+from tests.small_models import settled, small_textdiffs, small_xpool
 from trainer.checkpoints import BEST, load_checkpoint
 from trainer.optimizer import parameter_groups
 from trainer.run_folder import MetricsWriter
@@ -48,7 +48,7 @@ def make_trainer(split: Split, folder: Path, dtype: torch.dtype = torch.float32,
         **({"batch_size": BATCH} | flags),
     )  # fmt: skip
     torch.manual_seed(1)
-    model = small_xpool()
+    model = settled(small_xpool(), config)
     model.pool_frames.dropout.p = 0.0
     with torch.no_grad():
         model.clip.logit_scale.fill_(4.7)
@@ -107,9 +107,8 @@ def test_training_is_what_plain_pytorch_does(split, tmp_path):
 
 
 def test_each_part_of_a_model_has_its_learning_rate():
-    """CLIP clip_lr, the pooling noclip_lr, what is new in the student and the encoder of the videos potential_lr, and
-    its language network, which was pre-trained, half of it. Muon moves the matrices of the last two; their vectors and
-    tables have 0.3 of these rates."""
+    """CLIP clip_lr, the pooling noclip_lr, the student and the encoder of the videos potential_lr, whose matrices Muon
+    moves; their vectors and tables have 0.3 of it."""
     model = small_textdiffs(["a b"])
     config = Config(clip_lr=1e-6, noclip_lr=1e-5, potential_lr=1e-2, weight_decay=0.3)
     groups = parameter_groups(model, config)
@@ -119,10 +118,9 @@ def test_each_part_of_a_model_has_its_learning_rate():
     expected = {id(p): (1e-6, False) for p in model.clip.parameters()}
     expected |= {id(p): (1e-5, False) for p in model.pool_frames.parameters()}
     tables = [student.word_embedding, student.position_embeddings, encoder.frame_position, encoder.patch_position]
-    for name, parameter in model.potential.named_parameters():
-        language = name.startswith("student.") and "video_attention" not in name
+    for parameter in model.potential.parameters():
         matrix = parameter.ndim == 2 and all(parameter is not table.weight for table in tables)
-        expected[id(parameter)] = ((5e-3 if language else 1e-2) * (1 if matrix else 0.3), matrix)
+        expected[id(parameter)] = (1e-2 * (1 if matrix else 0.3), matrix)
     assert {key: group["orthogonal"] for key, group in found.items()} == {
         key: muon for key, (_, muon) in expected.items()
     }
@@ -148,8 +146,8 @@ def many_captions(tmp_path_factory):
 def read_captions(split, folder, own: list[int], step: int, chunks: int = 1, count: int = 3) -> torch.Tensor:
     """What the trainer of this process reads with the own captions of a batch of all processes, (B, R)."""
     trainer = make_trainer(split, folder, batch_size=len(own) // chunks // distributed.size(), grad_accum=chunks)
-    trainer.model.captions_read, trainer.step = count, step
-    return trainer._read_with(torch.tensor(own[trainer.rows.start : trainer.rows.stop]))
+    trainer.model.captions_read, rows = count, trainer.rows
+    return trainer.captions.read_with(torch.tensor(own[rows.start : rows.stop]), step, rows)
 
 
 def test_captions_that_are_read_are_those_of_the_video(many_captions, tmp_path):
@@ -221,7 +219,8 @@ def test_the_split_that_is_tested_does_not_weigh_the_ratio(split, tmp_path):
     for name, val in (("held-out", split), ("none", None)):
         (folder := tmp_path / name).mkdir()
         torch.manual_seed(1)
-        model = small_textdiffs([caption for clip in split.clips for caption in clip.captions], num_frames=2)
+        captions = [caption for clip in split.clips for caption in clip.captions]
+        model = settled(small_textdiffs(captions, num_frames=2), config)
         splits = TrainingSplits(split, val, split, Selection("val" if val else "test", "for a test"))
         Trainer(model, config, splits, CPU, torch.float32, folder, MetricsWriter(folder, None, 0)).train()
         weight = load_checkpoint(folder / BEST)["state_dict"]["potential.read_weight"].item()

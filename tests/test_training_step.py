@@ -1,6 +1,7 @@
 """The training step: one loss for any number of processes and chunks, against a slow computation of its own."""
 
 import ctypes
+import json
 import math
 import multiprocessing
 from dataclasses import replace
@@ -13,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from config.pretraining import PretrainingConfig
 from datasets.annotations import Clip
 from datasets.epochs import EpochSampler, batches_without_repeats, most_batches, same_videos
 from diffusion_lm.denoiser import Denoiser
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
-from diffusion_lm.training import Share, Training, TrainingSettings
 from modules.losses import hardest_videos, symmetric_infonce, teacher_student
 from modules.text_potential import NoisedWords
 from tests.made_up import needs_compiler
@@ -26,6 +27,8 @@ from tests.slow_potential import log_p, noised
 from tests.small_models import SMALL, small_baseline, small_textdiffs, small_tmass, small_xpool
 from trainer import training_step
 from trainer.optimizer import parameter_groups
+from trainer.pretraining import Pretraining
+from trainer.run_folder import MetricsWriter
 from trainer.training_step import TrainingStep
 from utils import distributed
 
@@ -427,16 +430,20 @@ def test_memory_is_flat_in_chunks():
     assert whole > 2.5 * sixteen
 
 
-def pretrain():
+def pretrain(root: Path):
     """Weights of a Diffusion-LM and its averages after 3 steps, and what was recorded, in one process of a group."""
     torch.manual_seed(1)
     denoiser = Denoiser(replace(SMALL, dropout=0.0), 30)
-    share = Share(distributed.rank(), distributed.size(), distributed.synchronised, distributed.mean)
     word_ids = torch.randint(30, (50, 7), generator=torch.Generator().manual_seed(2))
-    records = []
-    settings = TrainingSettings(steps=3, batch_size=8, lr=1e-3, log_step=1, eval_every=10)
-    training = Training(denoiser, GaussianDiffusion.sqrt(5), word_ids, word_ids[:8], settings, records.append, share)
-    assert list(training.steps()) == [1, 2, 3]
+    own = 8 // distributed.size()
+    folder = root / f"{distributed.rank()} of {distributed.size()}"
+    folder.mkdir()
+    config = PretrainingConfig(steps=3, batch_size=own, lr=1e-3, log_step=1, output_dir=str(folder))
+    writer = MetricsWriter(folder)
+    data = (GaussianDiffusion.sqrt(5), word_ids, word_ids[:8])
+    training = Pretraining(denoiser, *data, config, torch.float32, {}, writer)
+    training.train()
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return (
         as_lists(denoiser.state_dict()),
         as_lists(training.average.module.state_dict()),
@@ -444,9 +451,10 @@ def pretrain():
     )
 
 
-def test_processes_change_nothing_in_pre_training():
-    weights, averages, records = pretrain()
-    for found in in_processes(2, pretrain):
+def test_processes_change_nothing_in_pre_training(tmp_path):
+    weights, averages, records = pretrain(tmp_path)
+    assert len(records) == 3
+    for found in in_processes(2, pretrain, tmp_path):
         for tensors, expected in ((found[0], weights), (found[1], averages)):
             for name, tensor in tensors.items():
                 assert abs(tensor - expected[name]).max() < 1e-5, name

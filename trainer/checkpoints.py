@@ -4,15 +4,15 @@ import logging
 import math
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from config import Config
 from datasets.holdout import LAST_EPOCH, Selection
 from datasets.video_kind import VideoKind
-from diffusion_lm.weights import is_safetensors, load_tensors, save_atomically
-from model.factory import create_model, description, restore_model
+from diffusion_lm.weights import load_tensors, save_atomically
+from model.factory import create_model, restore_model
 from model.retrieval import RetrievalModel
 from utils import distributed
 from utils.errors import InputError
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 BEST = "model_best.pth"
 DAMAGED = ".damaged"  # added to the name of a checkpoint that cannot be read
-_NAME = re.compile(r"checkpoint-epoch(\d+)(?:-step(\d+))?\.pth")
+CHECKPOINT_NAME = re.compile(r"checkpoint-epoch(\d+)(?:-step(\d+))?\.pth")
 
 
 def epoch_file(epoch: int) -> str:
@@ -47,8 +47,8 @@ def save_checkpoint(
         "step": step,
         "state_dict": model.state_dict(),
         "config": config.to_dict(),
+        "model_config": model.model_config.to_dict(),
         **(training or {}),
-        **description(model),
     }
     write_checkpoint(path, checkpoint)
 
@@ -78,7 +78,7 @@ class ChosenModel(NamedTuple):
 def chosen_model(config: Config) -> ChosenModel:
     """The model of --load_epoch, or without that flag the one before training.
 
-    `config` takes over what a checkpoint says of its model. Several processes may call it at once.
+    Several processes may call it at once.
 
     :raises InputError: there is no such checkpoint, or what the model needs is not there.
     """
@@ -112,8 +112,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     :raises InputError: it does not exist, is cut short or is no checkpoint; names it.
     """
     checkpoint = load_tensors(path)
-    if is_safetensors(path):
-        raise InputError(f"{path} is a safetensors file: scripts/convert_checkpoint.py makes a checkpoint of it")
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise InputError(f"{path} is no checkpoint: it has no state_dict")
     return checkpoint
@@ -136,7 +134,7 @@ def find_checkpoint(config: Config) -> Path:
     raise InputError(f"checkpoint {candidates[0]} does not exist{_what_there_is(folder)}")
 
 
-def newest_first(folder: Path, name: re.Pattern[str] = _NAME) -> list[Path]:
+def newest_first(folder: Path, name: re.Pattern[str] = CHECKPOINT_NAME) -> list[Path]:
     """The checkpoints of a run by the step that they were written after, the newest first; model_best.pth not.
 
     :param name: the pattern of their names, whose groups are numbers that tell the step.
@@ -145,7 +143,7 @@ def newest_first(folder: Path, name: re.Pattern[str] = _NAME) -> list[Path]:
     return [path for _, path in sorted(((_position(match), path) for match, path in found), reverse=True)]
 
 
-def delete_old(folder: Path, keep_last: int | None, name: re.Pattern[str] = _NAME) -> None:
+def delete_old(folder: Path, keep_last: int | None, name: re.Pattern[str] = CHECKPOINT_NAME) -> None:
     """Delete all but the newest `keep_last` checkpoints (None: none), and what a writing that died has left."""
     for path in newest_first(folder, name)[keep_last:] if keep_last is not None else []:
         path.unlink(missing_ok=True)
@@ -153,20 +151,12 @@ def delete_old(folder: Path, keep_last: int | None, name: re.Pattern[str] = _NAM
         path.unlink(missing_ok=True)
 
 
-def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+def load_newest(folder: Path, name: re.Pattern[str] = CHECKPOINT_NAME) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint of a run that is whole: its file and what is in it; None where there is none.
 
-    Without any, model_best.pth is taken.
+    Without any, model_best.pth is taken. Damaged ones are renamed, with a warning, so that nothing reads them again.
     """
-    return first_whole([*newest_first(folder), folder / BEST])
-
-
-def first_whole(paths: Iterable[Path]) -> tuple[Path, dict[str, Any]] | None:
-    """The first of these checkpoints that is there and whole: its file and what is in it.
-
-    Damaged ones are renamed, with a warning, so that nothing reads them again.
-    """
-    for path in paths:
+    for path in [*newest_first(folder, name), folder / BEST]:
         if not path.exists():
             continue
         try:

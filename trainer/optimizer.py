@@ -23,21 +23,20 @@ def make_optimizer(model: RetrievalModel, config: Config) -> "MuonAdamW":
 
 
 def parameter_groups(model: RetrievalModel, config: Config) -> list[dict]:
-    """CLIP parameters at clip_lr, those of the text potential at their shares of potential_lr, the rest at noclip_lr;
-    no weight decay on biases, norms, tables and scales. Matrices of the text potential are `orthogonal`."""
-    rates = {name: share * config.potential_lr for name, share in model.potential_rates.items()}
-    rates["clip."] = config.clip_lr
+    """CLIP parameters at clip_lr, those of the text potential at potential_lr, the rest at noclip_lr; no weight decay
+    on biases, norms, tables and scales. Matrices of the text potential are `orthogonal`."""
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            prefix = next((prefix for prefix in rates if name.startswith(prefix)), None)
-            matrix = parameter.ndim >= 2 and id(parameter) not in tables
-            of_potential = matrix and prefix in model.potential_rates
-            rate = rates.get(prefix, config.noclip_lr)
-            if prefix in model.potential_rates and not matrix:
-                rate *= ADAM_SHARE
-            groups.setdefault((rate, matrix, of_potential), []).append(parameter)
+        if not parameter.requires_grad:
+            continue
+        matrix = parameter.ndim >= 2 and id(parameter) not in tables
+        of_potential = name.startswith(model.moved_by_muon)
+        if of_potential:
+            rate = config.potential_lr * (1 if matrix else ADAM_SHARE)
+        else:
+            rate = config.clip_lr if name.startswith("clip.") else config.noclip_lr
+        groups.setdefault((rate, matrix, matrix and of_potential), []).append(parameter)
     return [
         {
             "params": parameters,
@@ -74,20 +73,22 @@ class MuonAdamW(AdamW):
             if parameter.grad is not None:
                 alike.setdefault(parameter.shape, []).append(parameter)
         for shape, parameters in alike.items():
-            directions = orthogonalised(torch.stack([self._momentum(parameter) for parameter in parameters]))
-            size = group["lr"] * RMS * max(shape) ** 0.5
-            for parameter, direction in zip(parameters, directions.to(parameters[0].dtype), strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction, alpha=size)
+            directions = orthogonalised(torch.stack(self._momenta(parameters))).to(parameters[0].dtype)
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_sub_(parameters, directions.unbind(), alpha=group["lr"] * RMS * max(shape) ** 0.5)
+            for parameter in parameters:
                 parameter.grad = None  # AdamW passes it by
 
-    def _momentum(self, parameter: nn.Parameter) -> Tensor:
+    def _momenta(self, parameters: list[nn.Parameter]) -> list[Tensor]:
         """Nesterov's, of the gradients up to now."""
-        state = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros(())  # which AdamW expects of every parameter
-            state["momentum"] = torch.zeros_like(parameter)
-        state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
-        return parameter.grad.lerp(state["momentum"], MOMENTUM)
+        for parameter in parameters:
+            if not self.state[parameter]:
+                # AdamW expects a step of every parameter
+                self.state[parameter] |= {"step": torch.zeros(()), "momentum": torch.zeros_like(parameter)}
+        gradients = [parameter.grad for parameter in parameters]
+        momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+        return torch._foreach_lerp(gradients, momenta, MOMENTUM)
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:

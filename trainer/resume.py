@@ -2,15 +2,15 @@
 
 import logging
 import shlex
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from config import Config
-from config.config import up_to_date
+from config.flags import flags_of, names_of
 from trainer.checkpoints import BEST, load_newest, load_whole, newest_first
 from trainer.run_folder import CONFIG_FILE
 from utils import distributed
@@ -20,59 +20,46 @@ from utils.errors import InputError
 logger = logging.getLogger(__name__)
 
 LATEST = "latest"  # what --resume alone means
-
-# settings of the machine, of places and of what is told: a run may go on with others. The batch of all processes is
-# compared instead of batch_size and grad_accum.
-FREE_SETTINGS = frozenset({
-    "videos_dir", "data_dir", "num_workers", "frame_cache", "frame_cache_gb", "diffusion_lm", "batch_size",
-    "grad_accum", "gpu", "compile", "gradient_checkpointing", "detect_anomaly", "profile", "resume", "batch_size_split",
-    "chunk_size", "save_memory_mode", "exp_name", "output_dir", "datetime", "save_every", "save_steps", "keep_last",
-    "log_step", "no_tensorboard", "tb_log_dir", "noloss_record", "output_json", "load_epoch", "DSL",
-})  # fmt: skip
+Resumed = tuple[Config, Path | None, dict[str, Any] | None]  # settings of the run, its checkpoint and what is in it
 
 
-def resume_together(config: Config) -> tuple[Path | None, dict[str, Any] | None]:
-    """`resume` in every process of a run: the main one looks, the others read what it found. Gives the run its name."""
+def resume_together(config: Config) -> Resumed:
+    """`resume` in every process of a run: the main one looks, the others read what it found."""
     path = checkpoint = None
     if config.resume and distributed.is_main():
-        path, checkpoint = resume(config)
-    path, name = distributed.broadcast_object((path, config.run_dir.name))
-    if distributed.is_main():
-        return path, checkpoint
-    config.datetime = name
-    if path is None:
-        return None, None
-    config.resume = str(path)
-    return resume(config)
+        config, path, checkpoint = resume(config)
+    path, name = distributed.broadcast_object((path, config.datetime))
+    config = replace(config, datetime=name)
+    if path is None or distributed.is_main():
+        return config, path, checkpoint
+    return resume(replace(config, resume=str(path)))
 
 
-def resume(config: Config) -> tuple[Path | None, dict[str, Any] | None]:
-    """The checkpoint that --resume means: its file and what is in it. `config` becomes that of the run, but for what
-    the command line gives.
+def resume(config: Config) -> Resumed:
+    """The checkpoint that --resume means: its file, what is in it, and the settings of its run, but for what the
+    command line gives.
 
     None where the run has no checkpoint yet: it starts from the beginning, so that a job may always give --resume.
 
     :raises InputError: there is no such checkpoint, or a flag contradicts the run.
     """
     if config.resume == LATEST:
-        folder = config.run_dir if config.datetime else _newest_run(Path(config.output_dir) / config.exp_name)
+        experiment = Path(config.output_dir) / config.exp_name
+        folder = config.run_dir if config.datetime else _newest_run(experiment)
         found = folder and load_newest(folder)
         if not found:
-            config.datetime = folder.name if folder else config.run_dir.name
-            logger.info("--resume: %s has no checkpoint yet, it starts from the beginning", config.run_dir)
-            return None, None
+            logger.info("--resume: %s has no checkpoint yet, it starts from the beginning", folder or experiment)
+            return replace(config, datetime=folder and folder.name), None, None
     else:
         place = Path(config.resume)
         found = load_newest(place) if place.is_dir() else (place, load_whole(place))
         if not found:
             raise InputError(f"--resume={place}: the folder holds no checkpoint")
     path, checkpoint = found
-    trained = up_to_date(checkpoint["config"])
-    Config.from_dict(trained)  # complains about names that are not known
-    take_over(config, config.explicit | {"resume"}, trained, path, FREE_SETTINGS)
-    folder = path.resolve().parent
-    config.datetime, config.exp_name, config.output_dir = folder.name, folder.parent.name, str(folder.parent.parent)
-    return path, checkpoint
+    trained = Config.from_dict(checkpoint["config"]).to_dict()
+    config, folder = go_on_as(config, trained, path), path.resolve().parent
+    run = {"datetime": folder.name, "exp_name": folder.parent.name, "output_dir": str(folder.parent.parent)}
+    return replace(config, **run, explicit=config.explicit | trained.keys()), path, checkpoint
 
 
 def _newest_run(experiment: Path) -> Path | None:
@@ -81,24 +68,21 @@ def _newest_run(experiment: Path) -> Path | None:
     return max(runs, key=lambda run: run.stat().st_mtime, default=None)  # checkpoints are renamed into it
 
 
-def take_over(
-    settings: object, given: Container[str], trained: Mapping[str, Any], path: Path, free: Container[str]
-) -> None:
-    """Give settings the values that the run of `path` was trained with, but for those that the command line gives.
+def go_on_as(config: Any, trained: Mapping[str, Any], path: Path) -> Any:
+    """The settings of a run that goes on, with the values that it was trained with, but for those that are given.
 
-    :param settings: an object with an attribute for each setting.
-    :param given: names of the flags on the command line.
-    :param free: those with which the run may go on although they differ.
-    :raises InputError: another flag differs.
+    :param config: of flags, with `explicit`, the names of those on the command line.
+    :param path: of the run's checkpoint.
+    :raises InputError: a flag is given that differs, and its role says that a run keeps it.
     """
-    for name, value in trained.items():
-        if name not in given:
-            setattr(settings, name, value)
-        elif name not in free and getattr(settings, name) != value:
+    flags = flags_of(config)
+    for name in trained.keys() & config.explicit:
+        if flags[name][1].what_follows.agrees and getattr(config, name) != trained[name]:
             raise InputError(
-                f"--{name}={getattr(settings, name)} contradicts the run of {path}, which has {value}: leave the flag "
-                f"out, or start a new run"
+                f"--{name}={getattr(config, name)} contradicts the run of {path}, which has {trained[name]}: leave the "
+                f"flag out, or start a new run"
             )
+    return replace(config, **{name: trained[name] for name in (trained.keys() & flags.keys()) - config.explicit})
 
 
 def restore_random_state(states: Sequence[Mapping[str, Any]], seed: int, step: int, device: torch.device) -> None:
@@ -119,19 +103,17 @@ def how_to_go_on(folder: Path) -> str:
     return f"go on with: python train.py --resume={folder}"
 
 
-TEST_FLAGS = (
-    "dataset_name", "annotations", "data_dir", "videos_dir", "split", "allow_missing", "output_dir", "exp_name",
-    "batch_size", "num_workers", "frame_cache", "frame_cache_side", "gpu", "precision", "seed", "sampler",
-    "sampling_steps", "rerank_topk", "metric", "DSL", "output_json",
-)  # fmt: skip
-
-
 def how_to_test(config: Config) -> str:
     """The command that evaluates the best checkpoint of a run as the run itself would."""
-    defaults = {f.name: f.default for f in fields(Config)} | {"sampling_steps": config.diffusion_steps}
-    given = {name: value for name in TEST_FLAGS if (value := getattr(config, name)) != defaults[name]}
+    of_test = names_of(
+        config, lambda declared: declared.shown_by("test") and declared.role not in ("shape", "training")
+    )
+    defaults = {name: f.default for name, (f, _) in flags_of(config).items()} | {
+        "sampling_steps": config.diffusion_steps
+    }
+    given = {name: value for name in of_test if (value := getattr(config, name)) != defaults[name]}
     flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
-    return f"python test.py {shlex.join([*flags, f'--datetime={config.run_dir.name}', '--load_epoch=0'])}"
+    return f"python test.py {shlex.join([*flags, '--load_epoch=0'])}"
 
 
 def what_is_kept(folder: Path) -> str:

@@ -40,7 +40,8 @@ def training_folder(config: Config, resume: bool = False) -> Iterator[Path]:
         raise InputError(f"{folder} holds a run already: give another --datetime or --exp_name, or go on with --resume")
     existed = folder.exists()
     try:
-        with _logged_to(_begun(folder, config)):
+        with logged_to(folder):
+            _write_config(folder, config)
             yield folder
     except InputError as error:
         if not existed and not isinstance(error, TrainedError):
@@ -48,19 +49,26 @@ def training_folder(config: Config, resume: bool = False) -> Iterator[Path]:
         raise
 
 
-def _begun(folder: Path, config: Config) -> logging.Handler:
-    """Make the folder with config.json, and log.txt as a handler."""
+def _write_config(folder: Path, config: Config) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with written_whole(folder / CONFIG_FILE) as unfinished:
             config.save(unfinished)
-        return logging.FileHandler(folder / LOG_FILE, encoding="utf-8")
     except OSError as error:
         raise InputError(f"run folder {folder} cannot be written: {error.strerror}") from error
 
 
 @contextmanager
-def _logged_to(handler: logging.Handler) -> Iterator[None]:
+def logged_to(folder: Path, anew: bool = False) -> Iterator[None]:
+    """Make a folder, and log to its log.txt.
+
+    :param anew: without what that file holds.
+    :raises InputError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(folder / LOG_FILE, mode="w" if anew else "a", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"run folder {folder} cannot be written: {error.strerror}") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logging.getLogger().addHandler(handler)
     try:
@@ -70,16 +78,19 @@ def _logged_to(handler: logging.Handler) -> Iterator[None]:
         handler.close()
 
 
-class Records:
-    """metrics.jsonl of a run: a record a line.
+class MetricsWriter:
+    """Numbers of a run, to metrics.jsonl, a record a line, and to TensorBoard.
 
     :param folder: of the run.
+    :param tensorboard_dir: None writes no TensorBoard files.
     :param step: of a run that goes on; what was written after it is dropped, because it comes again.
     :param evaluated: whether the evaluation of this step stays, if there was one.
-    :raises InputError: the file cannot be written.
+    :raises InputError: a file, or the TensorBoard folder, cannot be written.
     """
 
-    def __init__(self, folder: Path, step: int = 0, evaluated: bool = True) -> None:
+    def __init__(
+        self, folder: Path, tensorboard_dir: Path | None = None, step: int = 0, evaluated: bool = True
+    ) -> None:
         self.path = folder / METRICS_FILE
         try:
             kept = _records_until(self.path, step, evaluated)
@@ -89,36 +100,6 @@ class Records:
             self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
         except OSError as error:
             raise self._cannot_be_written(error) from error
-
-    def append(self, record: dict[str, Any]) -> None:
-        """Add a record, which has its step."""
-        try:
-            self.file.write(json.dumps(record) + "\n")
-            self.file.flush()
-        except OSError as error:
-            raise self._cannot_be_written(error) from error
-
-    def close(self) -> None:
-        """Close the file."""
-        with suppress(OSError):  # of a full disk, which append has told
-            self.file.close()
-
-    def _cannot_be_written(self, error: OSError) -> InputError:
-        return InputError(f"{self.path} cannot be written: {error.strerror}")
-
-
-class MetricsWriter:
-    """Numbers of a run, to metrics.jsonl and TensorBoard.
-
-    :param folder: of the run.
-    :param tensorboard_dir: None writes no TensorBoard files.
-    :param step: of a run that goes on; what was written after it is dropped, because it comes again.
-    :param evaluated: whether the evaluation of this step stays, if there was one.
-    :raises InputError: the TensorBoard folder cannot be written.
-    """
-
-    def __init__(self, folder: Path, tensorboard_dir: Path | None, step: int = 0, evaluated: bool = True) -> None:
-        self.records = Records(folder, step, evaluated)
         self.tensorboard = None
         if tensorboard_dir is not None:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, not always wanted
@@ -128,9 +109,13 @@ class MetricsWriter:
             except OSError as error:
                 raise InputError(f"TensorBoard folder {tensorboard_dir} cannot be written: {error.strerror}") from error
 
-    def write(self, step: int, epoch: int, values: dict[str, float], tensorboard: bool = True) -> None:
-        """Append values, by name, at a step."""
-        self.records.append({"step": step, "epoch": epoch, **values})
+    def write(self, step: int, epoch: int | None, values: dict[str, Any], tensorboard: bool = True) -> None:
+        """Append values, by name, at a step; None where it is of no epoch."""
+        try:
+            self.file.write(json.dumps({"step": step} | ({} if epoch is None else {"epoch": epoch}) | values) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise self._cannot_be_written(error) from error
         with self._goes_on():
             for name, value in values.items() if self.tensorboard and tensorboard else ():
                 self.tensorboard.add_scalar(name, value, step)
@@ -143,10 +128,14 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flush and close."""
-        self.records.close()
+        with suppress(OSError):  # of a full disk, which write has told
+            self.file.close()
         with self._goes_on():
             if self.tensorboard:
                 self.tensorboard.close()
+
+    def _cannot_be_written(self, error: OSError) -> InputError:
+        return InputError(f"{self.path} cannot be written: {error.strerror}")
 
     @contextmanager
     def _goes_on(self) -> Iterator[None]:
@@ -157,7 +146,7 @@ class MetricsWriter:
             self.tensorboard = None
             logger.warning(
                 "the TensorBoard files end here, they cannot be written: %s; %s has the same numbers",
-                error.strerror, self.records.path,
+                error.strerror, self.path,
             )  # fmt: skip
 
 

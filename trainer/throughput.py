@@ -1,24 +1,19 @@
 """How fast training is: pairs per second, time spent waiting for data, memory."""
 
-import logging
 import resource
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch.profiler import profile, schedule
 
 from utils import distributed
-
-logger = logging.getLogger(__name__)
+from utils.machine import cores
 
 Batch = TypeVar("Batch")
 
 SLOW_LOADING = 0.3  # share of the time spent waiting for data, from which loading is the bottleneck
-PROFILE_ROWS = 15  # operations in the log
 
 
 class Stopwatch:
@@ -63,28 +58,17 @@ class Stopwatch:
         return self.pairs / seconds, min(1.0, waited / seconds)
 
 
+def how_to_load_faster(waited: float, workers: int) -> str:
+    """What to do where a share of the time is spent waiting for so many workers."""
+    if workers < cores():
+        flag = f"raise --num_workers={workers}: this process may use {cores()} cores"
+    else:
+        flag = "all cores decode already: keep decoded frames with --frame_cache=FOLDER"
+    return f"loading is the bottleneck, {100 * waited:.0f} % of the time is spent waiting for data; {flag}"
+
+
 def memory_gb(device: torch.device) -> float:
     """The most memory that this process has held so far, of the GPU or of the machine, in GB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
-@contextmanager
-def profiler(steps: int, folder: Path) -> Iterator[profile | None]:
-    """A profiler of `steps` training steps after the first few; its `step()` is called after each. None for 0 steps.
-
-    :param folder: of the run; the trace is its profile.json, for chrome://tracing or Perfetto.
-    """
-    if not steps:
-        yield None
-        return
-
-    def write(finished: profile) -> None:
-        path = folder / "profile.json"
-        finished.export_chrome_trace(str(path))
-        table = finished.key_averages().table(sort_by="self_cpu_time_total", row_limit=PROFILE_ROWS)
-        logger.info("profile of %d steps: %s\n%s", steps, path, table)
-
-    with profile(schedule=schedule(wait=1, warmup=1, active=steps, repeat=1), on_trace_ready=write) as running:
-        yield running

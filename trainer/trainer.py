@@ -5,13 +5,12 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
 from config import Config
@@ -20,31 +19,27 @@ from datasets.frame_cache import CacheSettings
 from datasets.holdout import TrainingSplits
 from datasets.loading import TrainPairs, batch_that_fits, batches, train_loader
 from datasets.video_kind import VideoKind, warn_of_others
-from diffusion_lm.losses import first_not_finite
-from diffusion_lm.vocabulary import SPECIAL_TOKENS, UNK
-from evaluation.evaluator import Evaluation, Evaluator, format_table, write_results
+from evaluation.evaluator import Evaluator
+from evaluation.results import Evaluation, format_table, write_results
 from model.retrieval import RetrievalModel
 from modules.losses import clamp_logit_scale
-from modules.noise import other_captions
-from trainer.anomaly import find_anomalies
-from trainer.checkpoints import BEST, delete_old, epoch_file, load_checkpoint, newest_first, save_checkpoint, step_file
+from trainer.captions import TrainingCaptions
+from trainer.checkpoints import BEST, delete_old, epoch_file, load_checkpoint, save_checkpoint, step_file
 from trainer.data_record import Record
+from trainer.loop import Loop
 from trainer.optimizer import make_optimizer
-from trainer.resume import how_to_go_on, how_to_test, restore_random_state, what_is_kept
+from trainer.resume import how_to_go_on, how_to_test, what_is_kept
 from trainer.run_folder import EVALUATION, RESULTS_FILE, TEST, MetricsWriter, TrainedError
-from trainer.throughput import SLOW_LOADING, Stopwatch, memory_gb, profiler
+from trainer.throughput import SLOW_LOADING, Stopwatch, how_to_load_faster, memory_gb
 from trainer.training_step import TrainingStep
 from utils import distributed
 from utils.device import random_state, seed_process, set_random_state
-from utils.errors import InputError, RunError
-from utils.machine import cores
+from utils.errors import InputError
 from utils.progress import progress
-from utils.stop import Interrupted, StopSignal
+from utils.stop import Interrupted
 
 logger = logging.getLogger(__name__)
 
-MOST_UNKNOWN = 0.05  # share of words; a Diffusion-LM of the same captions without rare words is below
-GRADIENT_NORM = 1.0
 WINDOW_COLUMNS = ("R1", "R5", "R10", "MedR", "MeanR")
 SHOWN_PAIRS = 8  # of a batch, in an error
 
@@ -58,8 +53,8 @@ def _figures(evaluation: Evaluation, prefix: str) -> dict[str, float]:
     }
 
 
-class Trainer:
-    """Trains a model on pairs of a split, evaluates it on the way and keeps the best. One in each process of a run.
+class Trainer(Loop):
+    """Trains a model on pairs of a split, evaluates it on the way and keeps the best.
 
     :param model: on its device.
     :param splits: of the run.
@@ -68,6 +63,9 @@ class Trainer:
     :param resumed: the checkpoint to go on from, whose weights the model has already.
     :param data: what `same_data` gave, for the checkpoints that the main process writes.
     """
+
+    remedy = "lower --clip_lr or --noclip_lr, or give --precision=fp32"
+    model: RetrievalModel
 
     def __init__(
         self,
@@ -81,8 +79,9 @@ class Trainer:
         resumed: dict[str, Any] | None = None,
         data: Record | None = None,
     ) -> None:
-        self.model, self.config, self.split, self.selection = model, config, splits.train, splits.selection
-        self.device, self.dtype, self.folder, self.writer, self.data = device, dtype, folder, writer, data
+        super().__init__(model, folder, device, dtype, config.seed)
+        self.config, self.split, self.selection = config, splits.train, splits.selection
+        self.writer, self.data = writer, data
         self.videos = VideoKind.of(splits.train) if distributed.is_main() else None
         chooses = splits.val or splits.test  # None: the last epoch is taken
         evaluator = functools.partial(
@@ -99,47 +98,26 @@ class Trainer:
         self.rows, self.batch_size = range(rank * own, (rank + 1) * own), own * size
         self.loader = train_loader(pairs, own, config.num_workers, config.seed, device.type == "cuda", rank, size)
         self.steps_of_epoch = self.loader.sampler.steps
-        self.epoch, self.epoch_step, self.step = 1, 0, 0  # the epoch being trained, steps done of it and of all
-        self.tokens = model.tokenize(self.split.captions)
-        self.captions_of_clip: list[list[int]] = [[] for _ in self.split.clips]
-        for caption, clip in enumerate(self.split.clip_of_caption):
-            self.captions_of_clip[clip].append(caption)
-        self.most_captions = max(map(len, self.captions_of_clip))
-        self._tell_unknown_words()
-        model.freeze(config.freeze_layer_num)
+        self.epoch, self.epoch_step = 1, 0  # the epoch being trained, steps done of it
+        self.captions = TrainingCaptions(self.split, model, config.seed)
         clamp_logit_scale(model.clip.logit_scale)  # weights of others may come with more
-        model.train().drop_patches(config.patch_dropout)
+        model.train()
         model.prepare(config.gradient_checkpointing, config.compile)
         self.training_step = distributed.synchronised(TrainingStep(model, config.grad_accum, device, dtype))
         self.optimizer = make_optimizer(model, config)
         total = self.steps_of_epoch * config.num_epochs
         warmup = math.ceil(total * config.warmup_proportion)
         self.scheduler = get_cosine_schedule_with_warmup(self.optimizer, warmup, total)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.evaluated = True  # unless an evaluation is due at this step
         self.best = -1.0
         self.window: deque[dict[str, float]] = deque(maxlen=config.eval_window_size)
-        self.recent: list[Tensor] = []  # losses of each step since the last log line, on the device
-        self.names: list[str] = []  # of these losses
-        self.stop, self.watch = StopSignal(), Stopwatch()
+        self.watch = Stopwatch()
         if resumed is not None:
             self._restore(resumed)
         elif size > 1:
             seed_process(config.seed, rank, 0)
         logger.info("batch of %d pairs: %d processes x %d%s", self.batch_size, size, batch_size,
                     f" x {config.grad_accum} chunks" if config.grad_accum > 1 else "")  # fmt: skip
-
-    def _tell_unknown_words(self) -> None:
-        """Warn of a Diffusion-LM that was made for other captions: nothing else would show it."""
-        if "word_ids" not in self.tokens:
-            return
-        unknown = self.tokens["word_ids"] == UNK
-        share = float(unknown.sum() / (unknown | (self.tokens["word_ids"] >= len(SPECIAL_TOKENS))).sum().clamp(min=1))
-        if share > MOST_UNKNOWN:
-            logger.warning(
-                "the Diffusion-LM does not know %.0f %% of the words of the training captions: pre-train it on these, "
-                'see "Diffusion" in README.md', 100 * share,
-            )  # fmt: skip
 
     def train(self) -> None:
         """All epochs, from where the run is.
@@ -148,8 +126,7 @@ class Trainer:
         :raises RunError: the loss is not finite.
         :raises TrainedError: bad input was met after the first step.
         """
-        profile = profiler(self.config.profile, self.folder) if distributed.is_main() else nullcontext()
-        with self.stop, find_anomalies(self.model, self.config.detect_anomaly), profile as self.profile:
+        with self.stop:
             try:
                 self._train_epochs()
                 self._test()
@@ -183,8 +160,6 @@ class Trainer:
         loaded = self.watch.waiting(batches(self.loader, failed, beyond.of_caption))
         for frames, index in self._progress(self._until_the_end(loaded)):
             self._train_step(frames, index)
-            self.epoch_step += 1
-            self.step += 1
             if self.epoch_step % self.config.log_step == 0 or self.epoch_step == steps:
                 self._log_step()
             with self.watch.paused():
@@ -208,82 +183,23 @@ class Trainer:
         :param index: captions (B,), on the CPU.
         """
         noise = self.model.draw_noise(self.step, self.rows)
-        losses = self.training_step(frames, self.model.select(self.tokens, self._read_with(index)), noise)
+        losses = self.training_step(frames, self.captions.take(index, self.step, self.rows), noise)
         loss = torch.stack(list(losses.values())).sum()
-        self.optimizer.zero_grad(set_to_none=True)
-        try:
-            self.scaler.scale(loss).backward()
-        except RuntimeError as error:
-            if self.config.detect_anomaly and "nan values" in str(error):
-                raise self._not_finite(str(error).splitlines()[0], self.epoch_step + 1) from error
-            raise
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_NORM)
-        self.scaler.step(self.optimizer)
+        self._descend(losses | {"loss": loss})
+        self.epoch_step += 1
         clamp_logit_scale(self.model.clip.logit_scale)
-        if self._step_was_taken():
-            self.scheduler.step()
-        if self.profile:
-            self.profile.step()
         self.watch.pairs += self.batch_size
-        values = losses | {"loss": loss}
-        if not self.scaler.is_enabled():  # which meets gradients that are not finite, and leaves out the step
-            values["gradient_norm"] = norm
-        self.names = list(values)
-        self.recent.append(torch.stack(list(values.values())).detach())  # reading it here would wait for the device
-        if self.config.detect_anomaly:
-            self._read_recent(self.epoch_step + 1)
 
-    def _read_with(self, index: Tensor) -> Tensor:
-        """Captions (B,), and behind each the others of its video that the model reads too: (B, R), -1 for none."""
-        count = min(self.model.captions_read, self.most_captions) - 1
-        if count == 0:
-            return index
-        clips, captions = self.split.clip_of_caption, index.tolist()
-        same_video = [self.captions_of_clip[clips[caption]] for caption in captions]
-        others = other_captions(captions, same_video, count, self.config.seed, self.step, self.rows)
-        return torch.cat([index[:, None], others], dim=1)
-
-    def _step_was_taken(self) -> bool:
-        """Update the loss scale; whether the optimizer's step was taken, which fp16 leaves out where gradients are
-        infinite. Only fp16 has to wait for the device to know."""
-        if not self.scaler.is_enabled():
-            return True
-        scale = self.scaler.get_scale()
-        self.scaler.update()
-        return self.scaler.get_scale() >= scale
-
-    def _read_recent(self, epoch_step: int | None = None) -> Tensor:
-        """Losses of the steps since the last log line, (steps, names), on the CPU.
-
-        :param epoch_step: the last of these steps; default: the steps done.
-        :raises RunError: they are not finite.
-        """
-        if not self.recent:
-            return torch.empty(0, len(self.names))
-        values = torch.stack(self.recent).cpu()
-        wrong = first_not_finite(values, self.names)
-        if wrong:
-            place, name, value = wrong
-            last = self.epoch_step if epoch_step is None else epoch_step
-            raise self._not_finite(f"{name} is {value}", last - len(values) + 1 + place)
-        return values
-
-    def _not_finite(self, what: str, epoch_step: int) -> RunError:
+    def _where(self, step: int) -> str:
+        """The epoch and step, and which pairs they were."""
+        epoch_step = step - self.step + self.epoch_step
         index = self.loader.sampler.batches()[epoch_step - 1].tolist()
         clips = self.split.clip_of_caption
         pairs = [f"{self.split.clips[clips[i]].video_id} (caption {i})" for i in index]
         logger.error("pairs of the step that is not finite: %s", ", ".join(pairs))
-        shown = ", ".join(pairs[:SHOWN_PAIRS]) + (
-            f" and {len(pairs) - SHOWN_PAIRS} more" if pairs[SHOWN_PAIRS:] else ""
-        )
-        finite = [*newest_first(self.folder), self.folder / BEST]
-        last = next((str(path) for path in finite if path.exists()), "none was written yet")
-        return RunError(
-            f"{what} at epoch {self.epoch}, step {epoch_step} ({self.step - self.epoch_step + epoch_step} of the run), "
-            f"with the pairs {shown}; last finite checkpoint: {last}; lower --clip_lr or --noclip_lr, give "
-            f"--precision=fp32, or look closer with --detect_anomaly"
-        )
+        more = f" and {len(pairs) - SHOWN_PAIRS} more" if pairs[SHOWN_PAIRS:] else ""
+        shown = ", ".join(pairs[:SHOWN_PAIRS]) + more
+        return f"epoch {self.epoch}, step {epoch_step} ({step} of the run), with the pairs {shown}"
 
     def _log_step(self) -> None:
         means = self._read_recent().mean(0).tolist()
@@ -294,60 +210,29 @@ class Trainer:
         self.watch.restart()
         if self.writer is None:
             return
-        figures = {
-            "speed/pairs_per_s": speed,
-            "speed/data_wait": waited,
-            "speed/memory_gb": memory_gb(self.device),
-        }
+        memory = memory_gb(self.device)
+        figures = {"speed/pairs_per_s": speed, "speed/data_wait": waited, "speed/memory_gb": memory}
         self.writer.write(self.step, self.epoch, values | figures, tensorboard=not self.config.noloss_record)
         logger.info(
             "epoch %d, step %d of %d: %s; %.3g pairs/s, %.0f %% waiting for data, %.2f GB",
             self.epoch, self.epoch_step, self.steps_of_epoch,
             ", ".join(f"{name} {value:.4f}" for name, value in zip(self.names, means, strict=True)),
-            speed, 100 * waited, figures["speed/memory_gb"],
+            speed, 100 * waited, memory,
         )  # fmt: skip
         if waited > SLOW_LOADING and self.epoch_step > self.config.log_step and not self.told_slow:
             self.told_slow = True
-            logger.warning(self._advice(waited))
-
-    def _advice(self, waited: float) -> str:
-        workers = self.config.num_workers
-        if workers < cores():
-            flag = f"raise --num_workers={workers}: this process may use {cores()} cores"
-        else:
-            flag = "all cores decode already: keep decoded frames with --frame_cache=FOLDER"
-        return f"loading is the bottleneck, {100 * waited:.0f} % of the time is spent waiting for data; {flag}"
-
-    def _until_the_end(self, loaded: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch, until a process cannot read its next one or a signal has come to one: all processes
-        meet before each step, so that all of them save the same one and end."""
-        while True:
-            batch = failure = None
-            try:
-                batch = next(loaded, None)
-            except InputError as error:
-                failure = error
-            if distributed.any_process(failure is not None or self.stop.number != 0):
-                self._end(failure)
-            if batch is None:
-                return
-            yield batch
-
-    def _end(self, failure: InputError | None = None) -> NoReturn:
-        """Save and end, in all processes: at the failure of one of them, or at a signal."""
-        failures = distributed.gather_objects(failure and str(failure))
-        if self.step or not any(failures):
-            self._save(self._checkpoint_file())
-        for reason in filter(None, failures):
-            distributed.barrier()  # the first one that leaves ends the others, also one that writes
-            raise InputError(reason)
-        self.stop.end_run(self._place(), how_to_go_on(self.folder))
+            logger.warning(how_to_load_faster(waited, self.config.num_workers))
 
     def _place(self) -> str:
         return f"step {self.epoch_step} of epoch {self.epoch}"
 
+    def _how_to_go_on(self) -> str:
+        return how_to_go_on(self.folder)
+
+    def _save_step(self) -> None:
+        self._save(self._checkpoint_file())
+
     def _checkpoint_file(self) -> str:
-        """Name of the checkpoint of this step."""
         whole = self.epoch_step == self.steps_of_epoch and self.epoch % self.config.save_every == 0
         return epoch_file(self.epoch) if whole else step_file(self.epoch, self.epoch_step)
 
@@ -415,7 +300,7 @@ class Trainer:
                 row = evaluation.row(self.config.metric) if distributed.is_main() else None
                 return evaluation, distributed.broadcast_object(row)
         except Interrupted:
-            self.stop.end_run(self._place(), how_to_go_on(self.folder), together=False)
+            self.stop.end_run(self._place(), self._how_to_go_on(), together=False)
 
     def _test(self) -> None:
         """Evaluate the best model on the test split, once, where that split has not chosen it."""
@@ -441,7 +326,7 @@ class Trainer:
 
     def _is_tested(self) -> bool:
         """Whether the run, which goes on, had got to its end."""
-        tested = self.writer is not None and self.writer.records.tested and self._results_file().exists()
+        tested = self.writer is not None and self.writer.tested and self._results_file().exists()
         tested = distributed.broadcast_object(tested)
         if tested:
             logger.info("the run has ended before, its results are in %s", self._results_file())
@@ -458,11 +343,8 @@ class Trainer:
         table = format_table(evaluation, metric, self.config.DSL)
         logger.info(
             "epoch %d, evaluation on the %s split in %.1f s\n%s",
-            self.epoch,
-            evaluation.split,
-            evaluation.seconds,
-            table,
-        )
+            self.epoch, evaluation.split, evaluation.seconds, table,
+        )  # fmt: skip
         averages = ", ".join(f"{name} {value:.1f}" for name, value in window.items())
         logger.info("%s strict, average of the last %d: %s", metric, len(self.window), averages)
         values = _figures(evaluation, "eval")
@@ -470,18 +352,14 @@ class Trainer:
         self.writer.write(self.step, self.epoch, values | {EVALUATION: evaluation.seconds})
 
     def _save(self, name: str, metrics: dict | None = None, counts: bool = True) -> None:
-        """Write a checkpoint, by the main process, with the random states of all; only of finite losses.
+        """Write a checkpoint; only of finite losses.
 
         :param counts: as one of --keep_last.
         """
-        self._read_recent()
-        states = distributed.gather_objects(random_state(self.device))
-        if not distributed.is_main():
+        training = self._training_state()
+        if training is None:
             return
-        training = {
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "scaler": self.scaler.state_dict(),
+        training |= {
             "epoch_step": self.epoch_step,
             "evaluated": self.evaluated,
             "batch_size": self.batch_size,
@@ -489,7 +367,6 @@ class Trainer:
             "window": list(self.window),
             "names": self.names,
             "recent": [values.cpu() for values in self.recent],
-            "random_states": states,
             "metrics": metrics,
             "selected_on": self.selection.to_dict(),
             "videos": self.videos and self.videos.to_dict(),
@@ -499,27 +376,19 @@ class Trainer:
         save_checkpoint(self.folder / name, self.model, self.config, self.epoch, self.step, training)
         delete_old(self.folder, self.config.keep_last if counts else None)
 
-    def _restore(self, checkpoint: dict[str, Any]) -> None:
+    def _restore(self, checkpoint: Mapping[str, Any]) -> None:
         if checkpoint["batch_size"] != self.batch_size:
             now = f"{distributed.size()} processes x --batch_size={self.config.batch_size}"
             raise InputError(
                 f"--resume: a batch of the run has {checkpoint['batch_size']} pairs, but {now} "
                 f"x --grad_accum={self.config.grad_accum} are {self.batch_size}"
             )
-        try:
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
-        except ValueError as error:
-            raise InputError(
-                "--resume: an older version wrote this run and trained other parameters: start a new run"
-            ) from error
-        self.scheduler.load_state_dict(checkpoint["scheduler"])
-        self.scaler.load_state_dict(checkpoint["scaler"])
-        self.epoch, self.epoch_step, self.step = (checkpoint[name] for name in ("epoch", "epoch_step", "step"))
+        super()._restore(checkpoint)
+        self.epoch, self.epoch_step = checkpoint["epoch"], checkpoint["epoch_step"]
         self.best, self.names = checkpoint["best"], checkpoint["names"]
         if self.videos and (videos := checkpoint.get("videos")):
             warn_of_others(VideoKind(**videos), self.split)
         self.evaluated = checkpoint.get("evaluated", True)  # older ones were written after it
         self.window.extend(checkpoint["window"])
         self.recent = [values.to(self.device) for values in checkpoint["recent"]]
-        restore_random_state(checkpoint["random_states"], self.config.seed, self.step, self.device)
         logger.info("the run goes on at epoch %d after step %d", self.epoch, self.epoch_step)

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all. Imports no torch: small programs use it in each of their processes."""
 
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +12,11 @@ from utils.errors import InputError
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary file's name, to write to: afterwards fsync and rename, so that `path` is either the old file or the
-    whole new one. An error leaves the old one."""
+    """A temporary file's name, this process's own, to write to: afterwards fsync and rename, so that `path` is either
+    the old file or the whole new one. An error leaves the old one.
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{socket.gethostname()}-{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         with open(temporary, "rb") as file:

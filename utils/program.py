@@ -1,5 +1,6 @@
 """How every program runs: log lines, exit codes, and one line for bad input."""
 
+import io
 import logging
 import os
 import select
@@ -30,6 +31,7 @@ def run_program(program: str, main: Callable[[], None]) -> int:
 
     :return: exit code.
     """
+    _write_what_cannot_be_encoded_as_escapes()
     log_to_console()
     code = _exit_code(program, main)
     try:
@@ -39,6 +41,13 @@ def run_program(program: str, main: Callable[[], None]) -> int:
     if code == CLOSED_PIPE:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
     return code
+
+
+def _write_what_cannot_be_encoded_as_escapes() -> None:
+    """Captions and names hold letters that standard output may not have, where it is not UTF-8: an answer would end
+    the program, and a line of the log be lost."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # else somebody has put something in its place
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _nobody_reads() -> bool:

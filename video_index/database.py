@@ -35,6 +35,8 @@ def create(path: Path, about: Iterable[tuple[str, str]]) -> None:
     :param about: rows of the table of that name.
     :raises InputError: it cannot be written.
     """
+    for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a process that was killed
+        left.unlink(missing_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with speaking(path.parent):

@@ -87,7 +87,7 @@ def _encoder(config: SearchConfig, head: Head | None) -> tuple[object, Head]:
         from video_index.searching_model import load_model
 
     device = choose_device(config.gpu)
-    model, made = load_model(config, head, device)
+    config, model, made = load_model(config, head, device)
     logger.info("model: %s", made.made_with)
     return Encoder(model, config, device, choose_precision(config.precision, device)), made
 

@@ -17,19 +17,22 @@ logger = logging.getLogger(__name__)
 WINDOW = 30.0  # seconds
 
 
-def load_model(config: SearchConfig, head: Head | None, device: torch.device) -> tuple[RetrievalModel, Head]:
-    """The model of the command line, else that of the index, in evaluation mode; and what an index of it begins with.
+def load_model(
+    config: SearchConfig, head: Head | None, device: torch.device
+) -> tuple[SearchConfig, RetrievalModel, Head]:
+    """The model of the command line, else that of the index, in evaluation mode; before it the settings with what the
+    index and the checkpoint say, and after it what an index of it begins with.
 
-    :param config: takes over what the index or the checkpoint say.
     :param head: of the index, None for a new one.
     :raises InputError: there is no such model, or the index belongs to another one.
     """
     if head is not None and not config.names_model:
-        config.take_model(head.flags)
+        config = config.with_model(head.flags)
     flags = config.model_flags()  # before the checkpoint's own settings join them
     set_up(device, config.seed)  # of a CLIP with random weights
     path, model = chosen_model(config)[:2]
-    for note in config.notes():
+    config = config.of_model(model.model_config)
+    for note in config.notes(config.command):
         logger.info(note)
     marks = {
         "--num_frames": str(config.num_frames),
@@ -42,7 +45,7 @@ def load_model(config: SearchConfig, head: Head | None, device: torch.device) ->
     made = Head(made_with, marks, flags, window, (config.num_frames, model.embed_dim), model.token_shape)
     if head is not None:
         _refuse_another(config, head, made)
-    return model.to(device).eval(), made
+    return config, model.to(device).eval(), made
 
 
 def _refuse_another(config: SearchConfig, head: Head, here: Head) -> None:

@@ -1,7 +1,5 @@
 """The end-to-end loss of Diffusion-LM: the denoiser and the word table are learned together."""
 
-import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -59,18 +57,6 @@ def end_to_end_loss(
     rounding = rounding_loss(denoiser, x_start, word_ids)
     words = rounding_loss(denoiser, predicted, word_ids)
     return EndToEndLoss(regression + prior + rounding + words, regression, prior, rounding, words)
-
-
-def first_not_finite(values: Tensor, names: Sequence[str]) -> tuple[int, str, float] | None:
-    """The first step at which something is not finite: its row, the name of the first such column, the value.
-
-    :param values: of several steps, on the CPU, (steps, names).
-    """
-    wrong = (~values.isfinite()).any(1).nonzero()
-    if not len(wrong):
-        return None
-    row = int(wrong[0])
-    return row, *next((n, v) for n, v in zip(names, values[row].tolist(), strict=True) if not math.isfinite(v))
 
 
 def rounding_loss(denoiser: Denoiser, x_start: Tensor, word_ids: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
-"""Pre-training of a Diffusion-LM on captions: the loop, the average of its weights, what held-out captions say."""
+"""What pre-trains a Diffusion-LM on captions: batches, the average of its weights, what held-out captions say."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,51 +12,15 @@ from transformers import get_linear_schedule_with_warmup
 
 from diffusion_lm.denoiser import Denoiser
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
-from diffusion_lm.losses import EndToEndLoss, end_to_end_loss, first_not_finite
+from diffusion_lm.losses import EndToEndLoss, end_to_end_loss
 from diffusion_lm.vocabulary import PAD
-from utils.errors import InputError, RunError
-from utils.progress import progress
+from utils.errors import InputError
 
 MIN_HELD_OUT = 50  # captions, below which a held-out figure says little
-MAX_GRADIENT_NORM = 1.0
 WARMUP_SHARE = 0.02  # of the steps, in which the learning rate rises
 EVALUATION_BATCH = 256  # captions
 WORD_RADIUS = 7.0
 WORD_TABLE_LR_SHARE = 0.1  # of the learning rate: the regression pulls the words together faster than they part again
-
-CHECKED = ("the loss", *EndToEndLoss._fields[1:], "the norm of the gradient")  # of each step
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How to train; the sizes of the network are its own."""
-
-    steps: int
-    batch_size: int = 64  # captions of a step, of all processes
-    lr: float = 1e-4
-    ema_rate: float = 0.9999
-    seed: int = 24
-    dtype: torch.dtype = torch.float32  # of matrix products, by autocast
-    log_step: int = 50
-    eval_every: int = 1000
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one of several processes does of a training run; the default is all of it.
-
-    Every process draws the whole batch and its noise, and computes the loss of its rows.
-    """
-
-    rank: int = 0
-    size: int = 1
-    synchronised: Callable[[nn.Module], nn.Module] = lambda module: module  # its backward pass averages gradients
-    mean: Callable[[Tensor], Tensor] = lambda values: values  # of CPU tensors, over the processes
-
-    def rows(self, batch_size: int) -> slice:
-        """The rows of a batch that are this process's."""
-        own = batch_size // self.size
-        return slice(self.rank * own, (self.rank + 1) * own)
 
 
 @dataclass(frozen=True)
@@ -199,136 +162,12 @@ def recovered(denoiser: Denoiser, diffusion: GaussianDiffusion, word_ids: Tensor
     return denoiser.logits(predicted).argmax(-1).cpu() == word_ids
 
 
-class LossNotFinite(RunError):
-    """The loss or its gradient is not finite at a step."""
-
-
-class Training:
-    """The training of a denoiser, in place, on captions. One in each process.
-
-    `average.module` is the denoiser of averaged weights, `held_out` its last figures.
-
-    :param word_ids: training captions (N, L).
-    :param held_out_ids: captions (M, L) to evaluate the averaged weights on.
-    :param record: is given the figures of every `log_step` steps and of every evaluation.
-    :param share: of this process, where there are several; the first one evaluates.
-    """
-
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        diffusion: GaussianDiffusion,
-        word_ids: Tensor,
-        held_out_ids: Tensor,
-        settings: TrainingSettings,
-        record: Callable[[dict], None] | None = None,
-        share: Share | None = None,
-    ) -> None:
-        self.denoiser, self.diffusion, self.settings = denoiser, diffusion, settings
-        self.word_ids, self.held_out_ids = word_ids, held_out_ids
-        self.record = record or (lambda figures: None)
-        self.share = share or Share()
-        self.device = diffusion.betas.device
-        torch.manual_seed(settings.seed + self.share.rank)  # dropout
-        self.generator = torch.Generator().manual_seed(settings.seed)
-        self.batches = EndlessBatches(len(word_ids), settings.batch_size, self.generator)
-        self.loss_of = self.share.synchronised(Loss(denoiser, diffusion))
-        self.optimizer, self.schedule = make_optimizer(denoiser, settings)
-        self.average = ExponentialAverage(denoiser, settings.ema_rate)
-        self.step = 0  # steps done
-        self.recent: list[Tensor] = []  # of each step since the last record: CHECKED (6,), on the device
-        self.held_out: HeldOut | None = None
-
-    def steps(self) -> Iterator[int]:
-        """Train to the last step; gives each step when it is done. There the state may be read.
-
-        :raises LossNotFinite:
-        """
-        settings, is_first = self.settings, self.share.rank == 0
-        left = range(self.step + 1, settings.steps + 1)
-        for step in progress(left, "training", settings.steps, "steps", shown=is_first, done=self.step):
-            self._train_step()
-            self.step = step
-            if step % settings.log_step == 0 or step == settings.steps:
-                self._record_losses()
-            if is_first and (step % settings.eval_every == 0 or step == settings.steps):
-                self._evaluate()
-            yield step
-
-    def state_dict(self) -> dict[str, Any]:
-        """What training goes on from, in any process; each process has its `read_recent()` and global random state
-        besides."""
-        return {
-            "step": self.step,
-            "state_dict": self.denoiser.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.schedule.state_dict(),
-            "generator": self.generator.get_state(),
-            "rest_of_epoch": self.batches.rest.clone(),  # a part of a tensor would be written with all of it
-            "held_out": self.held_out and asdict(self.held_out),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any], recent: Tensor) -> None:
-        """Go on from what `state_dict` and, in this process, `read_recent` gave."""
-        self.step = state["step"]
-        self.denoiser.load_state_dict(state["state_dict"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["scheduler"])
-        self.generator.set_state(state["generator"])
-        self.batches.rest = state["rest_of_epoch"]
-        self.held_out = state["held_out"] and HeldOut(**state["held_out"])
-        self.recent = list(recent.to(self.device))
-
-    def read_recent(self) -> Tensor:
-        """CHECKED of the steps since the last record, of this process, on the CPU: (steps, 6).
-
-        :raises LossNotFinite: names the first step at which one of them is not finite.
-        """
-        if not self.recent:
-            return torch.empty(0, len(CHECKED))
-        values = torch.stack(self.recent).cpu()
-        wrong = first_not_finite(values, CHECKED)
-        if wrong:
-            row, name, value = wrong
-            raise LossNotFinite(f"{name} is {value} at step {self.step - len(values) + 1 + row}")
-        return values
-
-    def _train_step(self) -> None:
-        self.denoiser.train()
-        ids = self.word_ids[next(self.batches)]
-        t = torch.randint(self.diffusion.num_steps, (len(ids),), generator=self.generator)
-        noise = draw_noise(ids, self.denoiser.config.channels, self.generator)
-        own, dtype = self.share.rows(self.settings.batch_size), self.settings.dtype
-        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            loss = self.loss_of(ids[own], t[own], noise[:, own])
-        self.optimizer.zero_grad()
-        loss.total.backward()
-        norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), MAX_GRADIENT_NORM)
-        self.optimizer.step()
-        self.schedule.step()
-        self.average.update_parameters(self.denoiser)
-        self.recent.append(torch.stack([*loss, norm]).detach())  # reading it here would wait for the GPU at every step
-
-    def _record_losses(self) -> None:
-        means = self.share.mean(self.read_recent().mean(0)).tolist()
-        terms = dict(zip(EndToEndLoss._fields, means, strict=False))  # without the gradient
-        self.record({"step": self.step, "lr": self.schedule.get_last_lr()[0], "train": terms})
-        self.recent.clear()
-
-    def _evaluate(self) -> None:
-        self.read_recent()
-        self.held_out = evaluate(self.average.module, self.diffusion, self.held_out_ids, self.settings.seed)
-        self.record({"step": self.step, "held_out": asdict(self.held_out)})
-
-
-def make_optimizer(denoiser: Denoiser, settings: TrainingSettings) -> tuple[Optimizer, LRScheduler]:
+def make_optimizer(denoiser: Denoiser, lr: float, steps: int) -> tuple[Optimizer, LRScheduler]:
     """AdamW with a slower word table, and a linear schedule with warm-up."""
     table = denoiser.word_embedding.weight
     groups = [
         {"params": [parameter for parameter in denoiser.parameters() if parameter is not table]},
-        {"params": [table], "lr": settings.lr * WORD_TABLE_LR_SHARE},
+        {"params": [table], "lr": lr * WORD_TABLE_LR_SHARE},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=0.0, fused=True)
-    return optimizer, get_linear_schedule_with_warmup(optimizer, round(WARMUP_SHARE * settings.steps), settings.steps)
+    optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=0.0, fused=True)
+    return optimizer, get_linear_schedule_with_warmup(optimizer, round(WARMUP_SHARE * steps), steps)

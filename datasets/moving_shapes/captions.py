@@ -1,40 +1,22 @@
-"""What is said of a MovingShapes video: sentences, and what they claim."""
+"""What is said of a MovingShapes video: sentences, and what they claim. `words.toml` has the words and the forms."""
 
 import re
-from collections.abc import Mapping, Sequence
+import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from pathlib import Path
 from typing import NamedTuple
 
 from numpy.random import Generator
 
 from datasets.moving_shapes.scene import Facts, Figure, MovingObject, Scene, T, pick
-from datasets.moving_shapes.words import (
-    ANY_SHAPE,
-    BEGINS,
-    BEHIND,
-    BEHIND_ADJECTIVE,
-    BEHIND_PATTERN,
-    BOTH,
-    CLAUSE,
-    DOUBLED,
-    ENDS,
-    ENTERS_FROM,
-    GO,
-    JOINED,
-    LEAVES_AT,
-    OPENINGS,
-    OPPOSITES,
-    PARTICIPLES,
-    PATH_AND_CHANGE,
-    PATTERNED,
-    PICTURE,
-    THREE,
-    TOGETHER,
-    TURNED,
-    UNTRUE_WITH,
-    WORDS,
-)
+
+LANGUAGE = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
+WORDS: dict[str, dict[str, list[str]]] = LANGUAGE["words"]  # by attribute and value
+TOLD = {"size": 0.5, "colour": 0.97, "shape": 0.85}  # how often
+BACKGROUND_TOLD = 0.87
+ORDERS = ("earlier first",) * 3 + ("later first",)
 
 
 @dataclass(frozen=True)
@@ -58,8 +40,13 @@ def holds(caption: Caption, scene: Scene) -> bool:
     )
 
 
-class _Phrase(NamedTuple):
-    """Words and the facts that they state."""
+def has_usual_length(caption: Caption) -> bool:
+    """Whether it has 6 to 18 words."""
+    return 6 <= len(caption.text.split()) <= 18
+
+
+class _Noun(NamedTuple):
+    """An object's name and the facts that it states."""
 
     text: str
     facts: Facts
@@ -87,34 +74,21 @@ def _word(rng: Generator, wordings: Sequence[T]) -> T:
     return wordings[int(3 * ((len(wordings) + 3) / 3) ** rng.random()) - 3]
 
 
-def third_person(phrase: str) -> str:
-    """Inflect the verb of a phrase: "stop moving" becomes "stops moving"."""
-    adverb, verb, rest = re.fullmatch(r"(suddenly )?(\w+)(.*)", phrase).groups(default="")
-    verb = re.sub(r"([^aeiou])y$", r"\1ie", verb)
-    return f"{adverb}{verb}{'es' if re.search('(o|s|x|ch|sh)$', verb) else 's'}{rest}"
+# ---------------------------------------------------------------------------------------------------------------------
+# Nouns and verbs
 
 
-def participle(phrase: str) -> str:
-    """Inflect the verb of a phrase: "spin around" becomes "spinning around"."""
-    for base, participle in PARTICIPLES.items():
-        if phrase.startswith(base):
-            return participle + phrase.removeprefix(base)
-    adverb, verb, rest = re.fullmatch(r"(suddenly )?(\w+)(.*)", phrase).groups(default="")
-    stem = verb + verb[-1] if verb in DOUBLED else verb.removesuffix("e")
-    return f"{adverb}{stem}ing{rest}"
-
-
-def _noun_phrase(rng: Generator, shown: MovingObject | Figure, article: str, earlier: _Phrase | None = None) -> _Phrase:
+def _noun(rng: Generator, shown: MovingObject | Figure, article: str, earlier: _Noun | None = None) -> _Noun:
     """Name an object, perhaps by what it shares with the one named earlier. article: "a", "the" or none."""
     words, facts = [], {}
-    for attribute, told in (("size", 0.5), ("colour", 0.97), ("shape", 0.85)):
+    for attribute, often in TOLD.items():
         value = getattr(shown, attribute)
-        if rng.random() < told and value in WORDS[attribute]:
+        if rng.random() < often and value in WORDS[attribute]:
             words.append(_word(rng, WORDS[attribute][value]))
             facts[attribute] = value
     alike = earlier and "something" not in earlier.text and dict(earlier.facts).get("shape") == facts.get("shape")
     if "shape" not in facts:
-        words.append(_word(rng, ANY_SHAPE))
+        words.append(_word(rng, LANGUAGE["untold"]["shape"]))
     if alike and len(words) > 1 and rng.random() < 0.6:
         words[-1] = "one"
     elif "shape" not in facts and "colour" in facts:
@@ -126,130 +100,155 @@ def _noun_phrase(rng: Generator, shown: MovingObject | Figure, article: str, ear
             words[-2:] = [words[-1], "in", words[-2]]
     if article:
         words.insert(0, "an" if article == "a" and words[0][0] in "aeiou" else article)
-    return _Phrase(" ".join(words), frozenset(facts.items()))
+    return _Noun(" ".join(words), frozenset(facts.items()))
 
 
-def _filled(rng: Generator, words: str, shown: MovingObject) -> str:
-    edge = (ENTERS_FROM if shown.change == "enter" else LEAVES_AT).get(shown.path)
-    at = f"{'on' if edge in ('left', 'right') else 'at'} the {edge}"
-    then = (WORDS["colour"] if shown.change == "colour" else TURNED).get(shown.then)
-    options = {"go": GO, "picture": PICTURE, "then": then}
+def _nouns(rng: Generator, told: Sequence[MovingObject | Figure], article: str) -> list[_Noun]:
+    first = _noun(rng, told[0], article)
+    return [first, *(_noun(rng, shown, article, first if len(told) == 2 else None) for shown in told[1:])]
+
+
+def _verb(phrase: str) -> tuple[str, str, str]:
+    """What stands before the verb of a phrase, the verb, and the rest."""
+    return re.fullmatch(r"(suddenly )?(\w+)(.*)", phrase).groups(default="")
+
+
+def third_person(phrase: str) -> str:
+    """Inflect the verb of a phrase: "stop moving" becomes "stops moving"."""
+    adverb, verb, rest = _verb(phrase)
+    verb = re.sub(r"([^aeiou])y$", r"\1ie", verb)
+    return f"{adverb}{verb}{'es' if re.search('(o|s|x|ch|sh)$', verb) else 's'}{rest}"
+
+
+def participle(phrase: str) -> str:
+    """Inflect the verb of a phrase: "spin around" becomes "spinning around"."""
+    for base, inflected in LANGUAGE["participles"].items():
+        if phrase.startswith(base):
+            return inflected + phrase.removeprefix(base)
+    adverb, verb, rest = _verb(phrase)
+    stem = verb + verb[-1] if verb in LANGUAGE["verbs"]["doubled"] else verb.removesuffix("e")
+    return f"{adverb}{stem}ing{rest}"
+
+
+def _filled(rng: Generator, words: str, shown: MovingObject, facts: dict[str, str]) -> _Predicate:
+    """What the words say of the object, which states the facts."""
+    then = (WORDS["colour"] if shown.change == "colour" else LANGUAGE["turned"]).get(shown.then)
+    options = {"go": LANGUAGE["go"], "picture": LANGUAGE["picture"], "then": then}
     drawn = {place: _word(rng, options[place]) for place in options if f"{{{place}}}" in words}
-    return words.format(edge=edge, at=at, **drawn)
+    text = words.format(edge=LANGUAGE["edge"].get(shown.change, {}).get(shown.path), **drawn)
+    return _Predicate(text, third_person(text), participle(text), frozenset(facts.items()))
 
 
 def _true_to_the_end(words: str, shown: MovingObject) -> bool:
     """Whether the change of the object leaves these words about its path true."""
-    return shown.change not in UNTRUE_WITH or not re.search(UNTRUE_WITH[shown.change], words)
+    return not any(shown.change in no["changes"] and re.search(no["path"], words) for no in LANGUAGE["untrue"])
 
 
-def _path_phrase(rng: Generator, shown: MovingObject) -> _Phrase:
+def _path(rng: Generator, shown: MovingObject) -> _Predicate:
     wordings = [words for words in WORDS["path"][shown.path] if _true_to_the_end(words, shown)]
-    return _Phrase(_filled(rng, _word(rng, wordings), shown), frozenset({("path", shown.path)}))
+    return _filled(rng, _word(rng, wordings), shown, {"path": shown.path})
 
 
-def _change_phrase(
-    rng: Generator, shown: MovingObject, wordings: Mapping[str, Sequence[str]] = WORDS["change"]
-) -> _Phrase:
+def _change(rng: Generator, shown: MovingObject, among_opposites: bool = False) -> _Predicate:
+    wordings = WORDS["change"] | (LANGUAGE["opposites"] if among_opposites else {})
     words = _word(rng, wordings[shown.change])
     facts = {"change": shown.change}
     if "{then}" in words:
         facts["then"] = shown.then
-    if "{edge}" in words or "{at}" in words:
+    if "{edge}" in words:
         facts["path"] = shown.path
-    return _Phrase(_filled(rng, words, shown), frozenset(facts.items()))
+    return _filled(rng, words, shown, facts)
 
 
 def _predicate(rng: Generator, shown: MovingObject, changes: bool) -> _Predicate:
     """What the object does: its path, its change, or both. changes: whether only the change will do."""
-    change = _change_phrase(rng, shown) if shown.change and (changes or rng.random() < 0.6) else None
+    change = _change(rng, shown) if shown.change and (changes or rng.random() < 0.6) else None
     if change and (changes or rng.random() < 0.4):
-        return _inflected(change)
-    path = _inflected(_path_phrase(rng, shown))
+        return change
+    path = _path(rng, shown)
     if not change:
         return path
-    change = _inflected(change)
-    if shown.change in BEGINS:
-        bearing = "begins"
-    else:
-        bearing = "ends" if shown.change in ENDS or shown.path == "still" else "goes on"
-    template = _word(rng, PATH_AND_CHANGE[bearing])
+    bearing = LANGUAGE["bearing"].get(shown.change, "ends" if shown.path == "still" else "goes on")
+    template = _word(rng, LANGUAGE["path_and_change"][bearing])
     fixed = {"moves": path.moves, "moving": path.moving, "changes": change.moves, "changing": change.moving}
-    forms = (
-        template.format(move=move, change=changed, **fixed) for move, changed in zip(path[:3], change[:3], strict=True)
-    )
+    forms = (template.format(move=path[i], change=change[i], **fixed) for i in range(3))
     return _Predicate(*forms, path.facts | change.facts)
 
 
-def _inflected(phrase: _Phrase) -> _Predicate:
-    return _Predicate(phrase.text, third_person(phrase.text), participle(phrase.text), phrase.facts)
+# ---------------------------------------------------------------------------------------------------------------------
+# Sentences
 
 
-def _without_duration(templates: Sequence[str], facts: Facts) -> list[str]:
+def _without_duration(templates: Sequence[str], facts: Facts) -> Sequence[str]:
     """The templates that can tell the facts: nobody says that something "is stopping"."""
     if "change" not in dict(facts):
-        return list(templates)
+        return templates
     return [words for words in templates if not re.search("(is|are|both) {moving}", words)]
 
 
-def _clause(rng: Generator, noun: _Phrase, predicate: _Predicate, seen: bool) -> _Clause:
+def _clause(rng: Generator, noun: _Noun, predicate: _Predicate, seen: bool = False) -> _Clause:
+    words = {"noun": noun.text} | predicate._asdict()
     finite, nominal = (
-        _word(rng, _without_duration(CLAUSE[form], predicate.facts))
+        _word(rng, _without_duration(LANGUAGE["clause"][form], predicate.facts)).format(**words)
         for form in ("finite", "seen" if seen else "nominal")
     )
-    words = {"noun": noun.text} | predicate._asdict()
-    return _Clause(finite.format(**words), nominal.format(**words), noun.facts | predicate.facts)
+    return _Clause(finite, nominal, noun.facts | predicate.facts)
 
 
-def _shared(rng: Generator, first: MovingObject, second: MovingObject) -> _Phrase | None:
+def _shared(rng: Generator, first: MovingObject, second: MovingObject) -> _Predicate | None:
     """What both objects do, if what is drawn for the first holds for the second too."""
-    phrase = (_change_phrase if first.change and rng.random() < 0.5 else _path_phrase)(rng, first)
-    same_path = dict(phrase.facts).get("path", second.path) == second.path  # not only after a turn
-    true = _true_to_the_end(phrase.text, second)
-    negated = phrase.text == "do not move"  # which "just like" and "both" would leave unclear
-    return phrase if same_path and true and not negated and phrase.facts <= second.facts() else None
+    drawn = (_change if first.change and rng.random() < 0.5 else _path)(rng, first)
+    same_path = dict(drawn.facts).get("path", second.path) == second.path  # not only after a turn
+    true = _true_to_the_end(drawn.move, second)
+    negated = drawn.move == "do not move"  # which "just like" and "both" would leave unclear
+    return drawn if same_path and true and not negated and drawn.facts <= second.facts() else None
 
 
 def _sentence(
     rng: Generator, told: Sequence[MovingObject], article: str, form: str, order: str | None
 ) -> tuple[str, tuple[Facts, ...]]:
-    """A sentence and the facts that it states of each object. order: whose change is told first, a key of JOINED."""
-    nouns = [_noun_phrase(rng, told[0], article)]
-    nouns += [_noun_phrase(rng, shown, article, nouns[0] if len(told) == 2 else None) for shown in told[1:]]
+    """A sentence and the facts that it states of each object. order: whose change is told first, one of ORDERS."""
+    nouns = _nouns(rng, told, article)
     names = [noun.text for noun in nouns]
-    row = "finite" if form == "finite" else "nominal"
     if len(told) == 3:
-        return _word(rng, THREE[row]).format(*names), tuple(noun.facts for noun in nouns)
+        templates = LANGUAGE["together"]["3 shown" if form == "finite" else "3"]
+        return _word(rng, templates).format(*names), tuple(noun.facts for noun in nouns)
     if len(told) == 2 and not order and (shared := _shared(rng, *told)):
-        verbs = _inflected(shared._replace(text=re.sub(r"\bits\b", "their", shared.text)))
-        template = _word(rng, _without_duration(BOTH[form], shared.facts))
-        return template.format(*names, **verbs._asdict()), tuple(noun.facts | shared.facts for noun in nouns)
+        template = _word(rng, _without_duration(LANGUAGE["both"][form], shared.facts))
+        text = re.sub(r"\bits\b", "their", template.format(*names, **shared._asdict()))
+        return text, tuple(noun.facts | shared.facts for noun in nouns)
     predicates = [_predicate(rng, shown, changes=bool(order)) for shown in told]
     clauses = [_clause(rng, *pair, seen=form == "seen") for pair in zip(nouns, predicates, strict=True)]
+    mentions = tuple(clause.facts for clause in clauses)
+    row = "finite" if form == "finite" else "nominal"
     if len(told) == 1:
-        text = getattr(clauses[0], row)
-    else:
-        apart = all("change" in dict(predicate.facts) for predicate in predicates)
-        templates = JOINED[order or ("apart" if apart else "at once")][row]
-        if form == "seen":  # we do not "see a ball stop with a ring move"
-            templates = [template for template in templates if not re.search("with|by", template)]
-        text = _word(rng, templates).format(*clauses)
-    return text, tuple(clause.facts for clause in clauses)
+        return getattr(clauses[0], row), mentions
+    apart = all("change" in dict(predicate.facts) for predicate in predicates)
+    templates = LANGUAGE["joined"][order or ("apart" if apart else "at once")][row]
+    if form == "seen":  # we do not "see a ball stop with a ring move"
+        templates = [template for template in templates if not re.search("with|by", template)]
+    return _word(rng, templates).format(*clauses), mentions
 
 
-def _with_background(rng: Generator, background: str, text: str, article: str, them: str, at_end: bool) -> str:
-    """The text with its background. at_end: whether to name it last, without a verb."""
+def _perhaps_background(rng: Generator, scene: Scene) -> str | None:
+    return _word(rng, WORDS["background"][scene.background]) if rng.random() < BACKGROUND_TOLD else None
+
+
+def _with_background(
+    rng: Generator, background: str | None, text: str, article: str, objects: int, at_end: bool = False
+) -> str:
+    """The text with its background, if that is told. at_end: whether to name it last, without a verb."""
+    if not background:
+        return text
     look = re.fullmatch("an? (.+) background", background)
-    patterned = any(background in WORDS["background"][kind] for kind in PATTERNED) and "background" not in background
-    forms = BEHIND + (BEHIND_ADJECTIVE if look else BEHIND_PATTERN if patterned else ())
+    forms = LANGUAGE["behind"]
+    patterned = "background" not in background and any(background in WORDS["background"][p] for p in forms["patterned"])
+    templates = forms["any"] + (forms["adjective"] if look else forms["pattern"] if patterned else [])
     if at_end:
-        forms = [form for form in forms if form.startswith("{text}") and "{look}" not in form]
-    return _word(rng, forms).format(
-        text=text,
-        background=background if article else re.sub("^an? ", "", background),
-        look=look and look[1],
-        them=them,
-    )
+        templates = [words for words in templates if words.startswith("{text}") and "{look}" not in words]
+    background = background if article else re.sub("^an? ", "", background)
+    them = "it" if objects == 1 else "them"
+    return _word(rng, templates).format(text=text, background=background, look=look and look[1], them=them)
 
 
 def _draft(scene: Scene, rng: Generator) -> Caption:
@@ -259,24 +258,25 @@ def _draft(scene: Scene, rng: Generator) -> Caption:
     order = None
     # An object that comes in (at 0.0) takes a while, so what happens soon after it is not clearly later.
     if count == 2 and len(times) == 2 and (min(times) > 0 or max(times) > 0.5) and rng.random() < 0.7:
-        order = pick(rng, ("earlier first", "earlier first", "earlier first", "later first"))
+        order = pick(rng, ORDERS)
         told.sort(key=lambda shown: shown.change_at, reverse=order == "later first")
     form = pick(rng, ("finite",) * 6 + ("nominal",) * 4 + ("seen",) * 2)
-    article = "a" if form == "seen" else pick(rng, ("a", "a", "a", "a", "a", "the", ""))
+    article = "a" if form == "seen" else _article(rng)
     text, mentions = _sentence(rng, told, article, form, order)
     if form == "seen":
         text = text.replace(" do not ", " not ")
     if form == "nominal" and article == "a" and rng.random() < 0.3:
         text, form = f"there is {text}", "finite"
-    background = _word(rng, WORDS["background"][scene.background]) if rng.random() < 0.87 else None
+    background = _perhaps_background(rng, scene)
     opened = form == "seen" or (article and rng.random() < (0.25 if form == "nominal" else 0.12))
-    if background:
-        text = _with_background(
-            rng, background, text, article, "it" if count == 1 else "them", opened or form == "nominal"
-        )
+    text = _with_background(rng, background, text, article, count, at_end=opened or form == "nominal")
     if opened:
-        text = f"{_word(rng, OPENINGS[form])} {text}"
+        text = f"{_word(rng, LANGUAGE['openings'][form])} {text}"
     return Caption(text, mentions[::-1] if order == "later first" else mentions, background, order is not None)
+
+
+def _article(rng: Generator) -> str:
+    return pick(rng, ("a",) * 5 + ("the", ""))
 
 
 def describe(scene: Scene, rng: Generator) -> Caption:
@@ -287,11 +287,6 @@ def describe(scene: Scene, rng: Generator) -> Caption:
             return caption
 
 
-def has_usual_length(caption: Caption) -> bool:
-    """Whether it has 6 to 18 words."""
-    return 6 <= len(caption.text.split()) <= 18
-
-
 def describe_motion(scene: Scene, rng: Generator, in_order: bool) -> Caption:
     """Say how the first object moves or changes, or which of the first two changes first; and perhaps the background.
 
@@ -300,27 +295,22 @@ def describe_motion(scene: Scene, rng: Generator, in_order: bool) -> Caption:
     :param in_order: whether the order of the changes of two objects is told.
     """
     form = "finite" if in_order else pick(rng, ("finite", "nominal"))  # of which the second clause may be finite
-    article = pick(rng, ("a", "a", "a", "the", ""))
-    told, clauses = scene.objects[: 2 if in_order else 1], []
-    for shown in told:
-        noun = _noun_phrase(rng, shown, article)
-        if in_order or not shown.change:
-            phrase = (_change_phrase if in_order else _path_phrase)(rng, shown)
-        else:
-            phrase = _change_phrase(rng, shown, WORDS["change"] | OPPOSITES)
-        clauses.append(_clause(rng, noun, _inflected(phrase), seen=False))
-    text, mentions = getattr(clauses[0], form), [clause.facts for clause in clauses]
+    article = pick(rng, ("a",) * 3 + ("the", ""))
+    clauses = []
+    for shown in scene.objects[: 2 if in_order else 1]:
+        noun = _noun(rng, shown, article)
+        does = _change(rng, shown, among_opposites=not in_order) if shown.change else _path(rng, shown)
+        clauses.append(_clause(rng, noun, does))
+    text = getattr(clauses[0], form)
     if in_order:
-        order = pick(rng, ("earlier first", "earlier first", "earlier first", "later first"))
-        first, second = sorted(range(2), key=lambda index: told[index].change_at)
-        mentions = [mentions[first], mentions[second]]
-        as_told = (first, second) if order == "earlier first" else (second, first)
-        text = _word(rng, JOINED[order][form]).format(*(clauses[index] for index in as_told))
-    background = _word(rng, WORDS["background"][scene.background]) if rng.random() < 0.87 else None
-    if background:
-        them = "them" if in_order else "it"
-        text = _with_background(rng, background, text, article, them, at_end=form == "nominal")
-    return Caption(text, tuple(mentions), background, in_order)
+        if scene.objects[0].change_at > scene.objects[1].change_at:
+            clauses.reverse()
+        order = pick(rng, ORDERS)
+        as_told = clauses if order == "earlier first" else clauses[::-1]
+        text = _word(rng, LANGUAGE["joined"][order][form]).format(*as_told)
+    background = _perhaps_background(rng, scene)
+    text = _with_background(rng, background, text, article, len(clauses), at_end=form == "nominal")
+    return Caption(text, tuple(clause.facts for clause in clauses), background, in_order)
 
 
 def describe_picture(background: str, shown: Sequence[Figure], rng: Generator) -> str:
@@ -329,10 +319,7 @@ def describe_picture(background: str, shown: Sequence[Figure], rng: Generator) -
     if not shown:
         return behind
     told = [shown[i] for i in rng.permutation(len(shown))[: rng.integers(1, len(shown) + 1)]]
-    article = pick(rng, ("a", "a", "a", "a", "a", "the", ""))
-    nouns = [_noun_phrase(rng, told[0], article)]
-    nouns += [_noun_phrase(rng, figure, article, nouns[0] if len(told) == 2 else None) for figure in told[1:]]
-    text = _word(rng, TOGETHER[len(told)]).format(*[noun.text for noun in nouns])
-    if rng.random() < 0.87:
-        text = _with_background(rng, behind, text, article, "it" if len(told) == 1 else "them", at_end=False)
-    return text
+    article = _article(rng)
+    names = [noun.text for noun in _nouns(rng, told, article)]
+    text = _word(rng, LANGUAGE["together"][str(len(told))]).format(*names)
+    return _with_background(rng, behind if rng.random() < BACKGROUND_TOLD else None, text, article, len(told))

@@ -9,25 +9,21 @@ grows or shrinks, can be told from single frames.
 from dataclasses import dataclass, replace
 from itertools import count
 
-import numpy as np
 from numpy.random import Generator
 
-from datasets.moving_shapes.captions import Caption, describe_motion, has_usual_length, holds
+from datasets.moving_shapes.captions import WORDS, Caption, describe_motion, has_usual_length, holds
 from datasets.moving_shapes.scene import (
     AXIAL,
     BACKGROUNDS,
     COLOURS,
     FRAMES,
-    MOST_HIDDEN,
     MovingObject,
     Scene,
-    hidden_share,
     pick,
+    placed,
     sample_objects,
     stream,
-    track,
 )
-from datasets.moving_shapes.words import WORDS
 
 SPLIT = "motion"
 PAIRS = 200
@@ -73,37 +69,37 @@ def twins_of(seed: int, pair: int) -> Twins:
 
 
 def _twin_scenes(kind: str, rng: Generator) -> tuple[Scene, Scene]:
-    make = {"direction": _two_directions, "order": _two_orders, "change": _two_changes}[kind]
     background = pick(rng, BACKGROUNDS)
     while True:
         objects = sample_objects(rng, background, pick(rng, (2, 2, 3) if kind == "order" else (1, 2, 2, 3)))
-        twins = make(rng, objects, background)
-        if twins is None:
-            continue
-        tracks = np.stack([track(rng, shown, LENGTH) for shown in twins[0]])
-        scene = Scene(background, twins[0], tracks)
-        if hidden_share(scene) <= MOST_HIDDEN:
+        twins = _two_orders(*objects) if kind == "order" else _two_motions(rng, kind, objects, background)
+        if twins and (scene := placed(rng, background, twins[0], LENGTH)):
             # What comes back the other way is the same course backwards; all else is still, or moves as before.
-            return scene, Scene(background, twins[1], tracks if kind == "order" else tracks[:, ::-1])
+            return scene, replace(scene, objects=twins[1], tracks=scene.tracks[:, :: 1 if kind == "order" else -1])
 
 
-def _two_directions(rng: Generator, objects: Objects, background: str) -> tuple[Objects, Objects]:
-    first, *others = map(_at_rest, objects)
-    way = pick(rng, AXIAL)
-    return (replace(first, path=way), *others), (replace(first, path=BACKWARDS[way]), *others)
-
-
-def _two_orders(rng: Generator, objects: Objects, background: str) -> tuple[Objects, Objects] | None:
+def _two_orders(first: MovingObject, second: MovingObject, *others: MovingObject) -> tuple[Objects, Objects] | None:
     """None where the first two objects do not both change in place."""
-    first, second, *others = objects
     if first.change not in IN_PLACE or second.change not in IN_PLACE:
         return None
     swapped = replace(first, change_at=second.change_at), replace(second, change_at=first.change_at)
-    return objects, (*swapped, *others)
+    return (first, second, *others), (*swapped, *others)
 
 
-def _two_changes(rng: Generator, objects: Objects, background: str) -> tuple[Objects, Objects]:
-    first, *others = map(_at_rest, objects)
+def _two_motions(rng: Generator, kind: str, objects: Objects, background: str) -> tuple[Objects, Objects]:
+    """Of the first object, while the others rest."""
+    first, *others = (replace(shown, path="still", change=None, then=None, change_at=0.0) for shown in objects)
+    if kind == "direction":
+        way = pick(rng, AXIAL)
+        twins = replace(first, path=way), replace(first, path=BACKWARDS[way])
+    else:
+        taken = {shown.colour for shown in others} | ({"white"} if background == "pale" else set())
+        twins = _two_changes(rng, first, taken)
+    return tuple((twin, *others) for twin in twins)
+
+
+def _two_changes(rng: Generator, first: MovingObject, taken: set[str]) -> list[MovingObject]:
+    """taken: colours that neither may have."""
     at = rng.uniform(0.3, 0.35)
     times = pick(rng, ((at, 1 - at), (1 - at, at)))  # the same time forwards and backwards
     changes = pick(rng, CHANGES)
@@ -111,13 +107,8 @@ def _two_changes(rng: Generator, objects: Objects, background: str) -> tuple[Obj
     if "grow" in changes:
         twins = [replace(twin, size="medium") for twin in twins]  # which can do both
     if "colour" in changes:
-        taken = {shown.colour for shown in others} | ({"white"} if background == "pale" else set())
         free = [name for name in COLOURS if name not in taken and len(WORDS["colour"][name]) == 1]
         colours = rng.permutation(free)[:2].tolist()
         pairs = zip(twins, colours, reversed(colours), strict=True)
         twins = [replace(twin, colour=colour, then=then) for twin, colour, then in pairs]
-    return tuple((twin, *others) for twin in twins)
-
-
-def _at_rest(shown: MovingObject) -> MovingObject:
-    return replace(shown, path="still", change=None, then=None, change_at=0.0)
+    return twins

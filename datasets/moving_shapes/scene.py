@@ -29,7 +29,7 @@ COLOURS = {  # RGB
     "white": (255, 255, 255),
 }
 RADII = {"small": 0.14, "medium": 0.19, "big": 0.25}  # half a side, in frame sides
-MOST_HIDDEN = 0.25  # of the time, `hidden_share` of a scene
+MOST_HIDDEN = 0.25  # of the time, for all pairs together
 GROWTH = 1.6  # of an object that grows, and the inverse of one that shrinks
 STEPS = {  # signs of x and y; y points down, as in images
     "left": (-1, 0),
@@ -98,10 +98,14 @@ def sample_scene(rng: Generator) -> Scene:
     background = pick(rng, BACKGROUNDS)
     count = pick(rng, (1, 1, 2, 2, 2, 2, 2, 2, 2, 3))
     while True:
-        objects = sample_objects(rng, background, count)
-        scene = Scene(background, objects, np.stack([track(rng, shown, frames) for shown in objects]))
-        if hidden_share(scene) <= MOST_HIDDEN:
+        if scene := placed(rng, background, sample_objects(rng, background, count), frames):
             return scene
+
+
+def placed(rng: Generator, background: str, objects: tuple[MovingObject, ...], frames: int) -> Scene | None:
+    """The objects on random courses; None where these hide each other for too long."""
+    scene = Scene(background, objects, np.stack([track(rng, shown, frames) for shown in objects]))
+    return scene if _hidden_share(scene) <= MOST_HIDDEN else None
 
 
 def sample_objects(rng: Generator, background: str, count: int) -> tuple[MovingObject, ...]:
@@ -167,13 +171,12 @@ def _straight_track(rng: Generator, shown: MovingObject, time: np.ndarray, margi
     return np.stack([np.interp(time, times, axis) for axis in np.stack(points, axis=1)], axis=1)
 
 
-def hidden_share(scene: Scene) -> float:
+def _hidden_share(scene: Scene) -> float:
     """Share of the time during which two objects lie over each other, summed over the pairs."""
-    share = 0.0
-    for (a, track_a), (b, track_b) in combinations(zip(scene.objects, scene.tracks, strict=True), 2):
-        distance = np.linalg.norm(track_a - track_b, axis=1)
-        share += float(np.mean(distance < 0.8 * (RADII[a.size] + RADII[b.size])))
-    return share
+    return sum(
+        float(np.mean(np.linalg.norm(track_a - track_b, axis=1) < 0.8 * (RADII[a.size] + RADII[b.size])))
+        for (a, track_a), (b, track_b) in combinations(zip(scene.objects, scene.tracks, strict=True), 2)
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 from config import Config
 from tests.made_up import CAPTIONS, call, write_video
 from tests.precision import stated
-from tests.small_models import small_textdiffs
+from tests.small_models import settled, small_textdiffs
 from tests.video_index.made_up import FRAMES, SENTENCES, VIDEOS, checkpoint, draw
 from trainer.checkpoints import save_checkpoint
 
@@ -40,12 +40,13 @@ def runs(tmp_path_factory):
     """Two runs of TextDiffs, `one` and `two`, that differ in their weights alone; and the model of `one`."""
     folder = tmp_path_factory.mktemp("outputs")
     sizes = ["--clip_arch=tiny", f"--num_frames={FRAMES}", "--diffusion_steps=3", "--diffusion_text_len=8"]
+    config = Config.parse(sizes)
     models = []
     for seed, name in enumerate(("one", "two")):
         torch.manual_seed(seed)
-        models.append(small_textdiffs(CAPTIONS + SENTENCES, num_frames=FRAMES))
+        models.append(settled(small_textdiffs(CAPTIONS + SENTENCES, num_frames=FRAMES), config))
         (folder / "exp" / name).mkdir(parents=True)
-        save_checkpoint(folder / "exp" / name / "model_best.pth", models[-1], Config.parse(sizes), 1, 1)
+        save_checkpoint(folder / "exp" / name / "model_best.pth", models[-1], config, 1, 1)
     return SimpleNamespace(folder=folder, one=models[0])
 
 
