@@ -6,6 +6,7 @@ python search.py "a red circle moves left" --index=INDEX
 
 import io
 import logging
+import os
 import signal
 import sys
 import time
@@ -78,6 +79,8 @@ def query(config: SearchConfig) -> None:
         sys.stdout.write((as_json(answer) if config.json else as_table(answer)) + "\n")
         sys.stdout.flush()
         answers.append(answer)
+
+    store.close()
 
     # 3. thumbnails
     if config.contact_sheet and answers:
@@ -171,4 +174,6 @@ def lines_of(name: str, path: str) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program("search.py", main))
+    code = run_program("search.py", main)
+    sys.stderr.flush()
+    os._exit(code)  # taking torch down takes a quarter of a second; what was to be written is written
