@@ -11,6 +11,7 @@ from config.config import REMOVED
 from config.flags import PLACES, flag_parser, flags_of
 from config.search import SearchConfig
 from tests.conftest import ROOT
+from tests.small_models import settled, small_textdiffs
 from utils.command_line import Parser
 from utils.errors import InputError
 
@@ -392,3 +393,11 @@ def test_every_program_reads_paths_so():
         if not {"tests", ".venv"} & set(path.relative_to(ROOT).parts):
             text = path.read_text(encoding="utf-8")
             assert "type=Path" not in text or "argparse.ArgumentParser(" not in text, path
+
+
+def test_the_seed_of_a_test_is_that_of_the_training_unless_it_is_given():
+    """So that test.py finds the numbers that train.py has written."""
+    trained = settled(small_textdiffs(["a b"]), Config(seed=25)).model_config
+    for arguments, seed in (([], 25), (["--seed=3"], 3)):
+        config = Config.parse(arguments, program="test")
+        assert trained.as_asked(config, Path("model_best.pth")).seed == seed
