@@ -9,8 +9,8 @@ from model.factory import BUILDERS
 from modules.frame_pooling import SimplePooling
 from modules.noise import prior_of_training, prior_samples
 from modules.stochastic_text import LinearCosRadius, Prior
+from tests.method.test_similarity import CAPTIONS, FRAMES, assert_close, make_features, score
 from tests.small_models import small_baseline, small_tmass
-from tests.test_similarity import CAPTIONS, FRAMES, assert_close, make_features, score
 
 OWN_TEXT = torch.tensor([3, 0, 6, 2, 1, 5, 4])
 PRIORS = [Prior(), Prior("normal", 0.5)]

@@ -11,8 +11,8 @@ import pytest
 
 from datasets.annotations import load_captions, load_split
 from datasets.files import find_videos, walk
+from tests.data.test_annotations_properties import FILES, GOOD
 from tests.made_up import make_msrvtt
-from tests.test_annotations_properties import FILES, GOOD
 from utils.errors import InputError
 
 # a made-up MSR-VTT folder: 12 training videos of two captions (the first 8 in the 7k split), 6 test videos

@@ -29,7 +29,7 @@ from tests.made_up import CAPTIONS, make_diffusion_lm, write_video
 from trainer.checkpoints import save_checkpoint
 from utils.errors import InputError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = DenoiserConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, channels=4)
 STEPS = 10
 

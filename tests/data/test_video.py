@@ -34,6 +34,7 @@ from datasets.transforms import apply_seeded, train_transform
 from datasets.transforms import test_transform as evaluation_transform
 from datasets.video import frame_indices, read_frames
 from tests.films import CONTAINERS, numbered
+from tests.made_up import ROOT
 from utils.errors import InputError
 
 FPS, WIDTH, HEIGHT = 12, 64, 48
@@ -217,7 +218,7 @@ def test_decoders_do_not_write_to_standard_error(tmp_path):
         "    except InputError: print('named')\n"
     )
     command = [sys.executable, "-c", program, *map(str, paths)]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     assert done.stdout == "named\n" * 4
     assert done.stderr == ""
@@ -470,7 +471,7 @@ def test_workers_start_after_opencv_was_used(split):
         "print(sum(len(frames) for frames, _ in batches(test_loader(TestVideos(split, 4, 32), 2, 2, False))))\n"
     )
     command = [sys.executable, "-c", program, str(path)]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout == "8\n", done.stderr
 
 
