@@ -1,17 +1,23 @@
 """Search your own videos with a sentence.
 
 python search.py index --videos_dir=DIR --index=INDEX --exp_name=NAME --datetime=RUN
-python search.py query "a red circle moves left" --index=INDEX
+python search.py "a red circle moves left" --index=INDEX
 """
 
+import io
 import logging
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from config import SearchConfig
 from utils.errors import InputError
+from utils.imports import quick_imports
 from utils.program import run_program
 
 logger = logging.getLogger(__name__)
@@ -19,66 +25,51 @@ logger = logging.getLogger(__name__)
 
 def main() -> None:
     config = SearchConfig.parse(prog="search.py", description=__doc__.splitlines()[0])
-    {"index": index, "query": query}[config.command](config)
+    commands = {
+        "index": index, "query": query, "status": status, "list": list_files, "forget": forget, "prune": prune,
+        "verify": verify,
+    }  # fmt: skip
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # of names that the terminal has no letters for
+    commands[config.command](config)
 
 
 def index(config: SearchConfig) -> None:
-    """Bring an index up to date with the videos of a folder."""
-    from utils.device import choose_device, choose_precision  # after parsing, so that bad flags answer at once
-    from video_index.encoding import Encoder, update
-    from video_index.files import changes, video_files
-    from video_index.searching_model import load_model
-    from video_index.store import Store, only_writer, read_head
+    """Bring an index up to date with the videos of a folder, or of all of its folders."""
+    from video_index.head import read_head  # after parsing, so that bad flags answer at once
+    from video_index.indexing import folders_of, report, up_to_date
+    from video_index.lock import only_writer
+    from video_index.store import check_free
 
-    # 1. model
-    folder, videos_dir = Path(config.index), Path(config.videos_dir)
+    signal.signal(signal.SIGTERM, _interrupt)
+    folder = Path(config.index)
     head = read_head(folder)
-    files = video_files(videos_dir)  # a wrong folder answers before the model is there
-    device = choose_device(config.gpu)
-    config, model, made = load_model(config, head, device)
-    logger.info("model: %s", made.made_with)
-
+    if head is None:
+        check_free(folder)  # before a lock is left in it
+    found = folders_of(config, head)  # a wrong folder answers before the model is there
     with only_writer(folder):
-        # 2. what is new
-        store = Store(folder, head) if head else Store.create(folder, made)
-        found = changes(store, videos_dir, files)
-        logger.info(
-            "%d videos in %s: %d to encode; %d in the index have changed, %d are gone",
-            found.there, videos_dir, len(found.missing), len(found.outdated) - found.gone, found.gone,
-        )  # fmt: skip
-
-        # 3. features
-        started = time.perf_counter()
-        encoded = update(store, found, Encoder(model, config, device, choose_precision(config.precision, device)))
-
-    # 4. report
-    for clip in store.broken():
-        logger.warning("skipped: %s", clip.error)
-    videos = len({clip.file for clip, place in store.clips.values() if place.row is not None})
-    logger.info(
-        "%d clips encoded in %.1f s; %s holds %d videos in %d clips, %d clips do not decode",
-        encoded, time.perf_counter() - started, folder, videos, len(store), len(store.broken()),
-    )  # fmt: skip
+        outcome = up_to_date(config, head, found)
+    report(outcome, folder)
 
 
 def query(config: SearchConfig) -> None:
     """Answer queries, each as soon as it is read."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)  # answers go to stdout
-    from utils.device import choose_device, choose_precision
-    from video_index.answers import Answer, as_json, as_table, contact_sheet
-    from video_index.searching import Searcher
-    from video_index.searching_model import load_model
-    from video_index.store import Store, read_head
+    from video_index.store import Store
 
-    # 1. model and index
-    folder = Path(config.index)
-    head = read_head(folder)
-    if head is None:
-        raise InputError(f"--index={folder} is no index: make one with `python search.py index`")
+    # 1. index and model
+    store = Store(Path(config.index))
+    store.map_folders(config.videos_dir)
+    with quick_imports():
+        from utils.device import choose_device, choose_precision
+        from video_index.answers import Answer, as_json, as_table, contact_sheet
+        from video_index.searching import Searcher
+        from video_index.searching_model import load_model
+
     device = choose_device(config.gpu)
-    config, model, _ = load_model(config, head, device)
-    searcher = Searcher(model, Store(folder, head), config, device, choose_precision(config.precision, device))
-    logger.info("%d clips, model: %s", len(searcher.clips), head.made_with)
+    config, model, _ = load_model(config, store.head, device)
+    searcher = Searcher(model, store, config, device, choose_precision(config.precision, device))
+    logger.info("%d clips, model: %s", len(searcher.clips), store.head.made_with)
 
     # 2. queries
     answers = []
@@ -89,10 +80,67 @@ def query(config: SearchConfig) -> None:
         sys.stdout.flush()
         answers.append(answer)
 
+    store.close()
+
     # 3. thumbnails
     if config.contact_sheet and answers:
         contact_sheet(Path(config.contact_sheet), answers)
         logger.info("thumbnails are in %s", config.contact_sheet)
+
+
+def status(config: SearchConfig) -> None:
+    """Say what is in an index."""
+    from video_index.maintenance import status
+    from video_index.store import Store
+
+    logger.info("\n".join(status(Store(Path(config.index)))))
+
+
+def list_files(config: SearchConfig) -> None:
+    """Show the files of an index."""
+    from video_index.maintenance import listed
+    from video_index.store import Store
+
+    for line in listed(Store(Path(config.index))):
+        logger.info(line)
+
+
+def forget(config: SearchConfig) -> None:
+    """Take files or folders out of an index."""
+    from video_index.maintenance import forget
+    from video_index.store import writable
+
+    with writable(Path(config.index)) as store:
+        logger.info("%d files have left the index", forget(store, config.texts))
+
+
+def prune(config: SearchConfig) -> None:
+    """Take out of an index what is not there any more."""
+    from datasets.files import shown
+    from video_index.maintenance import prune
+    from video_index.store import writable
+
+    with writable(Path(config.index)) as store:
+        gone = prune(store)
+    for file in gone:
+        logger.info("gone: %s", shown(file))
+    logger.info("%d files have left the index", len(gone))
+
+
+def verify(config: SearchConfig) -> None:
+    """Look for damage in an index, and take it out."""
+    from video_index.lock import only_writer
+    from video_index.maintenance import verify
+
+    folder = Path(config.index)
+    with only_writer(folder):
+        lacking = verify(folder)
+    again = f": `python search.py index --index={folder}` encodes them" if lacking else ""
+    logger.info("%s is whole now; %d clips are to be encoded%s", folder, lacking, again)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt(number)
 
 
 def _queries(config: SearchConfig, searcher: object) -> Iterator[tuple[str, str, Callable[[], list]]]:
@@ -126,4 +174,6 @@ def lines_of(name: str, path: str) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program("search.py", main))
+    code = run_program("search.py", main)
+    sys.stderr.flush()
+    os._exit(code)  # taking torch down takes a quarter of a second; what was to be written is written

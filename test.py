@@ -8,11 +8,19 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from config import Config
 from trainer.run_folder import RESULTS_FILE
 from utils.files import check_writable
 from utils.program import run_program
+
+if TYPE_CHECKING:
+    from datasets.annotations import Split
+    from evaluation.embeddings import Embeddings
+    from evaluation.evaluator import Evaluator
+    from evaluation.results import Evaluation
+    from model.retrieval import RetrievalModel
 
 logger = logging.getLogger(__name__)
 
@@ -21,9 +29,7 @@ def main() -> None:
     # 1. settings
     config = Config.parse(program="test", description=__doc__)
     # imported after parsing, so that --help and bad flags answer at once
-    from datasets.annotations import load_annotations, load_split
     from datasets.video_kind import warn_of_others
-    from evaluation.embeddings import fingerprint, load_embeddings, save_embeddings, without_missing
     from evaluation.evaluator import Evaluator
     from evaluation.results import format_table, write_results
     from trainer.checkpoints import chosen_model
@@ -50,29 +56,15 @@ def main() -> None:
         model.to(device).eval()
 
         # 3. data
-        places = (config.dataset_dir, config.videos_dir, config.msrvtt_train_file, config.allow_missing)
         with distributed.main_first():
-            if config.load_embeddings:
-                split = load_annotations(
-                    config.dataset_name, config.test_split, config.dataset_dir, config.msrvtt_train_file
-                )
-                if config.allow_missing:
-                    split = without_missing(Path(config.load_embeddings), split)
-            else:
-                split = load_split(config.dataset_name, config.test_split, *places)
+            split = read_split(config)
         if here.is_main and not config.load_embeddings:
             warn_of_others(trained_on, split)
         evaluator = Evaluator(split, config, device, dtype, model.preprocessing)
 
         # 4. features
         started = time.perf_counter()
-        marks = fingerprint(model, split, config, dtype) if config.load_embeddings or config.save_embeddings else {}
-        if config.load_embeddings:
-            embeddings = load_embeddings(Path(config.load_embeddings), split, marks)
-        else:
-            embeddings = evaluator.encode(model)
-        if config.save_embeddings and here.is_main:
-            save_embeddings(Path(config.save_embeddings), embeddings, split, marks)
+        embeddings = encoded(config, model, evaluator, here.is_main)
 
         # 5. evaluation
         report = None
@@ -86,16 +78,43 @@ def main() -> None:
         logger.info(format_table(evaluation, config.metric, config.DSL, selection))
         if here.is_main:
             write_results(output, evaluation, config, path and str(path), selection)
-        logger.info(
-            "%d texts, %d videos, %.1f s of which %.1f s for %d diffused pairs, results in %s",
-            len(split.captions), len(split.clips), evaluation.seconds, evaluation.similarity_seconds,
-            evaluation.pairs_diffused, output,
-        )  # fmt: skip
+        logger.info(f"{counts(evaluation, split)}, results in {output}")
 
         # 6. the page
         if report:
             report.read_words(evaluator, model, embeddings)
             logger.info("report: %s", report.write(output.parent, evaluation))
+
+
+def counts(evaluation: "Evaluation", split: "Split") -> str:
+    """How much was evaluated, and how long it took."""
+    seconds = f"{evaluation.seconds:.1f} s of which {evaluation.similarity_seconds:.1f} s"
+    pairs = f"{seconds} for {evaluation.pairs_diffused} diffused pairs"
+    return f"{len(split.captions)} texts, {len(split.clips)} videos, {pairs}"
+
+
+def read_split(config: Config) -> "Split":
+    """The test split; with --load_embeddings its videos are not needed."""
+    from datasets.annotations import load_annotations, load_split
+    from evaluation.embeddings import without_missing
+
+    of = (config.dataset_name, config.test_split, config.dataset_dir)
+    if not config.load_embeddings:
+        return load_split(*of, config.videos_dir, config.msrvtt_train_file, config.allow_missing)
+    split = load_annotations(*of, config.msrvtt_train_file)
+    return without_missing(Path(config.load_embeddings), split) if config.allow_missing else split
+
+
+def encoded(config: Config, model: "RetrievalModel", evaluator: "Evaluator", is_main: bool) -> "Embeddings":
+    """Features of the split, computed or those of --load_embeddings; kept where --save_embeddings says so."""
+    from evaluation.embeddings import fingerprint, load_embeddings, save_embeddings
+
+    split, loads, saves = evaluator.split, config.load_embeddings, config.save_embeddings
+    marks = fingerprint(model, split, config, evaluator.dtype) if loads or saves else {}
+    embeddings = load_embeddings(Path(loads), split, marks) if loads else evaluator.encode(model)
+    if saves and is_main:
+        save_embeddings(Path(saves), embeddings, split, marks)
+    return embeddings
 
 
 if __name__ == "__main__":

@@ -17,10 +17,12 @@ With --index, the queries of search_queries.json are searched for in an index, a
 
 import json
 import logging
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -33,7 +35,6 @@ from datasets.moving_shapes import generate
 from diffusion_lm.denoiser import DENOISERS, Denoiser
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
-from evaluation.embeddings import TOKENS_DTYPE
 from model.clip import TINY_FOLDER, EncodedVideos, build_clip
 from model.retrieval import RetrievalModel
 from model.textdiffs import TextDiffs
@@ -44,11 +45,13 @@ from utils.command_line import Parser, home_path
 from utils.device import set_up
 from utils.errors import InputError
 from utils.program import run_program
-from video_index.encoding import Encoder, update
-from video_index.files import changes, video_files
+from video_index.encoding import TOKENS_DTYPE, Encoder, features_of, update
+from video_index.files import listing
+from video_index.head import Head
+from video_index.names import follow, missing, root_at
 from video_index.searching import Searcher, nearest
 from video_index.searching_model import load_model
-from video_index.store import SHARD_CLIPS, Head, IndexedClip, Store, read_head
+from video_index.store import Span, Store
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +59,8 @@ QUERIES = json.loads(Path(__file__).with_name("search_queries.json").read_text(e
 CPU = torch.device("cpu")
 FRAMES, LENGTH, STEPS, DENOISER = 6, 20, 10, "tiny"  # of the demo
 WIDE_FRAMES, WIDE = 12, 512  # of ViT-B/32
+SEARCH = Path(__file__).resolve().parent.parent / "search.py"
+STARTS = 3
 MOST_SECONDS = 1.0  # that a query among 10,000 may take
 Figures = dict[str, dict[str, float]]
 
@@ -89,15 +94,13 @@ def timed(function: Callable[[], object]) -> tuple[float, object]:
     return time.perf_counter() - started, result
 
 
-def new_store(folder: Path) -> Store:
-    return Store.create(folder, Head("a benchmark", {}, {}, 30.0))
+def new_store(folder: Path, model: RetrievalModel, frames: int) -> Store:
+    return Store.create(folder, Head("a benchmark", {}, {}, 30.0, (frames, model.embed_dim), model.token_shape))
 
 
 def query_seconds(model: RetrievalModel, folder: Path, frames: int) -> tuple[float, list[float]]:
     """Seconds to load an index, and of each query."""
-    loading, searcher = timed(
-        lambda: Searcher(model, Store(folder, read_head(folder)), settings(folder, frames), CPU, torch.float32)
-    )
+    loading, searcher = timed(lambda: Searcher(model, Store(folder), settings(folder, frames), CPU, torch.float32))
     searcher.by_text("a first query, which starts threads")
     return loading, [timed(lambda text=query["query"]: searcher.by_text(text))[0] for query in QUERIES]
 
@@ -105,13 +108,16 @@ def query_seconds(model: RetrievalModel, folder: Path, frames: int) -> tuple[flo
 def real_videos(folder: Path, count: int, figures: Figures) -> str:
     """Index videos; once more when nothing has changed; and query."""
     generate(folder / "data", train_videos=0, test_videos=count)
-    held, model = new_store(folder / "real"), textdiffs()
+    model = textdiffs()
+    held = new_store(folder / "real", model, FRAMES)
     encoder = Encoder(model, settings(folder / "real"), CPU, torch.float32)
 
     def index(held: Store) -> int:
-        return update(held, changes(held, folder / "data", video_files(folder / "data")), encoder)
+        root = root_at(held, str(folder / "data"), None)
+        follow(held, root, listing(root.folder))
+        return update(held, missing(held, [root]), encoder)
 
-    index(new_store(folder / "before"))  # libraries and processes start here
+    index(new_store(folder / "before", model, FRAMES))  # libraries and processes start here
     first, _ = timed(lambda: index(held))
     again, _ = timed(lambda: index(held))
     figures["seconds"] |= {f"index_{count}_videos": first, f"index_{count}_again": again}
@@ -121,17 +127,26 @@ def real_videos(folder: Path, count: int, figures: Figures) -> str:
 def synthetic(folder: Path, model: RetrievalModel, count: int, frames: int, name: str, figures: Figures) -> str:
     """Write an index of random features, load and query it."""
     generator = torch.Generator().manual_seed(count)
-    shapes = (frames, model.embed_dim), model.token_shape
-    clips = [IndexedClip(f"/videos/{number}.mp4", 1, 1, 0, 1, 0.0, 10.0) for number in range(count)]
-    held, seconds = new_store(folder / name), 0.0
-    for start in range(0, count, SHARD_CLIPS):
-        some = clips[start : start + SHARD_CLIPS]
-        features, tokens = (shape and torch.randn(len(some), *shape, generator=generator) for shape in shapes)
-        videos = EncodedVideos(features, None if tokens is None else tokens.to(TOKENS_DTYPE))
-        seconds += timed(lambda some=some, videos=videos: held.add(some, videos))[0]
-    seconds += timed(held.compact)[0]
+    held, seconds = new_store(folder / name, model, frames), 0.0
+    root = root_at(held, "/videos", None)
+    for number in range(count):
+        features, tokens = (
+            shape and torch.randn(1, *shape, generator=generator) for shape in (held.head.frames, held.head.tokens)
+        )
+        video = EncodedVideos(features, None if tokens is None else tokens.to(TOKENS_DTYPE))
+        seconds += timed(lambda number=number, video=video: write(held, root.id, number, video))[0]
     figures["seconds"][f"write_{name}"] = seconds
     return row(name, seconds, *query_seconds(model, folder / name, frames), name, figures)
+
+
+def write(held: Store, root: int, number: int, video: EncodedVideos) -> None:
+    """Put a video of 10 seconds into an index, as indexing does."""
+    path = f"{number}.mp4".encode()
+    with held.transaction():
+        values = (number, path, 10.0)
+        id = held.execute("INSERT INTO videos (size, hash, seconds) VALUES (?, ?, ?)", values).lastrowid
+        held.rows("INSERT INTO files (root, path, mtime_ns, video) VALUES (?, ?, 1, ?)", (root, path, id))
+        held.add(id, Span(0, 1, 0.0, 10.0), features_of(video))
 
 
 def row(label: str, index: float, loading: float, queries: list[float], name: str, figures: Figures) -> str:
@@ -150,14 +165,28 @@ def first_candidates(count: int, figures: Figures) -> str:
     return f"500 of {count} vectors of 128: {1000 * spent:.2f} ms a query"
 
 
+def start_up(folder: Path, figures: Figures) -> str:
+    """The programs as people start them: indexing, once more without anything new, and a query."""
+    index = f"--index={folder / 'started'}"
+    commands = {
+        "start_index": ["index", f"--videos_dir={folder / 'data'}", index, "--clip_arch=tiny-shapes", "--gpu=cpu"],
+        "start_index_again": ["index", index],
+        "start_query": ["query", "a red circle", index, "--gpu=cpu"],
+    }
+    for name, command in commands.items():
+        call = partial(subprocess.run, [sys.executable, SEARCH, *command], check=True, capture_output=True)
+        times = [timed(call)[0] for _ in range(1 if name == "start_index" else STARTS)]
+        figures["seconds"][name] = median(times)
+    told = ", ".join(f"{name} {figures['seconds'][name]:.2f} s" for name in commands)
+    return f"as programs, median of {STARTS}: {told}"
+
+
 def found_first(index: Path, figures: Figures) -> str:
     """Search for the queries of search_queries.json; the rank of each right video."""
-    head = read_head(index)
-    if head is None:
-        raise InputError(f"--index={index} is no index")
+    store = Store(index)
     config = SearchConfig.parse(["query", "x", f"--index={index}", "--gpu=cpu", "--topk=1000000"])
-    model, _ = load_model(config, head, CPU)
-    searcher = Searcher(model, Store(index, head), config, CPU, torch.float32)
+    config, model, _ = load_model(config, store.head, CPU)
+    searcher = Searcher(model, store, config, CPU, torch.float32)
     lines, ranks = [], []
     for query in QUERIES:
         names = [Path(hit.clip.file).name for hit in searcher.by_text(query["query"])]
@@ -204,6 +233,7 @@ def measure(folder: Path, quick: bool, figures: Figures) -> None:
         logger.info(synthetic(folder, model, count, FRAMES, str(count), figures))
     wide = wide_xpool()
     logger.info(synthetic(folder, wide, sizes[-1], WIDE_FRAMES, f"{sizes[-1]}_wide", figures))
+    logger.info(start_up(folder, figures))
     figures["ratios"]["query_to_limit"] = figures["seconds"][f"query_{sizes[-1]}"] / MOST_SECONDS
     if not quick:
         logger.info(first_candidates(200_000, figures))

@@ -1,4 +1,4 @@
-"""The flags of search.py: those of its two commands, and those of Config that say which model searches."""
+"""The flags of search.py: those of its commands, and those of Config that say which model searches."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,19 @@ from utils.command_line import Parser
 from utils.errors import InputError
 
 DESCRIPTIONS = {
-    "index": "Encode the videos of a folder that are new or have changed; those that are gone leave the index. The"
-    " checkpoint of a run (--exp_name, --datetime) brings its own model; without one, plain CLIP searches: --clip_arch"
-    " or --clip_path.",
+    "index": "Encode the videos of a folder that are new or have changed; without --videos_dir, of all folders of the"
+    " index. Those that are gone are not found any more. The checkpoint of a run (--exp_name, --datetime) brings its"
+    " own model; without one, plain CLIP searches: --clip_arch or --clip_path.",
     "query": "Rank the videos of an index for a sentence. The model is that of the index; flags of `search.py index`"
     " that name another are taken, too.",
+    "status": "Say what is in an index.",
+    "list": "Show the files of an index, how long they are, and whether they are searched.",
+    "forget": "Take files or folders out of an index. The next `index` takes them in again, unless --exclude says not.",
+    "prune": "Take out of an index all files that are not there now, those of disks that are not mounted among them.",
+    "verify": "Read all of an index; what is damaged leaves it, and the next `index` encodes it anew.",
 }
-BOTH = "Search your own videos with a sentence. Each command has its own --help."
+BESIDE = {"query": ("QUERY", "sentence to search with"), "forget": ("PATH", "file or folder that leaves the index")}
+ALL = "Search your own videos with a sentence. Each command has its own --help; without one it is a query."
 INDEX_ONLY = {"programs": "index", "quiet": ""}
 
 
@@ -29,8 +35,12 @@ class SearchConfig(Config):
 
     # fmt: off
     index: str | None = flag(None, "folder of the index", metavar="DIR", unset="none, must be given",
-        programs="index query")
-    videos_dir: str | None = flag_again(Config, "videos_dir", None, group="search", unset="none, must be given",
+        programs=" ".join(DESCRIPTIONS))
+    videos_dir: str | None = flag_again(Config, "videos_dir", None, group="search", help="folder of the videos, or"
+        " NAME=DIR where one of the index lies now", unset="all folders of the index", programs="index query",
+        quiet="")
+    exclude: str | None = flag(None, "names or paths of files and folders that are left out, patterns (*, ?) with"
+        " commas between them; they are kept for later runs", metavar="PATTERNS", unset="those of the run before",
         **INDEX_ONLY)
     window: float | None = flag(None, "videos longer than this are searched in parts of about this length", minimum=1,
         metavar="SECONDS", unset="30, or that of the index", **INDEX_ONLY)
@@ -60,24 +70,26 @@ class SearchConfig(Config):
         help="epoch of the checkpoint of --datetime; 0 or -1 is model_best.pth", unset="0")
     # fmt: on
     command: str = field(default="", compare=False)
-    texts: tuple[str, ...] = field(default=(), compare=False)  # queries on the command line
+    texts: tuple[str, ...] = field(default=(), compare=False)  # what stands beside the flags
 
     @classmethod
-    def parse(cls, argv: Sequence[str] | None = None, prog: str = "search.py", description: str = BOTH) -> Self:
+    def parse(cls, argv: Sequence[str] | None = None, prog: str = "search.py", description: str = ALL) -> Self:
         """Read a command line: a command and its flags.
 
         :raises InputError: a flag is unknown or missing, or a value is not allowed.
         """
         argv = sys.argv[1:] if argv is None else list(argv)
-        commands = Parser(prog, description, "python %(prog)s {index,query} [--flag=VALUE ...]")
-        commands.add_argument("command", choices=tuple(DESCRIPTIONS), help="index: encode videos; query: search them")
+        if argv and argv[0] not in (*DESCRIPTIONS, "-h", "--help"):
+            argv = ["query", *argv]
+        commands = Parser(prog, description, "python %(prog)s [COMMAND] [--flag=VALUE ...]")
+        told = "; ".join(f"{name}: {said.split('. ')[0].rstrip('.')}" for name, said in DESCRIPTIONS.items())
+        commands.add_argument("command", choices=tuple(DESCRIPTIONS), metavar="COMMAND", help=told.replace("`", ""))
         command = commands.parse_args(argv[:1]).command
-        usage = f"python %(prog)s{' [QUERY ...]' * (command == 'query')} [--flag=VALUE ...]"
+        name, said = BESIDE.get(command, ("", ""))
+        usage = f"python %(prog)s{f' [{name} ...]' if name else ''} [--flag=VALUE ...]"
         parser = flag_parser(cls, command, f"{prog} {command}", DESCRIPTIONS[command], usage)
-        if command == "query":
-            parser.add_argument(
-                "texts", nargs="*", metavar="QUERY", default=[], help="sentence to search with (default: none)"
-            )
+        if name:
+            parser.add_argument("texts", nargs="*", metavar=name, default=[], help=f"{said} (default: none)")
         given = vars(parser.parse_intermixed_args(argv[1:]))
         texts = tuple(given.pop("texts", ()))
         config = cls(**given, explicit=frozenset(given), command=command, texts=texts)
@@ -87,9 +99,11 @@ class SearchConfig(Config):
     def _check_command(self) -> None:
         if self.index is None:
             raise InputError("--index is missing: the folder of the index")
-        if self.command == "index":
-            if self.videos_dir is None:
-                raise InputError("--videos_dir is missing: the folder of the videos")
+        if self.command == "forget" and not self.texts:
+            raise InputError("give the files or folders that are to leave the index")
+        if "exp_name" in self.explicit and self.datetime is None:
+            raise InputError(f"--datetime is missing: which run of --exp_name={self.exp_name}")
+        if self.command != "query":
             return
         wanted = [bool(self.texts), *(name is not None for name in (self.queries, self.like, self.describe))]
         if sum(wanted) != 1:
@@ -110,6 +124,11 @@ class SearchConfig(Config):
     def names_model(self) -> bool:
         """Whether the command line says which model it is."""
         return not self.explicit.isdisjoint(names_of(self, lambda declared: declared.names_model))
+
+    @property
+    def gives_model(self) -> bool:
+        """Whether the command line says anything of what an index is made with."""
+        return bool(self.model_flags()) or "window" in self.explicit
 
     def model_flags(self) -> dict[str, Any]:
         """The given flags that say which model it is, to be kept with an index; paths as absolute ones."""

@@ -1,18 +1,15 @@
 """Which videos and captions a split of a data set has. One function per data set reads its files as distributed."""
 
-import csv
-import difflib
-import io
-import json
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
 from datasets import moving_shapes
-from datasets.files import VIDEO_EXTENSIONS, find_videos, split_name
+from datasets.annotation_file import AnnotationFile, first_of, report
+from datasets.files import find_videos, split_name
 from utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -83,8 +80,8 @@ def load_split(
         what = f"{len(read.missing)} of {videos} {split} videos of {dataset} are not in {videos_dir}"
         if not (allow_missing and read.clips):
             remedy = " (--allow_missing goes on without them)" if read.clips else ""
-            raise InputError(f"{what}: {_first(read.missing)}{remedy}")
-        _report(f"--allow_missing: {what}", read.missing)
+            raise InputError(f"{what}: {first_of(read.missing)}{remedy}")
+        report(f"--allow_missing: {what}", read.missing)
     return read
 
 
@@ -107,12 +104,12 @@ def read_split(dataset: str, split: str, data_dir: Path, videos_dir: Path | None
         raise InputError(f"{data_dir} holds no {split} pairs of {dataset}")
     unannotated = tuple(video_id for video_id, captions, *_ in listed if not captions)
     if unannotated:
-        _report(f"{len(unannotated)} of {len(listed)} {split} videos of {dataset} have no annotation", unannotated)
+        report(f"{len(unannotated)} of {len(listed)} {split} videos of {dataset} have no annotation", unannotated)
     names = dict.fromkeys(video_id for video_id, *_ in entries)
     found, doubtful = find_videos(Path(videos_dir), names, paths=dataset == "custom")
     if doubtful:
         chosen = tuple(path.relative_to(videos_dir).as_posix() for path in doubtful)
-        _report(f"{len(doubtful)} videos of {dataset} are in {videos_dir} more than once, taken are", chosen)
+        report(f"{len(doubtful)} videos of {dataset} are in {videos_dir} more than once, taken are", chosen)
     clips = tuple(Clip(name, found[name], *rest) for name, *rest in entries if name in found)
     missing = tuple(dict.fromkeys(name for name, *_ in entries if name not in found))
     flip = dataset != "MovingShapes"  # its captions say left and right
@@ -135,14 +132,6 @@ def _check_name(dataset: str) -> None:
         raise InputError(f"unknown data set {dataset}: known are {', '.join(DATASETS)}")
 
 
-def _report(what: str, names: tuple[str, ...]) -> None:
-    logger.warning("%s: %s", what, _first(names))
-
-
-def _first(names: tuple[str, ...]) -> str:
-    return f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-
-
 def load_annotations(dataset: str, split: str, data_dir: Path, train_file: str = "9k") -> Split:
     """A split without its videos: the path of a clip is only its id."""
     _check_name(dataset)
@@ -155,156 +144,6 @@ def load_annotations(dataset: str, split: str, data_dir: Path, train_file: str =
 def load_captions(dataset: str, data_dir: Path, train_file: str = "9k") -> list[str]:
     """All training captions of a data set, for which no video is needed."""
     return load_annotations(dataset, "train", data_dir, train_file).captions
-
-
-class _File:
-    """An annotation file: its text, and errors that name it and a line."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self.text = path.read_text(encoding="utf-8-sig")
-        except OSError as error:
-            raise InputError(f"annotation file {path} cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            line = error.object.count(b"\n", 0, error.start) + 1
-            raise self.error(line, f"not UTF-8 text (byte {error.start})") from error
-        except ValueError as error:  # a name with a null character
-            raise InputError(f"annotation file {str(path)!r} cannot be read: {error}") from error
-
-    def error(self, line: int, what: str) -> InputError:
-        """What is wrong in a line."""
-        return InputError(f"annotation file {self.path}, line {line}: {what}")
-
-    def error_at(self, word: object, what: str) -> InputError:
-        """What is wrong where a JSON file speaks of a word; a parsed file has no lines any more."""
-        place = max(0, self.text.find(json.dumps(word)))
-        return self.error(self.text.count("\n", 0, place) + 1, what)
-
-    def lines(self) -> Iterator[tuple[int, str]]:
-        """The lines and their numbers."""
-        for number, line in enumerate(self.text.split("\n"), start=1):
-            yield number, line.removesuffix("\r")
-
-    def json(self) -> object:
-        """The value of a JSON file."""
-        return self.json_of(self.text, 1)
-
-    def json_of(self, text: str, line: int) -> object:
-        """The value of a JSON text that begins at a line."""
-        try:
-            return json.loads(text, object_pairs_hook=_unique)
-        except json.JSONDecodeError as error:
-            raise self.error(line + error.lineno - 1, f"not JSON ({error.msg})") from error
-        except (RecursionError, ValueError) as error:  # nested too deeply, too many digits, a key twice
-            raise self.error(line, f"not JSON that can be read ({error})") from error
-
-    def rows(self, needed: tuple[str, ...], known: tuple[str, ...] = ()) -> Iterator[tuple[int, dict[str, str]]]:
-        """The rows of a CSV file and the lines in which they begin.
-
-        :param needed: columns that must be there and are empty in no row.
-        :param known: all columns that may be there; none: any.
-        """
-        reader = csv.reader(io.StringIO(self.text, newline=""), strict=True)
-        begin, header, long_rows, names = 1, None, {}, set()
-        try:
-            for cells in reader:
-                if cells and header is None:
-                    header = cells
-                    self._check_header(begin, header, needed, known)
-                elif cells:  # else the line is empty
-                    row = self._row(begin, cells, header, needed)
-                    if known:
-                        names.add(row[needed[0]])
-                        if reader.line_num > begin:
-                            long_rows[begin] = cells
-                    yield begin, row
-                begin = reader.line_num + 1
-        except csv.Error as error:
-            raise self.error(begin, CSV_ERRORS.get(str(error), f"{error}: is a quote not closed?")) from error
-        if header is None:
-            self._check_header(1, [], needed, known)
-        for line, cells in long_rows.items():
-            self._check_swallowed(line, cells, header.index(needed[0]), names)
-        if long_rows:
-            what = f"{self.path}: {len(long_rows)} rows go over several lines (is a quote not closed?), from line"
-            _report(what, tuple(map(str, long_rows)))
-
-    def _check_swallowed(self, line: int, cells: list[str], column: int, names: set[str]) -> None:
-        """Refuse a row that goes over several lines where one of these looks like a row, by its video."""
-        for more in (text for cell in cells for text in cell.splitlines()[1:]):
-            name = more.split(",")[column].strip() if more.count(",") >= max(1, column) else ""
-            if name in names or split_name(name)[1].lower() in VIDEO_EXTENSIONS:
-                raise self.error(line, f"a quote is not closed: the row of {name} is within a cell")
-
-    def _check_header(self, line: int, header: list[str], needed: tuple[str, ...], known: tuple[str, ...]) -> None:
-        absent = [name for name in needed if name not in header]
-        for mark, name in SEPARATORS.items() if absent else ():
-            if set(needed) <= {cell.strip(' "') for cell in ",".join(header).split(mark)}:
-                raise self.error(line, f"{name} between the cells: put commas there")
-        if absent:
-            there = ", ".join(_with_meaning(name, absent) for name in header) or "nothing"
-            raise self.error(line, f"column {', '.join(absent)} is missing, there is {there}")
-        self.check_names(line, "column", header, known)
-        twice = sorted({name for name in known or needed if header.count(name) > 1})
-        if twice:
-            raise self.error(line, f"column {', '.join(twice)} is there more than once")
-
-    def check_names(self, line: int, what: str, names: Iterable[str], known: tuple[str, ...]) -> None:
-        """Refuse columns or keys that are not known, if it is said which are: what they hold would be lost."""
-        unknown = [_with_meaning(name, known) for name in names if known and name not in known]
-        if unknown:
-            said = f"{what} {', '.join(unknown)} is not known"
-            raise self.error(line, f"{said}; known are {', '.join(known)}; times are in seconds")
-
-    def _row(self, line: int, cells: list[str], header: list[str], needed: tuple[str, ...]) -> dict[str, str]:
-        if any(cell[:1] in (" ", "\t") and cell.lstrip().startswith('"') for cell in cells):
-            raise self.error(line, "a blank before a quote: quotes must be the first and the last of a cell")
-        if len(cells) != len(header):
-            more = ': a cell with a comma needs quotes around it ("a dog, running")' if len(cells) > len(header) else ""
-            raise self.error(line, f"{len(cells)} cells in a row, but {len(header)} in the header{more}")
-        row = dict(zip(header, cells, strict=True))
-        empty = [name for name in needed if not row[name].strip()]
-        if empty:
-            raise self.error(line, f"no {', '.join(empty)}")
-        return row
-
-
-SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}  # that other programs put between cells
-CSV_ERRORS = {  # of Python's csv in other words
-    "unexpected end of data": "a quote is opened and not closed",
-    "',' expected after '\"'": "a cell goes on behind its quote: a quote is not closed, or one within not doubled",
-}
-OTHER_WORDS = {  # for what a custom annotation file may say
-    "begin": "start", "from": "start", "onset": "start", "stop": "end", "to": "end", "until": "end", "offset": "end",
-    "subset": "split", "set": "split", "partition": "split", "fold": "split", "text": "caption", "sentence": "caption",
-    "description": "caption", "query": "caption", "file": "video", "filename": "video", "path": "video",
-    "clip": "video", "name": "video", "id": "video",
-}  # fmt: skip
-
-
-def _with_meaning(name: str, known: Iterable[str]) -> str:
-    """The name of a column or key that is not known, and which known one it may mean."""
-    if not name.strip():
-        return "without a name"
-    plain = name.strip().lower()
-    words = re.split(r"[\W_]+", plain)
-    guesses = [
-        *(word for word in known if word in plain),
-        *(OTHER_WORDS[word] for word in words if word in OTHER_WORDS),
-        *difflib.get_close_matches(plain, known, 1, cutoff=0.75),
-    ]
-    meant = next((guess for guess in guesses if guess in known and guess != name), None)
-    return f"{name!r:.80}" + (f" ({meant}?)" if meant else "")
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object of JSON. ValueError when a key occurs twice, of which one would be lost."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r:.80} is there more than once")
-    return values
 
 
 def _caption(text: object) -> str:
@@ -332,11 +171,11 @@ def _seconds(text: object) -> float:
 def _msrvtt(data_dir: Path, split: str, train_file: str) -> Entries:
     """MSR-VTT: training on 9k or 7k videos with 20 captions each, test on the 1k-A split of JSFUSION."""
     if split == "test":
-        file = _File(data_dir / "MSRVTT_JSFUSION_test.csv")
+        file = AnnotationFile(data_dir / "MSRVTT_JSFUSION_test.csv")
         for line, row in file.rows(("video_id", "sentence")):
             yield row["video_id"], (_checked(file, line, row["sentence"]),), None, None
         return
-    file = _File(data_dir / "MSRVTT_data.json")
+    file = AnnotationFile(data_dir / "MSRVTT_data.json")
     content = file.json()
     captions: dict[str, list[str]] = {}
     if not isinstance(content, dict) or not isinstance(content.get("sentences"), list):
@@ -347,7 +186,7 @@ def _msrvtt(data_dir: Path, split: str, train_file: str) -> Entries:
         except (TypeError, KeyError, ValueError) as error:
             word = sentence.get("video_id") if isinstance(sentence, dict) else sentence
             raise file.error_at(word, f'"sentences", entry {index + 1}: no "video_id" and "caption"') from error
-    training = _File(data_dir / f"MSRVTT_train.{train_file}.csv")
+    training = AnnotationFile(data_dir / f"MSRVTT_train.{train_file}.csv")
     for line, row in training.rows(("video_id",)):
         video_id = row["video_id"]
         if video_id not in captions:
@@ -357,7 +196,7 @@ def _msrvtt(data_dir: Path, split: str, train_file: str) -> Entries:
 
 def _msvd(data_dir: Path, split: str, train_file: str) -> Entries:
     """MSVD: 1,200 training and 670 test videos with about 40 captions each."""
-    file, names = _File(data_dir / "captions_msvd.json"), _File(data_dir / f"{split}_list.txt")
+    file, names = AnnotationFile(data_dir / "captions_msvd.json"), AnnotationFile(data_dir / f"{split}_list.txt")
     captions = file.json()
     if not isinstance(captions, dict):
         raise file.error(1, "not a mapping of video to captions")
@@ -384,7 +223,7 @@ def _name(value: object) -> str:
     return value
 
 
-def _checked(file: _File, line: int, caption: str) -> str:
+def _checked(file: AnnotationFile, line: int, caption: str) -> str:
     try:
         return _caption(caption)
     except ValueError as error:
@@ -396,7 +235,7 @@ LSMDC_FILES = {"train": "LSMDC16_annos_training.csv", "test": "LSMDC16_challenge
 
 def _lsmdc(data_dir: Path, split: str, train_file: str) -> Entries:
     """LSMDC: one caption a clip, in files of six tab-separated columns: clip, four times, sentence."""
-    file = _File(data_dir / LSMDC_FILES[split])
+    file = AnnotationFile(data_dir / LSMDC_FILES[split])
     for line, text in file.lines():
         if not text and line > 1:  # what follows the last line
             continue
@@ -411,7 +250,7 @@ DIDEMO_TIME = re.compile(r"tensor\(\[+(.*?)\]+\)")  # tensor([[31]])
 
 def _didemo(data_dir: Path, split: str, train_file: str) -> Entries:
     """DiDeMo: all sentences of a video as one paragraph, for its part from `starts` to `ends` seconds."""
-    file = _File(data_dir / f"didemo_{split}_label.csv")
+    file = AnnotationFile(data_dir / f"didemo_{split}_label.csv")
     for line, row in file.rows(("video_path", "starts", "ends", "text")):
         video_id, _ = split_name(Path(row["video_path"]).name)
         try:
@@ -426,7 +265,7 @@ def _didemo(data_dir: Path, split: str, train_file: str) -> Entries:
 def _activitynet(data_dir: Path, split: str, train_file: str) -> Entries:
     """ActivityNet Captions: all sentences of a video as one paragraph, for its annotated duration; tests on val_1."""
     annotations, ids = ("train.json", "train_ids.json") if split == "train" else ("val_1.json", "val_ids.json")
-    file, list_file = _File(data_dir / annotations), _File(data_dir / ids)
+    file, list_file = AnnotationFile(data_dir / annotations), AnnotationFile(data_dir / ids)
     captions, wanted = file.json(), list_file.json()
     if not isinstance(captions, dict):
         raise file.error(1, "not a mapping of videos")
@@ -451,7 +290,7 @@ def _moving_shapes(data_dir: Path, split: str, train_file: str) -> Entries:
     """MovingShapes, the embedded data set."""
     more = {LARGE_TEST: (moving_shapes.LARGE, "test"), MOTION_TEST: (moving_shapes.MOTION, "motion")}
     file, listed = more.get(split, (moving_shapes.ANNOTATIONS, split))
-    for entry in _File(data_dir / file).json()[listed]:
+    for entry in AnnotationFile(data_dir / file).json()[listed]:
         yield entry["video_id"], tuple(entry["captions"]), None, None
 
 
@@ -470,7 +309,7 @@ def _custom(path: Path, split: str, train_file: str) -> Entries:
     Rows of the same video and times are one clip with several captions. Where no row has a split, all are taken for
     training and test, none for validation.
     """
-    file = _File(path)
+    file = AnnotationFile(path)
     if path.suffix == ".csv":
         rows: Iterable[tuple[int, object]] = file.rows(("video", "caption"), CUSTOM_COLUMNS)
     elif path.suffix in (".jsonl", ".json", ".ndjson"):
@@ -494,7 +333,7 @@ def _custom(path: Path, split: str, train_file: str) -> Entries:
     if undivided and clips:
         logger.warning("%s has no column split: all of it is used for the %s split", path, split)
     elif of_none and split == "train":
-        _report(f"{path}: {len(of_none)} rows have no split and are for training, from line", tuple(of_none))
+        report(f"{path}: {len(of_none)} rows have no split and are for training, from line", tuple(of_none))
     for (of_split, video, start, end), captions in clips.items():
         if undivided or (of_split or "train") == split:
             yield video, tuple(captions), start, end

@@ -18,6 +18,7 @@ import av
 import numpy as np
 from av.stream import Disposition
 
+from datasets.files import shown
 from utils.errors import InputError
 
 MOST_ASPECT = 4  # of pixels; those of DVDs are 0.9 to 1.5 times as wide as high
@@ -180,11 +181,6 @@ def _plausible(aspect: Fraction | None) -> float:
     return float(aspect) if aspect and 1 / MOST_ASPECT <= aspect <= MOST_ASPECT else 1.0
 
 
-def shown(path: str | Path) -> str:
-    """The name of a file as text that can be written anywhere."""
-    return os.fsencode(path).decode("utf-8", "replace")
-
-
 class PacketTimes(NamedTuple):
     """What a packet says, in units of the stream."""
 
@@ -279,3 +275,12 @@ def picture_of(path: Path) -> tuple[float, float]:
     with Film(path) as film:
         context = film.stream.codec_context
         return min(context.width * film.pixel_aspect, context.height), rate_of(film.stream)
+
+
+def about_seconds(path: Path) -> float:
+    """How long a film is as its header says, without reading more; 0 where that says nothing.
+
+    :raises InputError: it does not open.
+    """
+    with Film(path) as film:
+        return min((film.container.duration or 0) / av.time_base, UNTOLD)

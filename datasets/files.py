@@ -15,6 +15,21 @@ VIDEO_EXTENSIONS = {
     "mpg", "mts", "mxf", "ogm", "ogv", "rm", "rmvb", "ts", "vob", "webm", "wmv",
 }  # fmt: skip
 
+# which search takes for videos of one frame
+PICTURE_EXTENSIONS = {"bmp", "jpe", "jpeg", "jpg", "png", "tif", "tiff", "webp"}
+MISLEADING = set("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # new lines, other directions
+
+
+def shown(path: str | bytes | os.PathLike) -> str:
+    """The name of a file as text that can be written anywhere: without control characters, which could move the cursor
+    of a terminal, and of bytes that are no UTF-8 a sign."""
+    text = os.fsencode(path).decode("utf-8", "replace")
+    return "".join(c.encode("unicode_escape").decode() if _is_control(c) else c for c in text)
+
+
+def _is_control(character: str) -> bool:
+    return character in MISLEADING or unicodedata.category(character) == "Cc"
+
 
 def split_name(name: str) -> tuple[str, str]:
     """Stem and extension of the name or path of a file, the extension without its dot.

@@ -5,6 +5,7 @@ epoch, sample), so it does not depend on the number of workers or processes, nor
 """
 
 import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -32,6 +33,7 @@ from utils.machine import cores
 logger = logging.getLogger(__name__)
 
 RUN_CLIPS = 16  # of a long film, that one worker reads
+PARENT_SECONDS = 0.5  # after which a worker looks whether the main process is still there
 WAITS_FOR_SIGNALS = hasattr(signal, "sigwaitinfo")  # which macOS does not have
 
 
@@ -349,14 +351,17 @@ def _init_worker(worker_id: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if WAITS_FOR_SIGNALS:
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        threading.Thread(target=_end_with_parent, args=(multiprocessing.parent_process().pid,), daemon=True).start()
     torch.set_num_threads(1)
 
 
-def _end_with_parent() -> None:
-    """Leave at a SIGTERM of the main process, whose exit waits for its workers; others may send what they like."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        continue
+def _end_with_parent(parent: int) -> None:
+    """Leave at a SIGTERM of the main process, whose exit waits for its workers, or soon after it has been killed;
+    others may send what they like."""
+    while os.getppid() == parent:
+        sent = signal.sigtimedwait({signal.SIGTERM}, PARENT_SECONDS)
+        if sent is not None and sent.si_pid == parent:
+            break
     os._exit(0)
 
 

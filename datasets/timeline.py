@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.container import UNTOLD, Film, packet_times, rate_of, shown
+from datasets.container import UNTOLD, Film, packet_times, rate_of
+from datasets.files import shown
 from utils.errors import InputError
 
 TOLERANCE = 0.5e-3  # seconds; time stamps of some containers are whole milliseconds

@@ -4,6 +4,7 @@ import copy
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,8 @@ import numpy as np
 from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from datasets.container import Film, shown
+from datasets.container import Film
+from datasets.files import PICTURE_EXTENSIONS, shown, split_name
 from datasets.timeline import Timeline, timeline
 from utils.errors import InputError
 
@@ -21,6 +23,7 @@ from utils.errors import InputError
 cv2.setNumThreads(1)
 
 SEEK_COST = 6  # what a seek costs, in frames that could have been decoded instead
+ENOUGH = 512  # pixels of a photo
 LONG = 256  # frames from which on a film is worth the start of the decoder's threads
 
 Span = tuple[float | None, float | None]  # of a clip: start and end in seconds, None for those of the film
@@ -85,9 +88,35 @@ def read_clips(
         it there is one clip.
     :raises InputError: the file does not open or no frame of it decodes; names it.
     """
+    if is_picture(path):
+        picture = read_picture(path)
+        yield from repeat(ReadClip(np.repeat(picture[None], num_frames, axis=0)), len(spans))
+        return
     for clip in decode_clips(path, lambda n: frame_indices(n, num_frames, copy.deepcopy(rng)), spans):
         wanted = frame_indices(clip.count, num_frames, rng)
         yield ReadClip(clip.pixels[np.searchsorted(clip.indices, wanted)], clip.beyond)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a photo, by its name: a video of one frame."""
+    return split_name(path.name)[1].lower() in PICTURE_EXTENSIONS
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """A photo, upright, RGB uint8 (H, W, 3), at most about ENOUGH pixels high or wide on its shorter side.
+
+    :raises InputError: it cannot be read; names it.
+    """
+    try:
+        picture = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    except (OSError, cv2.error) as error:
+        raise InputError(f"picture {shown(path)} cannot be read: {getattr(error, 'strerror', 'damaged')}") from error
+    if picture is None:
+        raise InputError(f"picture {shown(path)} does not decode")
+    share = ENOUGH / min(picture.shape[:2])
+    if share < 1:  # it stands for many frames, which are resized one by one
+        picture = cv2.resize(picture, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
 def decode_clip(

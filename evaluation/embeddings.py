@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from config import Config
 from datasets.annotations import Split
+from datasets.data_record import content_digest
 from datasets.transforms import OPENAI
 from model.clip import ClipRetrieval, EncodedVideos
 from model.retrieval import RetrievalModel
-from trainer.data_record import content_digest
+from modules.frame_pooling import mean_of_frames
 from utils.device import precision_name
 from utils.errors import InputError
 from utils.files import written_whole
@@ -104,7 +105,7 @@ def new_tokens(videos: int, token_shape: tuple[int, int], folder: Path | None = 
 def save_embeddings(path: Path, embeddings: Embeddings, split: Split, marks: dict[str, str]) -> None:
     """Write a safetensors file, whole or not at all.
 
-    Tensors text_features (N, D), frame_features (M, F, D), video_features (M, D; their mean over the frames),
+    Tensors text_features (N, D), frame_features (M, F, D), video_features (M, D; the mean of the unit frame features),
     video_of_text (N,), and of models that read them video_tokens (M, S, W). Metadata: captions and video_ids as JSON
     lists, and the fingerprint.
 
@@ -114,7 +115,7 @@ def save_embeddings(path: Path, embeddings: Embeddings, split: Split, marks: dic
     tensors = {
         "text_features": embeddings.texts.cpu(),
         "frame_features": embeddings.videos.frames.cpu(),
-        "video_features": embeddings.videos.frames.mean(1).cpu(),
+        "video_features": mean_of_frames(embeddings.videos.frames).cpu(),
         "video_of_text": torch.tensor(split.clip_of_caption),
     }
     if embeddings.videos.tokens is not None:

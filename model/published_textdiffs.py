@@ -6,6 +6,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
+from diffusion_lm.sampling import Sampler
 from diffusion_lm.vocabulary import Vocabulary
 from model.clip import EncodedVideos
 from model.retrieval import EncodedPairs
@@ -13,7 +14,7 @@ from model.xpool import XPool
 from modules.losses import teacher_student
 from modules.noise import sampling_noise, training_noise
 from modules.pairs import Texts, Videos
-from modules.text_diffusion import Sampler, TextDiffusion, TrainingNoise
+from modules.text_diffusion import TextDiffusion, TrainingNoise
 
 TEACHER_STUDENT_WEIGHT = 0.1
 

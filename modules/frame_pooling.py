@@ -221,3 +221,8 @@ def _norm(weights: Tensor, gram: Tensor, eps: float) -> Tensor:
 def _append_one(weights: Tensor) -> Tensor:
     """(V, T, n) -> (V, T, n + 1): the weight of a constant vector."""
     return F.pad(weights, (0, 1), value=1.0)
+
+
+def mean_of_frames(frames: Tensor) -> Tensor:
+    """The mean of the unit frame features of each video, whatever the text: (V, F, D) -> (V, D), float32."""
+    return F.normalize(frames.float(), dim=-1).mean(1)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from modules.frame_pooling import mean_of_frames
 from modules.metrics import FirstStage, row_slices
 from modules.pairs import PairScores, Texts, Videos
 from utils.errors import RunError
@@ -190,7 +191,7 @@ def _first_stage(
     """Fill the matrices of the scores that need no diffusion, some videos at a time."""
     texts, videos, share = problem.texts, problem.videos, problem.share
     unit_texts = F.normalize(texts.features.float(), dim=-1)
-    products = [(mean_pooled, videos.features.mean(1))]
+    products = [(mean_pooled, mean_of_frames(videos.features))]
     if published is not None and problem.own_pooled is not None:
         products.append((published, problem.own_pooled))
     products = [(matrix, F.normalize(vectors.float(), dim=-1)) for matrix, vectors in products]

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,8 @@ from torch.nn import functional as F
 
 from diffusion_lm.denoiser import Denoiser, nearest_word
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
+from diffusion_lm.sampling import Sampler
 from modules.noise import SamplingNoise, TrainingNoise
-
-Sampler = Literal["ddpm", "ddim"]
 
 
 @dataclass

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from config import Config
 from datasets.annotations import Split, own_validation, read_split
-from datasets.container import condition_of, shown
+from datasets.container import condition_of
+from datasets.files import shown
 from datasets.timeline import timeline
 from utils.errors import InputError, RunError
 from utils.processes import each

@@ -18,7 +18,7 @@ HISTOGRAM_BOUNDS = (1, 2, 3, 5, 10, 20, 50)  # last rank of each bin; then 100, 
 
 
 @dataclass(frozen=True)
-class Hit:
+class RankedVideo:
     """A video at its place in the ranking of a text."""
 
     video: int
@@ -35,7 +35,7 @@ class Query:
 
     text: int
     rank: int
-    hits: list[Hit]
+    hits: list[RankedVideo]
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _query(scores: Similarity, text: int, right: int, rank: int) -> Query:
     if rank > HITS:
         shown.append((rank, right))
     hits = [
-        Hit(video, place, _score(scores, text, video), not _diffused(scores, text, video), video == right)
+        RankedVideo(video, place, _score(scores, text, video), not _diffused(scores, text, video), video == right)
         for place, video in shown
     ]
     return Query(text, rank, hits)

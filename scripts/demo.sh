@@ -52,3 +52,9 @@ written in $((SECONDS - started)) s:
 EOF
 printf '  %s\n' "$teacher"/* "$folder"/*
 printf '\nopen this page in a browser: %s\n' "$folder/report.html"
+cat <<EOF
+search its videos:
+  . .venv/bin/activate
+  python search.py index --videos_dir=data/$dataset/videos --index=$folder/index --exp_name=demo --datetime=$run
+  python search.py "a red circle moves left" --index=$folder/index
+EOF

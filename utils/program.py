@@ -65,10 +65,10 @@ def _exit_code(program: str, main: Callable[[], None]) -> int:
         if speaks():
             sys.stderr.write(f"{program}: error: {error}\n")
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if speaks():
             sys.stderr.write(f"{program}: error: interrupted\n")
-        return 128 + signal.SIGINT
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)  # another signal that a program takes for it
     except BrokenPipeError:
         if not _nobody_reads():  # it is another pipe, such as that of a worker process
             raise

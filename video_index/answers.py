@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from datasets.files import shown
 from datasets.video import read_frames
 from utils.errors import InputError
 from utils.files import written_whole
 from video_index.searching import Hit
+from video_index.store import IndexedClip
 
 logger = logging.getLogger(__name__)
 
@@ -33,25 +36,38 @@ class Answer:
 
 
 def as_json(answer: Answer) -> str:
-    """One line: the query, the seconds that it took, and its hits with rank, score, stage, file, start and end."""
+    """One line: the query, the seconds that it took, and its hits with rank, score, stage, file, start and
+    end, and others: further names of the same video."""
     hits = [
         {"rank": rank, "score": round(hit.score, 6), "stage": hit.stage}
         | ({} if hit.sentence is None else {"caption": hit.sentence})
-        | {"file": hit.clip.file, "start": hit.clip.start, "end": hit.clip.end}
+        | {"file": _text(hit.clip.file), "start": hit.clip.start, "end": hit.clip.end}
+        | ({"others": list(map(_text, hit.clip.others))} if hit.clip.others else {})
         for rank, hit in enumerate(answer.hits, start=1)
     ]
     record: dict[str, Any] = {answer.kind: answer.query, "seconds": round(answer.seconds, 4), "hits": hits}
     return json.dumps(record)
 
 
+def _text(name: str) -> str:
+    """A name as its bytes say, whatever the locale."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
 def as_table(answer: Answer) -> str:
     """The query and a line for each hit: rank, score, time and file or sentence."""
     lines = []
     for rank, hit in enumerate(answer.hits, start=1):
-        what = hit.clip.file if hit.sentence is None else hit.sentence
+        what = named(hit.clip) if hit.sentence is None else hit.sentence
         lines.append(f"{rank:4}  {hit.score:7.4f}  {time_of(hit):>21}  {what}")
     title = answer.query if answer.kind == "query" else f"{answer.kind} {answer.query}"
     return "\n".join([f"{title}  ({answer.seconds:.3f} s)", *lines])
+
+
+def named(clip: IndexedClip) -> str:
+    """The name of a clip's file, and how many more it has."""
+    more = f"  (and {len(clip.others)} more of the same)" if clip.others else ""
+    return f"{shown(clip.file)}{more}{'' if os.path.lexists(clip.file) else '  (not there now)'}"
 
 
 def time_of(hit: Hit) -> str:
@@ -74,7 +90,7 @@ def thumbnail(hit: Hit) -> tuple[np.ndarray, str | None]:
     try:
         return read_frames(Path(hit.clip.file), 1, start=hit.clip.start, end=hit.clip.end)[0], None
     except InputError as error:
-        reason = str(error) if Path(hit.clip.file).exists() else f"video {hit.clip.file} is gone"
+        reason = str(error) if Path(hit.clip.file).exists() else f"video {shown(hit.clip.file)} is gone"
         return GREY, reason
 
 
@@ -113,7 +129,7 @@ def _pictures(answer: Answer) -> Iterator[tuple[np.ndarray, str]]:
         picture, problem = thumbnail(hit)
         if problem:
             logger.warning("no thumbnail: %s", problem)
-        name = _shortened(Path(hit.clip.file).name, NAME_LENGTH)
+        name = _shortened(shown(Path(hit.clip.file).name), NAME_LENGTH)
         yield picture, f"{rank}.  {hit.score:.3f}\n{name}\n{'no picture' if problem else time_of(hit)}"
 
 

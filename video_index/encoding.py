@@ -1,31 +1,43 @@
 """From video files to features, and into an index."""
 
 import logging
-import time
-from collections import Counter
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from config import SearchConfig
 from datasets.annotations import Clip
+from datasets.files import shown
 from datasets.loading import FilmClips, Sample, film_loader
-from evaluation.embeddings import TOKENS_DTYPE, new_tokens
+from datasets.timeline import timeline
+from datasets.video import is_picture
 from model.clip import EncodedVideos
 from model.retrieval import RetrievalModel, join_rows, split_rows
 from modules.similarity import check_finite
 from utils.device import autocast
 from utils.errors import InputError
+from utils.machine import cores
 from utils.progress import progress
 from utils.threads import map_in_order, one_thread_per_item
-from video_index.files import Changes, missing_parts
-from video_index.store import SHARD_CLIPS, IndexedClip, Store
+from video_index.names import MOST_TRIES, Film
+from video_index.store import Features, Span, Store
 
 logger = logging.getLogger(__name__)
 
-SAVE_SECONDS = 15.0  # after which what was encoded is written, so that an interruption costs little
+TOKENS_DTYPE = torch.bfloat16  # of what is kept
+FILMS_AT_ONCE = 32  # whose frames are timed before they are encoded
+CPU_BATCH = 4  # clips at once, so that an interruption costs few; on a CPU more are no faster
+
+
+class Part(NamedTuple):
+    """A clip that is to be encoded."""
+
+    file: str
+    span: Span
 
 
 class Encoder:
@@ -39,33 +51,34 @@ class Encoder:
         self.model, self.config, self.device, self.dtype = model, config, device, dtype
 
     @torch.no_grad()
-    def __call__(self, clips: Sequence[IndexedClip]) -> Iterator[tuple[IndexedClip, EncodedVideos | InputError]]:
+    def __call__(self, parts: Sequence[Part]) -> Iterator[tuple[Part, EncodedVideos | InputError]]:
         """Each clip with its features as a video (1, ...) on the CPU, tokens in half precision, or why it has none.
 
-        Clips of one video are decoded together and come in order, videos in any.
+        Clips of one film are decoded together and come in order, films in any.
 
-        :param clips: those of a video one after the other.
+        :param parts: those of a film one after the other.
         :raises RunError: features are NaN or infinite.
         """
-        config = self.config
+        config, on_cpu = self.config, self.device.type == "cpu"
         preprocessing = self.model.preprocessing
-        films = FilmClips(list(map(_as_read, clips)), config.num_frames, config.input_res, preprocessing)
-        workers = config.num_workers if len(clips) > config.batch_size else 0  # starting them costs more than a batch
-        loader = film_loader(films, config.batch_size, workers, self.device.type == "cuda")
+        films = FilmClips(list(map(_as_read, parts)), config.num_frames, config.input_res, preprocessing)
+        batch_size = min(config.batch_size, CPU_BATCH) if on_cpu else config.batch_size
+        workers = config.num_workers if len(parts) > batch_size else 0  # starting them costs more than a batch
+        loader = film_loader(films, batch_size, workers, not on_cpu)
         with autocast(self.device, self.dtype), one_thread_per_item(self.device) as threads:
             for batch in map_in_order(self._encode, loader, threads):
-                yield from ((clips[index], video) for index, video in batch)
+                yield from ((parts[index], video) for index, video in batch)
 
-    def all(self, clips: Sequence[IndexedClip]) -> EncodedVideos:
+    def all(self, parts: Sequence[Part]) -> EncodedVideos:
         """What is encoded of the clips of one video, in their order.
 
         :raises InputError: a clip does not decode.
         """
-        videos = dict(self(clips))
+        videos = dict(self(parts))
         for item in videos.values():
             if isinstance(item, InputError):
                 raise item
-        return join_rows([videos[clip] for clip in clips])
+        return join_rows([videos[part] for part in parts])
 
     def _encode(self, batch: list) -> list[tuple[int, EncodedVideos | InputError]]:
         good = [sample for sample in batch if isinstance(sample, Sample)]
@@ -80,59 +93,82 @@ class Encoder:
         return encoded
 
 
-def _as_read(clip: IndexedClip) -> Clip:
+def _as_read(part: Part) -> Clip:
     """A video of one part is read whole, as an evaluation reads it."""
-    bounds = (None, None) if clip.parts == 1 else (clip.start, clip.end)
-    return Clip(clip.file, Path(clip.file), (), *bounds)
+    bounds = (None, None) if part.span.parts == 1 else (part.span.start, part.span.end)
+    return Clip(part.file, Path(part.file), (), *bounds)
 
 
-def update(store: Store, found: Changes, encode: Encoder) -> int:
-    """Bring an index up to date.
+def spans_of(file: str, window: float) -> list[Span]:
+    """A video in parts of about `window` seconds; a last one of less than half of that belongs to the one before."""
+    if is_picture(Path(file)):
+        return [Span(0, 1, None, None)]
+    try:
+        seconds = timeline(Path(file)).end
+    except InputError:  # reading it tells why
+        return [Span(0, 1, None, None)]
+    count = max(1, int(seconds / window + 0.5))
+    ends = [*(window * (part + 1) for part in range(count - 1)), round(seconds, 3)]
+    return [Span(part, count, window * part, end) for part, end in enumerate(ends)]
+
+
+def features_of(encoded: EncodedVideos) -> Features:
+    """What is kept of one video (1, ...)."""
+    frames, tokens = encoded
+    halves = None if tokens is None else tokens.contiguous().view(torch.int16).numpy().tobytes()
+    return Features(frames.mean(1).numpy().tobytes(), frames.contiguous().numpy().tobytes(), halves)
+
+
+def update(store: Store, films: Sequence[Film], encode: Encoder) -> int:
+    """Encode what an index does not hold; each clip is in it as soon as it is encoded.
 
     :return: clips that were encoded.
     """
-    store.drop(found.outdated)
-    features = torch.empty(0, encode.config.num_frames, encode.model.embed_dim)
-    tokens = None if encode.model.token_shape is None else new_tokens(0, encode.model.token_shape)
-    writer = _Writer(store, EncodedVideos(features, tokens))
-    try:
-        with progress(None, "videos", len(found.missing), "videos") as bar:
-            for clips in missing_parts(store, found.missing, store.head.window):
-                left = Counter(clip.file for clip in clips)
-                for clip, video in encode(clips):
-                    writer.add(clip, video)
-                    left[clip.file] -= 1
-                    bar.update(left[clip.file] == 0)
-                    writer.write_when_due()
-    finally:  # after Ctrl-C, too
-        writer.write()
-    store.compact()
-    return writer.encoded
+    encoded, done = 0, 0.0
+    minutes = sum(film.seconds for film in films) / 60
+    with (
+        ThreadPoolExecutor(cores()) as pool,
+        progress(None, "encoding", max(1, round(minutes)), "minutes of film") as bar,
+    ):
+        for start in range(0, len(films), FILMS_AT_ONCE):
+            some = films[start : start + FILMS_AT_ONCE]
+            spans = pool.map(lambda film: spans_of(film.file, store.head.window), some)
+            owner, parts = {}, []
+            for film, of_film in zip(some, spans, strict=True):
+                owner[film.file] = film
+                parts += [Part(film.file, span) for span in of_film if span.part not in film.held]
+            failed: set[int] = set()
+            for part, video in encode(parts):
+                encoded += _keep(store, owner[part.file], part.span, video, failed)
+                done += ((part.span.end or 0) - (part.span.start or 0)) / 60
+                bar.update(int(done) - bar.n)
+    return encoded
 
 
-class _Writer:
-    """Gathers clips until they make a shard, or have waited long enough."""
-
-    def __init__(self, store: Store, nothing: EncodedVideos) -> None:
-        self.store, self.nothing = store, nothing  # what is encoded of no clips (0, ...)
-        self.clips: list[IndexedClip] = []
-        self.videos: list[EncodedVideos] = []
-        self.encoded, self.written_at = 0, time.monotonic()
-
-    def add(self, clip: IndexedClip, video: EncodedVideos | InputError) -> None:
-        if isinstance(video, InputError):
-            self.clips.append(replace(clip, error=str(video)))
+def _keep(store: Store, film: Film, span: Span, video: EncodedVideos | InputError, failed: set[int]) -> bool:
+    """Put a clip into an index, or why there is none, once for each film. Tells whether it was put there."""
+    if film.video in failed:
+        return False
+    problem = str(video) if isinstance(video, InputError) else None
+    with store.transaction():
+        if not _is_as_it_was(film):
+            failed.add(film.video)
+            logger.warning("%s changed while it was read; the next run reads it", shown(film.file))
+        elif problem:
+            failed.add(film.video)
+            ((tries,),) = store.rows("SELECT tries FROM videos WHERE id = ?", (film.video,))
+            store.rows("UPDATE videos SET error = ?, tries = ? WHERE id = ?", (problem, tries + 1, film.video))
+            again = "" if tries + 1 >= MOST_TRIES else "; the next run tries once more"
+            logger.warning("skipped: %s%s", problem, again)
         else:
-            self.clips.append(clip)
-            self.videos.append(video)
-            self.encoded += 1
+            store.add(film.video, span, features_of(video))
+            return True
+    return False
 
-    def write_when_due(self) -> None:
-        if len(self.clips) >= SHARD_CLIPS or time.monotonic() - self.written_at >= SAVE_SECONDS:
-            self.write()
 
-    def write(self) -> None:
-        if self.clips:
-            self.store.add(self.clips, join_rows([self.nothing, *self.videos]))
-            self.clips, self.videos = [], []
-        self.written_at = time.monotonic()
+def _is_as_it_was(film: Film) -> bool:
+    try:
+        state = os.stat(film.file)
+    except OSError:
+        return False
+    return (state.st_size, state.st_mtime_ns) == (film.size, film.mtime_ns)

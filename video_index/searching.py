@@ -1,7 +1,7 @@
 """Queries over an index, in up to three stages that are each dearer than the one before and see fewer clips.
 
 1. All clips by the cosine of the query with the mean of their frames (`mean_pooled`).
-2. The best --pool_topk of them by the model's score of the query's original embedding, with its own pooling (`pooled`).
+2. The best --pool_topk of them by the model's score of the query as encoded, with its own pooling (`pooled`).
 3. Where the model's score of a pair is more than that, the best --rerank_topk of those by its score (`rescored`).
 
 A clip that a later stage saw ranks before all that it did not see. With --pool_topk=0 --rerank_topk=0 the ranking is
@@ -9,7 +9,8 @@ that of the model's score of all pairs.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +24,9 @@ from modules.similarity import automatic_block, check_finite
 from utils.device import autocast
 from utils.errors import InputError
 from utils.threads import map_in_order, one_thread_per_item
-from video_index.encoding import Encoder
-from video_index.files import is_current, parts_of, state_of
-from video_index.store import IndexedClip, Place, Store, StoredTokens
+from video_index.encoding import TOKENS_DTYPE, Encoder, Part, spans_of
+from video_index.files import state_of
+from video_index.store import IndexedClip, Store
 
 PAIRS_AT_ONCE = 4096  # of the second stage
 UNDIVIDED = 2**20  # a count of pairs so high that memory alone divides them: few are fastest in one block
@@ -82,23 +83,34 @@ class Searcher:
     ) -> None:
         self.model, self.store, self.config, self.device, self.dtype = model, store, config, device, dtype
         self.encoder = Encoder(model, config, device, dtype)
-        held = [(clip, place) for clip, place in store.clips.values() if place.row is not None]
-        if not held:
-            raise InputError(f"--index={store.folder} holds no video: index some first")
-        self.clips: list[IndexedClip] = [clip for clip, _ in held]
-        self.places: list[Place] = [place for _, place in held]
-        self.means = F.normalize(store.video_features(self.places), dim=-1)  # (M, D)
+        self.clips: list[IndexedClip] = []
+        with self._current():
+            pass
+
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        """Inside, `clips` and `means` are those of the index as it is now, and it does not change.
+
+        :raises InputError: it holds nothing.
+        """
+        with self.store.snapshot() as changed:
+            if changed:
+                self.clips, means = self.store.gallery()
+                self.means = F.normalize(torch.from_numpy(means), dim=-1)  # (M, D)
+            if not self.clips:
+                raise InputError(f"--index={self.store.folder} holds no video: index some first")
+            yield
 
     @torch.no_grad()
     def by_text(self, text: str) -> list[Hit]:
         """The best --topk clips for a text."""
-        with autocast(self.device, self.dtype):
+        with self._current(), autocast(self.device, self.dtype):
             texts = self._texts([text])
             pooled = self.config.pool_topk
             wanted = 0 if pooled == 0 else max(pooled, self.config.topk)
             cosines, chosen = nearest(self.means, texts.features.cpu(), wanted)
             seen = chosen[:pooled] if pooled else chosen
-            videos = self._videos(self._held(seen.tolist()))
+            videos = self._videos(self._held([self.clips[index] for index in seen.tolist()]))
             everything = torch.arange(len(chosen))
             ranking = _Ranking(torch.zeros_like(everything), everything, cosines, ["mean_pooled"] * len(chosen))
             ranking = self._refined(texts, videos, ranking, len(seen)).head(self.config.topk)
@@ -115,14 +127,16 @@ class Searcher:
 
         :raises InputError: the video is not in the index and does not decode.
         """
-        clips, encoded = self.encoded(video)
-        own = sum(clip.file == clips[0].file for clip in self.clips)
-        cosines, chosen = nearest(self.means, encoded.frames.mean(1), self.config.topk + own)
-        hits = [
-            Hit(score, "mean_pooled", self.clips[index])
-            for score, index in zip(cosines.tolist(), chosen.tolist(), strict=True)
-        ]
-        return [hit for hit in hits if hit.clip.file != clips[0].file][: self.config.topk]
+        with self._current():
+            clips, encoded = self.encoded(video)
+            names = {clips[0].file, *clips[0].others}
+            own = sum(clip.file in names for clip in self.clips)
+            cosines, chosen = nearest(self.means, encoded.frames.mean(1), self.config.topk + own)
+            hits = [
+                Hit(score, "mean_pooled", self.clips[index])
+                for score, index in zip(cosines.tolist(), chosen.tolist(), strict=True)
+            ]
+        return [hit for hit in hits if hit.clip.file not in names][: self.config.topk]
 
     @torch.no_grad()
     def describe(self, video: str, sentences: Sequence[str]) -> list[Hit]:
@@ -130,8 +144,8 @@ class Searcher:
 
         :raises InputError: the video is not in the index and does not decode.
         """
-        clips, encoded = self.encoded(video)
-        with autocast(self.device, self.dtype):
+        with self._current(), autocast(self.device, self.dtype):
+            clips, encoded = self.encoded(video)
             texts, videos = self._texts(sentences), self._videos(encoded)
             means = F.normalize(encoded.frames.mean(1), dim=-1).to(self.device)
             cosines = (F.normalize(texts.features.float(), dim=-1) @ means.t()).flatten().cpu()
@@ -147,12 +161,15 @@ class Searcher:
         :raises InputError: it is not there or does not decode.
         """
         file = os.path.abspath(video)
-        stat = state_of(file)
-        held = [index for index, clip in enumerate(self.clips) if clip.file == file and is_current(clip, stat)]
-        if held and len(held) == self.clips[held[0]].parts:
-            return [self.clips[index] for index in held], self._held(held)
-        clips = parts_of(file, stat, self.store.head.window)
-        return clips, self.encoder.all(clips)
+        state = state_of(file)
+        known = self.store.video_at(file, state)
+        held = [clip for clip in self.clips if clip.video == known]
+        if held and len(held) == held[0].parts:
+            return held, self._held(held)
+        spans = spans_of(file, self.store.head.window)
+        parts = [Part(file, span) for span in spans]
+        clips = [IndexedClip(0, 0, file, *span, state.st_mtime_ns) for span in spans]
+        return clips, self.encoder.all(parts)
 
     def _texts(self, sentences: Sequence[str]) -> Texts:
         """Sentences, encoded and ready to be scored."""
@@ -162,11 +179,11 @@ class Searcher:
         check_finite("text", features, sentences)
         return self.model.texts(sentences, features, **{name: rows.to(self.device) for name, rows in tokens.items()})
 
-    def _held(self, indices: Sequence[int]) -> EncodedVideos:
+    def _held(self, clips: Sequence[IndexedClip]) -> EncodedVideos:
         """What the index holds of clips; their tokens are read when they are scored."""
-        places = [self.places[index] for index in indices]
-        tokens = None if self.model.token_shape is None else StoredTokens(self.store, places)
-        return EncodedVideos(self.store.frames(places), tokens)
+        ids = [clip.id for clip in clips]
+        tokens = None if self.store.head.tokens is None else _StoredTokens(self.store, ids)
+        return EncodedVideos(torch.from_numpy(self.store.frames(ids)), tokens)
 
     def _videos(self, encoded: EncodedVideos) -> Videos:
         return self.model.videos(encoded._replace(frames=encoded.frames.to(self.device)))
@@ -180,7 +197,7 @@ class Searcher:
         return ranking.reordered(self._rescored(texts, videos, best), "rescored")
 
     def _pooled(self, texts: Texts, videos: Videos, pairs: _Ranking) -> Tensor:
-        """Scores of the original text embeddings, of pairs, (P,)."""
+        """Scores of the texts as encoded, of pairs, (P,)."""
         scores = []
         for rows in torch.arange(len(pairs.scores)).split(PAIRS_AT_ONCE):
             text_index, video_index = (index[rows].to(self.device) for index in (pairs.text_index, pairs.video_index))
@@ -206,6 +223,18 @@ def nearest(means: Tensor, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]
     """
     cosines = means @ F.normalize(vectors.float(), dim=-1).t()
     return cosines.max(1).values.topk(min(count, len(means)) or len(means))
+
+
+class _StoredTokens:
+    """Tokens of M clips (M, S, W), of which `tokens[index]` reads those rows alone: memory may not hold all of them."""
+
+    def __init__(self, store: Store, ids: Sequence[int]) -> None:
+        self.store, self.ids = store, ids
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """Those of the clips `index` (n,): (n, S, W), bfloat16."""
+        halves = self.store.tokens([self.ids[row] for row in index.tolist()])
+        return torch.from_numpy(halves).view(TOKENS_DTYPE)
 
 
 def _first_of_each(ranking: _Ranking, clips: Sequence[IndexedClip], sentences: Sequence[str]) -> list[Hit]:

@@ -10,7 +10,7 @@ from model.retrieval import RetrievalModel
 from trainer.checkpoints import chosen_model
 from utils.device import set_up
 from utils.errors import InputError
-from video_index.store import Head
+from video_index.head import Head
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,8 @@ def load_model(
         **clip_marks(model),
     }
     made_with = str(path.resolve()) if path else f"CLIP {config.clip_path or config.clip_arch} ({config.arch})"
-    made = Head(made_with, marks, flags, config.window or (WINDOW if head is None else head.window))
+    window = config.window or (WINDOW if head is None else head.window)
+    made = Head(made_with, marks, flags, window, (config.num_frames, model.embed_dim), model.token_shape)
     if head is not None:
         _refuse_another(config, head, made)
     return config, model.to(device).eval(), made

@@ -1,319 +1,299 @@
-"""The folder of an index: features in safetensors, what they belong to in JSON Lines.
+"""The database of an index: which videos there are under which names, and what is encoded of each.
 
-    index.json              {"format", "version", "made_with", "model", "flags", "window"}
-    <number>.safetensors    frame_features (n, F, D) and video_features (n, D), their mean over the frames, float32; of
-                            models that read them video_tokens (n, S, W), bfloat16
-    <number>.jsonl          one clip a line: {"file", "size", "mtime_ns", "part", "parts", "start", "end", "row"}, or
-                            {..., "error"} instead of the row where the clip does not decode
-
-A pair of files is a shard. Its .jsonl is written last, whole, so a shard without one is none. A clip counts where its
-line stands in the shard with the highest number. So every moment at which a process may die leaves a good index.
+A video is its content, told by size and a hash of samples. Its files are names for it, as paths below named folders
+(roots), so that what is renamed, moved, copied or linked is the same video. A file whose content has changed shows the
+`former` video until the new one is whole. Everything is in one SQLite file in write-ahead mode: readers see what was
+committed before they began, a process may die at any moment, and nothing that was committed is lost.
 """
 
-import json
-import logging
+import os
+import sqlite3
+import zlib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
+import numpy as np
 
-from model.clip import EncodedVideos
 from utils.errors import InputError
-from utils.files import written_whole
-
-logger = logging.getLogger(__name__)
-
-FORMAT, VERSION = "TextDiffs video index", 3
-HEAD_FILE, LOCK_FILE = "index.json", ".lock"
-SHARD_CLIPS = 512  # a shard is full: 90 MB with the tokens of ViT-B/32, and it is written from memory
+from video_index.database import DATABASE, connect, create, damaged, speaking
+from video_index.head import Head, head_rows, read_head
+from video_index.lock import only_writer
 
 
 @dataclass(frozen=True)
 class IndexedClip:
-    """A video, or one of its parts, of the size and time at which it was read."""
+    """A video, or one of its parts, with the names under which it is found."""
 
+    id: int
+    video: int
     file: str  # absolute
-    size: int
-    mtime_ns: int
     part: int = 0
     parts: int = 1
     start: float | None = None  # seconds; None: of the whole video, whose length is not known
     end: float | None = None
-    error: str | None = None  # why it has no features
+    mtime_ns: int = 0  # of the file
+    others: tuple[str, ...] = ()  # further names of the same video, absolute
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where the line and the features of a clip are."""
+class Root(NamedTuple):
+    """A folder whose videos are in the index."""
 
-    shard: int
-    row: int | None  # None without features
-
-
-@dataclass(frozen=True)
-class Head:
-    """What an index belongs to.
-
-    :param made_with: the model, for people.
-    :param model: marks of it by the name that a message can use.
-    :param flags: those that build it again.
-    :param window: seconds of a part of a long video.
-    """
-
-    made_with: str
-    model: dict[str, str]
-    flags: dict[str, Any]
-    window: float
+    id: int | None  # None before it is written down
+    name: str
+    folder: str  # absolute
+    exclude: str  # patterns of what is left out, with commas between them
 
 
-def read_head(folder: Path) -> Head | None:
-    """index.json; None where there is none.
+class Span(NamedTuple):
+    """Which part of a video a clip is."""
 
-    :raises InputError: it is none of ours or of another version.
-    """
-    path = folder / HEAD_FILE
-    if not path.exists():
-        return None
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values.get("format") != FORMAT:
-            raise InputError(f"{path} is no {FORMAT}")
-        if values["version"] != VERSION:
-            raise InputError(
-                f"--index={folder} has version {values['version']} and this program reads {VERSION}: index the videos "
-                "anew into another folder"
-            )
-        return Head(values["made_with"], values["model"], values["flags"], values["window"])
-    except (OSError, json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{path} cannot be read: {error!r}") from error
+    part: int
+    parts: int
+    start: float | None  # seconds
+    end: float | None
+
+
+class Features(NamedTuple):
+    """What is kept of a clip, as the bytes of rows in the order of the machine."""
+
+    mean: bytes  # over the frames (D,), float32
+    frames: bytes  # (F, D), float32
+    tokens: bytes | None  # (S, W), bfloat16; None where the model has none
 
 
 class Store:
-    """The clips of an index and their features.
+    """An index that is there.
 
-    :param folder: that holds index.json.
-    :raises InputError: a file is damaged.
+    :param folder: of the index.
+    :param writing: whether this process is the one that writes, inside `only_writer`.
+    :raises InputError: it is no index, of another version, or damaged.
     """
 
-    def __init__(self, folder: Path, head: Head) -> None:
-        self.folder, self.head = folder, head
-        self.clips: dict[tuple[str, int], tuple[IndexedClip, Place]] = {}  # by file and part
-        self.lines: dict[int, int] = {}  # of each shard, those that do not count included
-        for shard in sorted(int(path.stem) for path in folder.glob("*.jsonl") if path.stem.isdecimal()):
-            self._read(shard)
+    def __init__(self, folder: Path, writing: bool = False) -> None:
+        self.folder, self.writing = Path(folder), writing
+        self.moved: dict[str, str] = {}  # folders to take for roots, by name, instead of those that the index knows
+        self.path = self.folder / DATABASE
+        head = read_head(self.folder)
+        if head is None:
+            raise InputError(f"--index={folder} is no index: make one with `python search.py index`")
+        self.head: Head = head
+        self._open()
 
     @classmethod
     def create(cls, folder: Path, head: Head) -> "Store":
-        """A new index.
+        """A new index, for writing.
 
         :raises InputError: the folder holds something else, or cannot be written.
         """
-        with _writing(folder):
+        check_free(folder)
+        try:
             folder.mkdir(parents=True, exist_ok=True)
-            if any(not path.name.startswith(".") for path in folder.iterdir()):
-                raise InputError(f"--index={folder} holds files that are no index: give an empty folder")
-            with written_whole(folder / HEAD_FILE) as unfinished:
-                text = json.dumps({"format": FORMAT, "version": VERSION, **asdict(head)}, indent=2)
-                unfinished.write_text(text + "\n", encoding="utf-8")
-        return cls(folder, head)
+            create(folder / DATABASE, head_rows(head))
+        except OSError as error:
+            raise InputError(f"--index={folder} cannot be written: {error.strerror}") from error
+        return cls(folder, writing=True)
 
-    def _read(self, shard: int) -> None:
-        path = self._path(shard, "jsonl")
-        try:
-            records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            self.lines[shard] = len(records)
-            for record in records:
-                place = Place(shard, record.pop("row", None))
-                clip = IndexedClip(**record)
-                self.clips[clip.file, clip.part] = clip, place
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} cannot be read: {error}; delete it and index again") from error
+    def _open(self) -> None:
+        self.database = connect(self.path, self.writing)
+        self.opened, self.version = os.stat(self.path).st_ino, -1
 
-    def __len__(self) -> int:
-        """Clips with features."""
-        return sum(place.row is not None for _, place in self.clips.values())
+    def map_folders(self, given: str | None) -> None:
+        """Take another folder for a root, without writing it down: NAME=DIR, or DIR for the only one or that of the
+        same name.
 
-    def broken(self) -> list[IndexedClip]:
-        """Clips without features."""
-        return [clip for clip, _ in self.clips.values() if clip.error is not None]
-
-    def add(self, clips: Sequence[IndexedClip], videos: EncodedVideos) -> None:
-        """Write a shard.
-
-        :param videos: n of them, those clips that have no error, in their order; tokens as `Encoder` makes them.
-        :raises InputError: the disk is full or the folder cannot be written.
+        :raises InputError: there are several roots.
         """
-        shard = max(self.lines, default=0) + 1
-        rows = iter(range(len(videos.frames)))
-        placed = [(clip, Place(shard, next(rows) if clip.error is None else None)) for clip in clips]
-        tensors = {"frame_features": videos.frames.contiguous(), "video_features": videos.frames.mean(1)}
-        if videos.tokens is not None:
-            tensors["video_tokens"] = videos.tokens.contiguous()
-        with _writing(self.folder), written_whole(self._path(shard, "safetensors")) as unfinished:
-            unfinished.write_bytes(save(tensors))  # save_file would let nobody else read it
-        self._write_lines(shard, placed)
-        self.clips |= {(clip.file, clip.part): (clip, place) for clip, place in placed}
-
-    def drop(self, files: Collection[str]) -> None:
-        """Take the clips of files out."""
-        gone = {key for key in self.clips if key[0] in files}
-        touched = {self.clips.pop(key)[1].shard for key in gone}
-        members = self._members()
-        for shard in touched:
-            if members[shard]:
-                self._write_lines(shard, members[shard])
-            else:
-                self._delete(shard)
-
-    def compact(self) -> None:
-        """Put shards together that are less than half full, so that neither their number nor what is dropped grows."""
-        self._delete_unfinished()
-        members = self._members()
-        small = [shard for shard in sorted(self.lines) if len(members[shard]) < SHARD_CLIPS / 2]
-        if len(small) == 1 and self._rows(small[0]) == sum(place.row is not None for _, place in members[small[0]]):
+        if given is None:
             return
-        group: list[int] = []
-        for shard in small:
-            group.append(shard)
-            if sum(len(members[number]) for number in group) >= SHARD_CLIPS or shard == small[-1]:
-                self._merge(group, members)
-                group = []
+        names = [root.name for root in self.roots()]
+        name, folder = named_folder(given, names)
+        name = name or (names[0] if len(names) == 1 else os.path.basename(folder))
+        if name not in names:
+            raise InputError(f"--videos_dir={given} may be for any of {', '.join(names)}: give NAME=DIR")
+        self.moved[name] = folder
 
-    def _merge(self, shards: Sequence[int], members: dict[int, list[tuple[IndexedClip, Place]]]) -> None:
-        placed = [clip for shard in shards for clip in members[shard]]
-        if placed:
-            places = [place for _, place in placed if place.row is not None]
-            self.add([clip for clip, _ in placed], EncodedVideos(self.frames(places), self.tokens(places)))
-        for shard in shards:
-            self._delete(shard)
+    def close(self) -> None:
+        """Let go of the file; a writer puts everything into it."""
+        self.database.close()
 
-    def _delete_unfinished(self) -> None:
-        """What processes that died have left."""
-        for path in self.folder.glob("*.safetensors"):
-            if path.stem.isdecimal() and int(path.stem) not in self.lines:
-                path.unlink(missing_ok=True)
-        for path in self.folder.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
+    def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple]:
+        """All rows of a query.
 
-    def video_features(self, places: Sequence[Place]) -> Tensor:
-        """Mean over the frames of each clip (n, D)."""
-        return self._rows_of("video_features", places)
+        :raises InputError: the database is damaged or cannot be written.
+        """
+        return self.execute(query, values).fetchall()
 
-    def frames(self, places: Sequence[Place]) -> Tensor:
-        """Frame features of clips (n, F, D); reads those rows alone."""
-        return self._rows_of("frame_features", places)
+    def execute(self, query: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """The same, with what SQLite tells of it."""
+        with speaking(self.folder):
+            return self.database.execute(query, values)
 
-    def tokens(self, places: Sequence[Place]) -> Tensor | None:
-        """Tokens of clips (n, S, W), bfloat16; reads those rows alone. None where the model has none."""
-        held = self._open(next(iter(self.lines)), lambda file: "video_tokens" in file.keys())  # noqa: SIM118 (no dict)
-        return self._rows_of("video_tokens", places) if held else None
+    # -- reading ------------------------------------------------------------------------------------------------------
 
-    def _rows_of(self, name: str, places: Sequence[Place]) -> Tensor:
-        if not places:
-            return self._open(next(iter(self.lines)), lambda file: file.get_slice(name)[:0])
-        by_shard = defaultdict(list)
-        for position, place in enumerate(places):
-            by_shard[place.shard].append((position, place.row))
-        result = None
-        for shard, wanted in by_shard.items():
-            positions, rows = zip(*wanted, strict=True)
-            values = self._open(shard, lambda file, rows=rows: _pick(file.get_slice(name), rows))
-            if result is None:
-                result = values.new_empty(len(places), *values.shape[1:])
-            result[list(positions)] = values
-        return result
-
-    def _rows(self, shard: int) -> int:
-        return self._open(shard, lambda file: file.get_slice("video_features").get_shape()[0])
-
-    def _open(self, shard: int, read: Callable[[Any], Any]) -> Any:
-        path = self._path(shard, "safetensors")
+    @contextmanager
+    def snapshot(self) -> Iterator[bool]:
+        """Inside, everything is read as it was at the beginning. Yields whether that is another state than in the
+        snapshot before, another process having written since."""
+        if os.stat(self.path).st_ino != self.opened:  # `verify` has put a new file in its place
+            self.close()
+            self._open()
+        self.rows("BEGIN")
         try:
-            with safe_open(path, "pt") as file:
-                return read(file)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{path} cannot be read: {error}; search again, or delete it and index again") from error
+            self.rows("SELECT count(*) FROM about")  # only now does it begin
+            version = self.rows("PRAGMA data_version")[0][0]
+            changed, self.version = version != self.version, version
+            yield changed
+        finally:
+            self.database.rollback()
 
-    def _members(self) -> dict[int, list[tuple[IndexedClip, Place]]]:
-        """The clips that count, by shard."""
-        members = defaultdict(list)
-        for clip, place in self.clips.values():
-            members[place.shard].append((clip, place))
-        return members
+    def roots(self) -> list[Root]:
+        """The folders, by name."""
+        return [
+            Root(id, name, self.moved.get(name, os.fsdecode(folder)), exclude)
+            for id, name, folder, exclude in self.rows("SELECT * FROM roots ORDER BY name")
+        ]
 
-    def _write_lines(self, shard: int, placed: Iterable[tuple[IndexedClip, Place]]) -> None:
-        lines = []
-        for clip, place in placed:
-            record = {name: value for name, value in asdict(clip).items() if value is not None}
-            lines.append(json.dumps(record | ({} if place.row is None else {"row": place.row})))
-        with _writing(self.folder), written_whole(self._path(shard, "jsonl")) as unfinished:
-            unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        self.lines[shard] = len(lines)
+    def gallery(self) -> tuple[list[IndexedClip], np.ndarray]:
+        """All clips that searches find, and the mean of the frames of each (M, D), float32."""
+        names = self._names()
+        found = self.rows(
+            "SELECT c.id, c.video, c.part, v.parts, c.start, c.end, c.mean FROM clips c JOIN videos v ON v.id = c.video"
+            " ORDER BY c.id"
+        )
+        clips, means = [], []
+        for id, video, part, parts, start, end, mean in found:
+            if video in names:
+                (file, mtime_ns), *others = names[video]
+                others = tuple(dict.fromkeys(name for name, _ in others if name != file))
+                clips.append(IndexedClip(id, video, file, part, parts, start, end, mtime_ns, others))
+                means.append(mean)
+        return clips, _array(means, np.float32, self.head.frames[1:])
 
-    def _delete(self, shard: int) -> None:
-        for kind in ("jsonl", "safetensors"):
-            self._path(shard, kind).unlink(missing_ok=True)
-        self.lines.pop(shard, None)
+    def _names(self) -> dict[int, list[tuple[str, int]]]:
+        """The absolute names and times of change of the files of each video that searches find, oldest names first."""
+        folders = {root.id: root.folder for root in self.roots()}
+        names = defaultdict(list)
+        shown = "SELECT coalesce(former, video), root, path, mtime_ns FROM files WHERE NOT gone ORDER BY id"
+        for video, root, path, mtime_ns in self.rows(shown):
+            names[video].append((os.path.join(folders[root], os.fsdecode(path)), mtime_ns))
+        return names
 
-    def _path(self, shard: int, kind: str) -> Path:
-        return self.folder / f"{shard:06}.{kind}"
+    def frames(self, ids: Sequence[int]) -> np.ndarray:
+        """Frame features of clips (n, F, D), float32; reads those rows alone."""
+        return self._features("frames", ids, np.float32, self.head.frames)
 
+    def tokens(self, ids: Sequence[int]) -> np.ndarray | None:
+        """Tokens of clips (n, S, W), the bits of bfloat16 as int16, which NumPy has not; reads those rows alone. None
+        where the model has none."""
+        return None if self.head.tokens is None else self._features("tokens", ids, np.int16, self.head.tokens)
 
-class StoredTokens:
-    """Tokens of M clips (M, S, W), of which `tokens[index]` reads those rows alone: memory may not hold all of them.
+    def _features(self, table: str, ids: Sequence[int], dtype: type, shape: Sequence[int]) -> np.ndarray:
+        found = []
+        for id in ids:
+            rows = self.rows(f"SELECT data FROM {table} WHERE clip = ?", (id,))
+            if not rows:
+                raise InputError(damaged(self.folder, f"{table} of a clip are missing"))
+            found.append(rows[0][0])
+        return _array(found, dtype, shape)
 
-    :param places: of the M clips.
-    """
+    def video_at(self, file: str, state: os.stat_result) -> int | None:
+        """The video of an absolute name, if the file is as it was when that was read."""
+        query = (
+            "SELECT f.video FROM files f JOIN videos v ON v.id = f.video WHERE f.root = ? AND f.path = ?"
+            " AND f.former IS NULL AND f.mtime_ns = ? AND v.size = ?"
+        )
+        for root in self.roots():
+            path = os.fsencode(os.path.relpath(file, root.folder))
+            if found := self.rows(query, (root.id, path, state.st_mtime_ns, state.st_size)):
+                return found[0][0]
+        return None
 
-    def __init__(self, store: Store, places: Sequence[Place]) -> None:
-        self.store, self.places = store, places
+    def is_whole(self, video: int) -> bool:
+        """Whether all parts of a video are encoded."""
+        query = "SELECT parts = (SELECT count(*) FROM clips WHERE video = videos.id) FROM videos WHERE id = ?"
+        return bool(self.rows(query, (video,))[0][0])
 
-    def __getitem__(self, index: Tensor) -> Tensor:
-        """Those of the clips `index` (n,): (n, S, W), bfloat16."""
-        return self.store.tokens([self.places[row] for row in index.tolist()])
+    # -- writing ------------------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Inside, all changes are made, or none. They last as soon as it ends."""
+        self.rows("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.rows("COMMIT")
+        finally:
+            if self.database.in_transaction:
+                self.database.rollback()
 
-def _pick(rows: Any, wanted: Sequence[int]) -> Tensor:
-    """Rows of a tensor in a file: one by one when they are few, else with those between them."""
-    first, last = min(wanted), max(wanted) + 1
-    if len(wanted) * 8 > last - first:
-        return rows[first:last][torch.tensor(wanted) - first]
-    return torch.cat([rows[row : row + 1] for row in wanted])
+    def add(self, video: int, span: Span, features: Features) -> None:
+        """A clip and its features, inside a transaction. A video that is whole now takes the place of a former one."""
+        part, parts, start, end = span
+        insert = "INSERT INTO clips (video, part, start, end, checksum, mean) VALUES (?, ?, ?, ?, ?, ?)"
+        id = self.execute(insert, (video, part, start, end, checksum(*features), features.mean)).lastrowid
+        self.rows("INSERT INTO frames VALUES (?, ?)", (id, features.frames))
+        if features.tokens is not None:
+            self.rows("INSERT INTO tokens VALUES (?, ?)", (id, features.tokens))
+        self.rows("UPDATE videos SET parts = ?, seconds = max(seconds, ?) WHERE id = ?", (parts, end or 0, video))
+        if self.is_whole(video):
+            self.rows("UPDATE videos SET error = NULL WHERE id = ?", (video,))
+            if self.execute("UPDATE files SET former = NULL WHERE video = ? AND former", (video,)).rowcount:
+                self.drop_unnamed()
+
+    def keep_flags(self, head: Head) -> None:
+        """Build the model by other flags from now on, as where its checkpoint has moved."""
+        self.head = head
+        with self.transaction():
+            for row in head_rows(head):
+                self.rows("INSERT OR REPLACE INTO about VALUES (?, ?)", row)
+
+    def drop_unnamed(self) -> None:
+        """Delete what no file and no former file is a name of; and roots without files."""
+        self.rows(
+            "DELETE FROM videos WHERE NOT EXISTS (SELECT 1 FROM files WHERE video = videos.id)"
+            " AND NOT EXISTS (SELECT 1 FROM files WHERE former = videos.id)"
+        )
+        self.rows("DELETE FROM roots WHERE NOT EXISTS (SELECT 1 FROM files WHERE root = roots.id)")
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """:raises InputError: what is done inside cannot be written."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"--index={folder} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+def writable(folder: Path) -> Iterator[Store]:
+    """An index that this process may change, and no other.
 
-
-@contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Inside, no other process changes the index.
-
-    :raises InputError: another one does.
+    :raises InputError: it is none, or another process changes it.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / LOCK_FILE, "w")  # noqa: SIM115 (closed below)
-    with file:
+    Store(folder).close()  # before a lock is left in a folder that is none
+    with only_writer(folder):
+        store = Store(folder, writing=True)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however the process ends
-        except BlockingIOError as error:
-            raise InputError(f"--index={folder} is being written by another process") from error
-        yield
+            yield store
+        finally:
+            store.close()
+
+
+def named_folder(given: str, known: Collection[str]) -> tuple[str, str]:
+    """The name, empty where there is none, and the absolute folder of DIR or NAME=DIR."""
+    name, equals, folder = given.partition("=")
+    if equals and name in known and not os.path.isdir(given):
+        return name, os.path.abspath(folder)
+    return "", os.path.abspath(given)
+
+
+def check_free(folder: Path) -> None:
+    """:raises InputError: a folder holds something, so that no index can be made there."""
+    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise InputError(f"--index={folder} holds files that are no index: give an empty folder")
+
+
+def checksum(mean: bytes, frames: bytes, tokens: bytes | None) -> int:
+    """Of all that is kept of a clip."""
+    return zlib.crc32(tokens or b"", zlib.crc32(frames, zlib.crc32(mean)))
+
+
+def _array(rows: Sequence[bytes], dtype: type, shape: Sequence[int]) -> np.ndarray:
+    """Rows of bytes as an array (n, *shape) that may be written to."""
+    return np.frombuffer(bytearray(b"".join(rows)), dtype).reshape(len(rows), *shape)

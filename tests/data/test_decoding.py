@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from datasets import timeline as timelines
-from datasets.container import Film, condition_of, shown
+from datasets.container import Film, condition_of
+from datasets.files import shown
 from datasets.timeline import timeline
 from datasets.video import decode_clip, decode_clips, frame_indices, read_frames
 from tests.conftest import ROOT
