@@ -30,9 +30,9 @@ FLAGS = {
         resume save_every save_steps keep_last log_step no_tensorboard tb_log_dir noloss_record
     """,
     "test": f"{OF_BOTH} load_epoch save_embeddings load_embeddings save_sims report",
-    "index": f"index videos_dir window {OF_MODEL} {OF_RUN} load_epoch {OF_MACHINE}",
+    "index": f"index videos_dir exclude window {OF_MODEL} {OF_RUN} load_epoch {OF_MACHINE}",
     "query": f"""
-        index queries like describe captions topk pool_topk json contact_sheet {OF_SCORE} {OF_MACHINE} seed
+        index videos_dir queries like describe captions topk pool_topk json contact_sheet {OF_SCORE} {OF_MACHINE} seed
         batch_size_split
     """,
 }
