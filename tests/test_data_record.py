@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from datasets.annotations import Clip, Split
-from trainer.data_record import content_digest, same_data
+from datasets.data_record import content_digest, same_data
 from utils.errors import InputError
 
 VIDEOS = 20
