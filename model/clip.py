@@ -112,6 +112,12 @@ class ClipRetrieval(nn.Module):
         encoded = self.tokenizer(cleaned, padding=True, truncation=True, max_length=longest, return_tensors="pt")
         return {"token_ids": encoded["input_ids"]}
 
+    def cut_off(self, caption: str) -> list[str]:
+        """What of a caption nothing reads, in words for people; empty where all of it is read."""
+        longest = self.clip.config.text_config.max_position_embeddings
+        count = len(self.tokenizer(clean_caption(caption), verbose=False)["input_ids"])
+        return [f"CLIP reads the first {longest - 2} of {count - 2} tokens"] if count > longest else []
+
     def select(self, tokens: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
         """Rows `index` of what `tokenize` gave, CLIP's ids cut to the longest caption among them."""
         chosen = {name: rows[index] for name, rows in tokens.items()}
@@ -325,7 +331,7 @@ def _not_loaded(source: str | Path, error: Exception) -> str:
         return f"{source} does not load as a CLIP of transformers: {one_line(error)[:400]}"
     return (
         f"CLIP {source} is not in the local cache and cannot be downloaded: put {NEEDED_FILES} of it into a folder "
-        f"and give --clip_path=FOLDER, or use --clip_arch=tiny"
+        f"and give --clip_path=FOLDER (--clip_arch=tiny needs none and has random weights, for training alone)"
     )
 
 
