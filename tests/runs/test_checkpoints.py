@@ -1,12 +1,9 @@
-"""Checkpoints: what is written can be read, what cannot be read is named; and the models that runs start from."""
+"""Checkpoints: what is written can be read, what cannot be read is named."""
 
 import argparse
-import itertools
-import json
 import os
 import pickle
 import random
-import shutil
 import time
 import warnings
 
@@ -14,22 +11,14 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from transformers import CLIPConfig, CLIPModel
 
 from config import Config
-from diffusion_lm import weights
-from diffusion_lm.denoiser import Denoiser, DenoiserConfig
-from diffusion_lm.gaussian_diffusion import GaussianDiffusion
-from model.clip import TINY_FOLDER
 from model.factory import create_model, restore_model
-from model.published import TEXTDIFFS, family_of, rename_published, to_published
 from model.published_textdiffs import PublishedTextDiffs
 from model.textdiffs import TextDiffs
-from modules.noise import sampling_noise
 from modules.stochastic_text import Prior
-from modules.text_diffusion import TextDiffusion
-from tests.made_up import CAPTIONS, as_before, make_diffusion_lm
-from tests.small_models import small_clip
+from tests.checkpoint_files import assert_contradiction_is_named, assert_equal_states, failure, saved
+from tests.made_up import as_before
 from trainer.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from trainer.resume import resume
 from utils.errors import InputError
@@ -37,46 +26,6 @@ from utils.errors import InputError
 ARCHS = ["--arch=clip_stochastic", "--arch=clip_stochastic --recipe=published", "--arch=clip_transformer",
          "--arch=clip_tmass --stochastic_prior=normal --stochastic_prior_std=0.5",
          "--arch=clip_baseline --pooling_type=topk --k=2"]  # fmt: skip
-
-
-@pytest.fixture
-def parse(teacher, tmp_path):
-    """A configuration of the tiny CLIP and the small teacher; the run is <tmp_path>/outputs/name/run."""
-
-    def parse(line="", small=True):
-        sizes = "--clip_arch=tiny --num_frames=3 --diffusion_steps=4 --diffusion_text_len=9" if small else ""
-        places = f"--output_dir={tmp_path / 'outputs'} --exp_name=name --diffusion_lm={teacher}"
-        return Config.parse(f"{sizes} {places} {line}".split())
-
-    return parse
-
-
-def assert_equal_states(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert a[name].dtype == b[name].dtype
-        assert torch.equal(a[name], b[name]), name
-
-
-def failure(function, *arguments):
-    """The one line of an InputError."""
-    with pytest.raises(InputError) as caught:
-        function(*arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def saved(parse, path, line=""):
-    """A checkpoint file and the model in it."""
-    torch.manual_seed(3)
-    config = parse(line)
-    model = create_model(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.01 * torch.randn_like(parameter))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(path, model, config, epoch=2, step=17, training={"metrics": {"R1": 12.5}, "random_states": []})
-    return model
 
 
 # round trip
@@ -243,14 +192,6 @@ def test_checkpoints_of_other_projects_are_named(parse, tmp_path, content):
 
 
 # checkpoints of other models
-
-
-def assert_contradiction_is_named(parse, path, flag, value_of_checkpoint):
-    """One line with the file, the flag that was given, and what it should be."""
-    message = failure(restore_model, parse(flag, small=False), load_checkpoint(path), path)
-    assert str(path) in message
-    assert flag in message
-    assert value_of_checkpoint in message
 
 
 @pytest.mark.parametrize(
@@ -463,250 +404,3 @@ def test_an_existing_checkpoint_is_replaced(parse, tmp_path):
     save_checkpoint(path, create_model(config), config, 9, 9)
     assert load_checkpoint(path)["epoch"] == 9
     assert list(tmp_path.iterdir()) == [path]
-
-
-# what a run starts from: DESIGN section 3
-
-
-def predictions(denoiser, pretrained, conditions):
-    """Predictions of x_0 of a denoiser for two conditions, and of the pre-trained Diffusion-LM without any."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(5, 9, 16, generator=generator)
-    times = torch.tensor([0.0, 100.0, 250.0, 500.0, 900.0])
-    with torch.no_grad():
-        return *(denoiser(x, times, c) for c in conditions), pretrained.build().eval()(x, times)
-
-
-@pytest.fixture
-def conditions():
-    generator = torch.Generator().manual_seed(1)
-    return [torch.rand(5, 9, 3, generator=generator) * 2 - 1 for _ in range(2)]
-
-
-def test_the_student_starts_as_the_pretrained_diffusion(parse, teacher):
-    """And words are noised where it has them. What this says of scores is in test_text_potential.py."""
-    potential, pretrained = create_model(parse()).potential, weights.load(teacher).build()
-    student = {n: t for n, t in potential.student.state_dict().items() if not n.startswith("video_attention.")}
-    assert_equal_states(student, pretrained.state_dict())
-    assert torch.equal(potential.word_table, pretrained.word_embedding.weight)
-    assert potential.student.word_embedding.weight.data_ptr() != potential.word_table.data_ptr()
-
-
-def test_published_recipe_starts_at_random(parse, teacher, conditions):
-    """The student is random; the teacher is the pre-trained one behind condition layers that are random."""
-    model = create_model(parse("--recipe=published")).eval()
-    diffusion, pretrained = model.text_diffusion, weights.load(teacher)
-    assert not torch.equal(diffusion.student.word_embedding.weight, diffusion.teacher.word_embedding.weight)
-    for name, tensor in pretrained.state_dict.items():
-        assert torch.equal(diffusion.teacher.state_dict()[name], tensor)
-    one, two, unconditional = predictions(diffusion.teacher, pretrained, conditions)
-    assert (one - unconditional).abs().max() > 1e-3
-    assert not torch.equal(one, two)
-
-
-@torch.no_grad()
-def test_words_are_rounded_to_the_random_table(parse, teacher):
-    """The last step of sampling adds no noise: every token is a row of the table."""
-    model = create_model(parse("--recipe=published")).eval()
-    diffusion, noise = model.text_diffusion, sampling_noise(CAPTIONS, 0, 4, 9, 16)
-    x = diffusion.sample(model.vocabulary.encode(CAPTIONS, 9), torch.ones(4, 3, 16), noise)
-    random, own = (
-        (x.reshape(-1, 1, 16) - table).norm(dim=-1).min(1).values.max()
-        for table in (weights.load(teacher).random_table, diffusion.student.word_embedding.weight)
-    )
-    assert random < 1e-4 and own > 0.1
-
-
-def test_published_teacher_and_student_have_noise_of_their_own(parse):
-    model = create_model(parse("--recipe=published"))
-    student, teacher = model.draw_noise(3, range(50))
-    assert student.t.shape == (50,)
-    assert set(student.t.tolist()) == set(range(4))
-    assert not any(torch.equal(mine, theirs) for mine, theirs in zip(student, teacher, strict=True))
-    again, other = model.draw_noise(3, range(50)), model.draw_noise(4, range(50))
-    assert all(torch.equal(a, b) for a, b in zip(again[0], student, strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(other[0], student, strict=True))
-
-
-# published checkpoints
-
-
-def published_names(state, family=TEXTDIFFS):
-    """The names of a published file, with what only such a file holds."""
-    return to_published(state, family) | {name: torch.zeros(1) for name in family.unread}
-
-
-def test_published_checkpoint_loads(parse, tmp_path):
-    model = saved(parse, tmp_path / "ours.pth", "--recipe=published")
-    path = tmp_path / "published.pth"
-    state = published_names(model.state_dict())
-    assert "textdiffs.diffusion.run_diffusion.student_model.sims_linear.weight" in state
-    assert not any(name.startswith("text_diffusion") for name in state)
-    del state["clip.text_model.embeddings.position_ids"]  # which newer versions of transformers do not save
-    torch.save({"epoch": 5, "state_dict": state}, path)
-    restored = restore_model(parse("--recipe=published"), load_checkpoint(path), path)
-    assert_equal_states(restored.state_dict(), model.state_dict())
-
-
-@pytest.mark.parametrize("change", ["missing", "left over", "other size"])
-def test_published_names_that_do_not_fit_are_listed(parse, tmp_path, change):
-    path = tmp_path / "published.pth"
-    state = published_names(create_model(parse("--recipe=published")).state_dict())
-    if change == "missing":
-        named = "textdiffs.diffusion.linear_text.bias"
-        del state[named]
-    elif change == "left over":
-        named = "textdiffs.diffusion.new_layer.bias"
-        state[named] = torch.ones(2)
-    else:
-        named = "textdiffs.diffusion.run_diffusion.student_model.sims_linear.bias"
-        state[named] = torch.ones(31)
-    torch.save({"epoch": 5, "state_dict": state}, path)
-    message = failure(restore_model, parse(), load_checkpoint(path), path)
-    assert str(path) in message
-    assert named in message
-
-
-def published_file(parse, path, line="--recipe=published"):
-    """A published checkpoint of small size, with all that only such a file holds."""
-    model = saved(parse, path, line)
-    family = family_of({"state_dict": to_published(model.state_dict())})
-    torch.save({"epoch": 5, "state_dict": published_names(model.state_dict(), family)}, path)
-    return model
-
-
-def test_published_sizes_and_recipe_are_read_from_the_checkpoint(parse, tmp_path):
-    path = tmp_path / "published.pth"
-    model = published_file(parse, path, "--recipe=published")
-    restored = restore_model(parse(small=False), load_checkpoint(path), path)
-    assert_equal_states(restored.state_dict(), model.state_dict())
-    config = restored.model_config
-    assert (config.clip_arch, config.num_frames, config.diffusion_text_len) == ("tiny", 3, 9)
-    assert (config.recipe, config.input_res, config.embed_dim) == ("published", 64, 128)
-
-
-@pytest.mark.parametrize("arch", ["clip_transformer", "clip_tmass"])
-def test_published_xpool_and_tmass_load(parse, tmp_path, arch):
-    """Told from each other by their names."""
-    path = tmp_path / "published.pth"
-    model = published_file(parse, path, f"--arch={arch}")
-    config = parse("--num_frames=3" if arch == "clip_transformer" else "", small=False)  # X-Pool does not show it
-    restored = restore_model(config, load_checkpoint(path), path)
-    assert type(restored) is type(model)
-    assert_equal_states(restored.state_dict(), model.state_dict())
-    config = restored.model_config
-    assert (config.arch, config.clip_arch, config.num_frames) == (arch, "tiny", 3)
-
-
-@pytest.mark.parametrize("arch", ["clip_transformer", "clip_tmass", "clip_stochastic --recipe=published"])
-@pytest.mark.parametrize("wrap", ["module.", "model.", "_orig_mod.", "module.model.", "within"])
-def test_wrappers_of_published_checkpoints_are_taken_off(parse, tmp_path, arch, wrap):
-    """Programs that train on several GPUs in one process have `module.` in all names."""
-    path = tmp_path / "published.pth"
-    model = published_file(parse, path, f"--arch={arch}")
-    checkpoint = load_checkpoint(path)
-    names = checkpoint["state_dict"].items()
-    state = {name.replace("clip.", "clip.module.") if wrap == "within" else wrap + name: value for name, value in names}
-    restored = restore_model(parse("--num_frames=3", small=False), checkpoint | {"state_dict": state}, path)
-    assert_equal_states(restored.state_dict(), model.state_dict())
-
-
-def test_the_arch_that_tmass_gives_itself_is_answered(parse, tmp_path):
-    """T-MASS calls itself clip_stochastic, which is TextDiffs here."""
-    path = tmp_path / "published.pth"
-    published_file(parse, path, "--arch=clip_tmass")
-    message = failure(restore_model, parse("--arch=clip_stochastic", small=False), load_checkpoint(path), path)
-    assert "--arch=clip_tmass" in message
-    assert "--arch=clip_stochastic" in message
-
-
-@pytest.mark.parametrize(
-    ("flag", "shown"),
-    [
-        ("--arch=clip_transformer", "--arch=clip_stochastic"),
-        ("--recipe=textdiffs", "--recipe=published"),
-        ("--num_frames=12", "--num_frames=3"),
-        ("--diffusion_text_len=64", "--diffusion_text_len=9"),
-        ("--clip_arch=ViT-B/32", "--clip_arch=tiny"),
-    ],
-)
-def test_flags_that_contradict_a_published_checkpoint_are_named(parse, tmp_path, flag, shown):
-    path = tmp_path / "published.pth"
-    published_file(parse, path)
-    assert_contradiction_is_named(parse, path, flag, shown)
-
-
-def test_a_diffusion_lm_with_other_words_is_named(parse, tmp_path):
-    path, other = tmp_path / "published.pth", tmp_path / "other"
-    published_file(parse, path)
-    other.mkdir()
-    make_diffusion_lm(other, CAPTIONS[:2])
-    message = failure(restore_model, parse(f"--diffusion_lm={other}", small=False), load_checkpoint(path), path)
-    assert str(path) in message
-    assert str(other) in message
-
-
-def test_a_published_clip_that_is_not_known_is_named(parse, tmp_path):
-    path = tmp_path / "published.pth"
-    published_file(parse, path, "--arch=clip_transformer")
-    checkpoint = load_checkpoint(path)
-    checkpoint["state_dict"]["clip.vision_model.embeddings.patch_embedding.weight"] = torch.ones(96, 3, 7, 7)
-    message = failure(restore_model, parse(small=False), checkpoint, path)
-    assert "width 96" in message
-    assert "ViT-B/32" in message
-
-
-def test_xpool_without_huggingface_is_refused_with_the_reason(parse, tmp_path):
-    state = {"clip.visual.conv1.weight": torch.ones(2), "pool_frames.linear_proj.bias": torch.ones(2)}
-    message = failure(restore_model, parse(small=False), {"epoch": 1, "state_dict": state}, tmp_path / "x.pth")
-    assert "--huggingface" in message
-
-
-def test_a_checkpoint_is_no_clip(parse, tmp_path):
-    saved(parse, tmp_path / "model.pth", "--arch=clip_transformer")
-    assert "--load_epoch" in failure(create_model, parse(f"--arch=clip_baseline --clip_path={tmp_path / 'model.pth'}"))
-
-
-def test_the_path_of_the_tokenizer_may_change(parse, tmp_path):
-    """The weights come from the checkpoint: --clip_path only says where the tokenizer lies on this machine."""
-    path = tmp_path / "model.pth"
-    model = saved(parse, path, "--arch=clip_transformer")
-    shutil.copytree(TINY_FOLDER, tmp_path / "moved")
-    line = f"--clip_path={tmp_path / 'moved'}"
-    restored = restore_model(parse(line, small=False), load_checkpoint(path), path)
-    assert_equal_states(restored.state_dict(), model.state_dict())
-    (tmp_path / "empty").mkdir()
-    line = f"--clip_path={tmp_path / 'empty'}"
-    assert "vocab.json" in failure(restore_model, parse(line, small=False), load_checkpoint(path), path)
-
-
-def test_names_and_shapes_of_the_published_checkpoint(conformance_dir):
-    """A model of full size, without memory, has exactly the tensors that the published file lists."""
-    listed = json.loads((conformance_dir / "published_checkpoint.json").read_text())["state_dict"]
-    vocabulary_size = listed["textdiffs.diffusion.run_diffusion.student_model.lm_head.bias"][0][0]
-    with torch.device("meta"):
-        clip = CLIPModel(CLIPConfig())  # its default is ViT-B/32
-        student, teacher = (Denoiser(DenoiserConfig(), vocabulary_size, 12) for _ in range(2))
-        diffusion = TextDiffusion(student, teacher, GaussianDiffusion.sqrt(10), 512, 64)
-        model = PublishedTextDiffs(clip, small_clip()[1], diffusion, None)
-    ours = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    assert rename_published({name: shape for name, (shape, _) in listed.items()}) == ours
-
-
-def test_published_diffusion_lm_folder(conformance_dir):
-    """A base denoiser without condition layers has exactly the tensors of the published Diffusion-LM."""
-    published = json.loads((conformance_dir / "published_diffusion_lm.json").read_text())
-    listed = {name: value[0] for name, value in published["state_dict"].items() if name != "position_ids"}
-    with torch.device("meta"):
-        denoiser = Denoiser(DenoiserConfig(), listed["word_embedding.weight"][0])
-    assert {name: list(tensor.shape) for name, tensor in denoiser.state_dict().items()} == listed
-
-
-def test_every_rename_is_used_once(conformance_dir):
-    """No two published names become one of ours."""
-    listed = json.loads((conformance_dir / "published_checkpoint.json").read_text())["state_dict"]
-    renamed = [rename_published({name: name}) for name in listed]
-    ours = list(itertools.chain.from_iterable(renamed))
-    assert len(ours) == len(set(ours))
-    dropped = {name for name, new in zip(listed, renamed, strict=True) if not new}
-    assert dropped == {n for n in listed if n.endswith("position_ids") or ".diff_proj." in n}

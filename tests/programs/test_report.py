@@ -17,7 +17,7 @@ from modules.similarity import Similarity, choose_candidates
 from report.findings import HITS, evenly, find, rank_histogram, recall_curve
 from tests.chromium import Chromium, find_chromium
 from tests.made_up import TEST_VIDEOS, call_program
-from tests.test_evaluation import Place
+from tests.runs.test_evaluation import Place
 from tests.training_runs import Run
 
 HOSTILE = '<script>document.title = "taken"</script> & "quoted" <b>bold</b>'

@@ -16,7 +16,7 @@ from config import Config
 from datasets.annotations import Clip, Split, load_split
 from datasets.holdout import FEW, Selection, apart, films_of, hold_out, training_splits
 from tests.made_up import call, make_msrvtt
-from tests.test_end_to_end import Place
+from tests.programs.test_end_to_end import Place
 from tests.training_runs import Run, losses, wait_for
 from trainer.checkpoints import selection_of
 from utils.errors import InputError

@@ -11,7 +11,7 @@ from evaluation.results import format_table
 from preprocess.compress_video import Job, compress
 from tests.films import H264, numbered
 from tests.made_up import call, call_program
-from tests.test_end_to_end import Place
+from tests.programs.test_end_to_end import Place
 
 
 @pytest.fixture(scope="module")

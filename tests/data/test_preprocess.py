@@ -15,9 +15,9 @@ from datasets.timeline import timeline
 from datasets.video import decode_clip
 from preprocess.check_data import check_video
 from preprocess.compress_video import Job, compress
+from tests.data.test_video import write_numbered
 from tests.films import CONTAINERS, H264, VARIABLE, at_times, every, ffmpeg, make, numbered, numbers
 from tests.made_up import make_msrvtt, run_program
-from tests.test_video import write_numbered
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from diffusion_lm.word_tokenizer import tokenize_words
+from tests.made_up import ROOT
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-WORD_TOKENS = Path(os.environ.get("CONFORMANCE_DIR", REPOSITORY.parent / "shared" / "conformance")) / "word_tokens.json"
+WORD_TOKENS = Path(os.environ.get("CONFORMANCE_DIR", ROOT.parent / "shared" / "conformance")) / "word_tokens.json"
 
 # What spaCy 3.8 answers; words are separated by "|".
 FACTS = {

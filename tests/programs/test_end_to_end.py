@@ -169,24 +169,6 @@ def test_evaluation_depends_on_the_checkpoint_alone(place, trained, tmp_path, mo
 
 
 @pytest.mark.slow
-def test_load_epoch_reads_that_epoch(place, trained, tmp_path, monkeypatch, capfd):
-    output = tmp_path / "results.json"
-    arguments = place.test_arguments("run", "--load_epoch=1", f"--output_json={output}")
-    assert call_program("test.py", arguments, monkeypatch, capfd)[0] == 0
-    assert results(output)["checkpoint"].endswith("checkpoint-epoch1.pth")
-
-
-@pytest.mark.slow
-def test_published_folder_name(place, trained, tmp_path, monkeypatch, capfd):
-    """A published run lies in <datetime>_<noclip_lr>."""
-    shutil.copytree(trained, place.folder("published_1e-7"))
-    output = tmp_path / "results.json"
-    arguments = place.test_arguments("published", "--load_epoch=0", f"--output_json={output}")
-    assert call_program("test.py", arguments, monkeypatch, capfd)[0] == 0
-    assert "published_1e-7" in results(output)["checkpoint"]
-
-
-@pytest.mark.slow
 def test_same_seed_same_run(place, trained, monkeypatch, capfd):
     """The same command gives the same losses, the same table and the same weights."""
     arguments = place.train_arguments("again", "--log_step=1", "--evals_per_epoch=2")
@@ -411,15 +393,6 @@ def test_bad_input_from_the_shell(place, tmp_path):
     assert one_line(done.stderr).startswith("train.py: error: ")
     assert "video3.mp4" in done.stderr
     assert len([*place.folder("shell").glob("*.pth")]) == 1
-
-
-def test_missing_video(place, tmp_path, monkeypatch, capfd):
-    videos = tmp_path / "videos"
-    shutil.copytree(place.root / "videos", videos)
-    (videos / "video3.mp4").unlink()
-    arguments = place.train_arguments("missing", f"--videos_dir={videos}")
-    code, err = call_program("train.py", arguments, monkeypatch, capfd)
-    assert code == 2 and "1 of 12" in err and "video3" in one_line(err)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from datasets.failures import FailedVideos
 from datasets.frame_cache import CANDIDATES, CacheSettings, FrameCache
 from datasets.loading import TestVideos, TrainPairs, batches, train_loader
 from datasets.video import frame_indices, part_bounds, read_frames
-from tests.test_video import numbers, write_frames, write_numbered
+from tests.data.test_video import numbers, write_frames, write_numbered
 from utils.errors import InputError
 
 

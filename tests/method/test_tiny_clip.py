@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -13,10 +12,10 @@ from numpy.random import Generator, Philox
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from datasets.moving_shapes import captions, scene_of
-from datasets.moving_shapes.captions import LANGUAGE, WORDS, describe_picture
+from datasets.moving_shapes import scene_of
+from datasets.moving_shapes.captions import WORDS, describe_picture
 from datasets.moving_shapes.pictures import TRAITS, Picture, Pictures, take_picture
-from datasets.moving_shapes.scene import COLOURS, SHAPES, Figure, MovingObject, Scene, figures
+from datasets.moving_shapes.scene import COLOURS, SHAPES, MovingObject, Scene, figures
 from model.clip import TINY_FOLDER, ClipRetrieval, load_clip
 from tests.processes import ROOT
 from utils.errors import InputError
@@ -94,24 +93,6 @@ def test_a_picture_without_objects_is_described_by_its_background():
     rng = Generator(Philox(0))
     for background, words in WORDS["background"].items():
         assert describe_picture(background, [], rng) in words
-
-
-def test_every_form_of_a_picture_caption_occurs(monkeypatch):
-    drawn, word = Counter(), captions._word
-    templates = [LANGUAGE["together"][number] for number in ("1", "2", "3")]
-
-    def recording_word(rng, wordings):
-        chosen = word(rng, wordings)
-        drawn.update([chosen] if wordings in templates else [])
-        return chosen
-
-    monkeypatch.setattr(captions, "_word", recording_word)
-    rng = Generator(Philox(0))
-    figures = [Figure(shape, colour, np.zeros(2), 20, 0) for shape, colour in zip(SHAPES, COLOURS, strict=False)]
-    for count, forms in enumerate(templates, start=1):
-        for _ in range(300):
-            describe_picture("black", figures[:count], rng)
-        assert all(drawn[template] > 1 for template in forms)
 
 
 def test_a_figure_has_the_size_that_is_seen():

@@ -10,8 +10,6 @@ import time
 import pytest
 import torch
 
-from diffusion_lm import weights
-from tests import precision
 from tests.processes import ROOT, in_processes, launch, run_processes
 from utils import distributed, machine
 from utils.launch import Processes, find_processes
@@ -183,21 +181,3 @@ def test_a_killed_process_ends_the_others(victim, capfd):
     assert values == []
     said = capfd.readouterr().err
     assert "ended" in said
-
-
-@pytest.mark.slow
-def test_pre_training_in_several_processes(tmp_path):
-    """Diffusion-LM/train.py under mpirun: one folder, written once, as one process writes it."""
-    captions = tmp_path / "captions.txt"
-    captions.write_text("".join(f"a {c} {s} moves {d}\n" for c in COLOURS for s in SHAPES for d in SIDES))
-    folder = tmp_path / "model"
-    done = launch(
-        "mpirun", 2, "Diffusion-LM/train.py", f"--captions={captions}", f"--output_dir={folder}", "--denoiser=tiny",
-        "--steps=4", "--batch_size=4", "--text_len=8", "--min_count=1", "--gpu=cpu", "--log_step=2", precision.stated(),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("batch of 8 captions: 2 processes x 4") == 1
-    assert {path.name for path in folder.iterdir()} == {
-        "ema_0.9999_000004.pt", "random_emb.torch", "vocab.json", "training_args.json", "log.txt", "metrics.jsonl",
-    }  # fmt: skip
-    assert weights.load(folder).training_args["batch_size"] == 8

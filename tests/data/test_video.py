@@ -34,6 +34,7 @@ from datasets.transforms import apply_seeded, train_transform
 from datasets.transforms import test_transform as evaluation_transform
 from datasets.video import frame_indices, read_frames
 from tests.films import CONTAINERS, numbered
+from tests.made_up import ROOT
 from utils.errors import InputError
 
 FPS, WIDTH, HEIGHT = 12, 64, 48
@@ -121,19 +122,6 @@ def test_random_frames_are_those_of_the_generator(thirty):
         assert numbers(read_frames(thirty, 6, np.random.default_rng(seed))) == expected
 
 
-@pytest.mark.parametrize(("codec", "suffix"), [("mp4v", ".mp4"), ("MJPG", ".avi"), ("XVID", ".avi"), ("mp4v", ".mkv")])
-def test_containers(tmp_path, codec, suffix):
-    path = write_numbered(tmp_path / f"video{suffix}", 30, codec)
-    assert numbers(read_frames(path, 12)) == frame_indices(30, 12).tolist()
-
-
-def test_colours_are_rgb(tmp_path):
-    colours = np.array([[230, 20, 20], [20, 230, 20], [20, 20, 230], [230, 230, 20]], dtype=np.uint8)
-    picture = np.repeat(colours, 24, axis=0)[:, None, None].repeat(HEIGHT, 1).repeat(WIDTH, 2)
-    frames = read_frames(write_frames(tmp_path / "colours.mp4", picture), 4)
-    assert np.abs(frames.mean(axis=(1, 2)) - colours).max() < 15
-
-
 @pytest.mark.parametrize(
     ("start", "end", "expected"),
     [
@@ -217,7 +205,7 @@ def test_decoders_do_not_write_to_standard_error(tmp_path):
         "    except InputError: print('named')\n"
     )
     command = [sys.executable, "-c", program, *map(str, paths)]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     assert done.stdout == "named\n" * 4
     assert done.stderr == ""
@@ -470,7 +458,7 @@ def test_workers_start_after_opencv_was_used(split):
         "print(sum(len(frames) for frames, _ in batches(test_loader(TestVideos(split, 4, 32), 2, 2, False))))\n"
     )
     command = [sys.executable, "-c", program, str(path)]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout == "8\n", done.stderr
 
 

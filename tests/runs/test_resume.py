@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.test_end_to_end import Place
+from tests.programs.test_end_to_end import Place
 from tests.training_runs import Run, as_others, final_state, kill_at_random, losses, small_files, wait_for
 from trainer.checkpoints import newest_first
 

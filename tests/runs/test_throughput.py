@@ -10,8 +10,8 @@ import torch
 from benchmarks.bench_train import flops_per_pair, matmul_rate
 from datasets.loading import TrainPairs
 from tests.processes import in_processes
+from tests.programs.test_end_to_end import Place
 from tests.small_models import small_textdiffs, small_xpool
-from tests.test_end_to_end import Place
 from tests.training_runs import Run
 from trainer.throughput import Stopwatch
 from utils import distributed

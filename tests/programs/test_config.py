@@ -10,7 +10,7 @@ from config import Config
 from config.config import REMOVED
 from config.flags import PLACES, flag_parser, flags_of
 from config.search import SearchConfig
-from tests.conftest import ROOT
+from tests.small_models import settled, small_textdiffs
 from utils.command_line import Parser
 from utils.errors import InputError
 
@@ -386,9 +386,9 @@ def test_a_tilde_in_paths_of_other_programs(monkeypatch):
     assert parser.parse_args(["x"]).output == Path("data")
 
 
-def test_every_program_reads_paths_so():
-    """Path as the type of a flag means the home folder in the project's own Parser only."""
-    for path in ROOT.rglob("*.py"):
-        if not {"tests", ".venv"} & set(path.relative_to(ROOT).parts):
-            text = path.read_text(encoding="utf-8")
-            assert "type=Path" not in text or "argparse.ArgumentParser(" not in text, path
+def test_the_seed_of_a_test_is_that_of_the_training_unless_it_is_given():
+    """So that test.py finds the numbers that train.py has written."""
+    trained = settled(small_textdiffs(["a b"]), Config(seed=25)).model_config
+    for arguments, seed in (([], 25), (["--seed=3"], 3)):
+        config = Config.parse(arguments, program="test")
+        assert trained.as_asked(config, Path("model_best.pth")).seed == seed

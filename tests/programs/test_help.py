@@ -325,16 +325,6 @@ def test_processes_that_do_not_report(soon, capfd, monkeypatch):
     assert not soon.records and capfd.readouterr().err == ""
 
 
-def test_progress_is_told_in_one_place():
-    """No program draws bars of its own, which would fill log files with carriage returns."""
-    paths = {str(path.relative_to(ROOT)): path for path in ROOT.rglob("*.py")}
-    sources = {name: path.read_text() for name, path in paths.items() if not name.startswith(".")}
-    importers = {
-        name for name, text in sources.items() if re.search(r"^\s*(from|import) tqdm\b(?!\.contrib)", text, re.M)
-    }
-    assert importers == {"utils/progress.py"}
-
-
 def test_programs_that_prepare_data_do_not_wait_for_torch():
     """Each of their worker processes would, and those that draw MovingShapes."""
     modules = (

@@ -4,13 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from config.model_flags import ARCHS
-from model.factory import BUILDERS
 from modules.frame_pooling import SimplePooling
 from modules.noise import prior_of_training, prior_samples
 from modules.stochastic_text import LinearCosRadius, Prior
+from tests.method.test_similarity import CAPTIONS, FRAMES, assert_close, make_features, score
 from tests.small_models import small_baseline, small_tmass
-from tests.test_similarity import CAPTIONS, FRAMES, assert_close, make_features, score
 
 OWN_TEXT = torch.tensor([3, 0, 6, 2, 1, 5, 4])
 PRIORS = [Prior(), Prior("normal", 0.5)]
@@ -171,7 +169,3 @@ def test_half_precision_does_not_blur_attention():
     with torch.autocast("cpu", torch.bfloat16):
         half = pooling(texts, frames)
     assert torch.equal(half, pooling(texts, frames))
-
-
-def test_every_arch_has_a_builder():
-    assert set(BUILDERS) == set(ARCHS)
