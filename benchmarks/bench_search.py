@@ -49,7 +49,8 @@ from video_index.encoding import TOKENS_DTYPE, Encoder, features_of, update
 from video_index.files import listing
 from video_index.head import Head
 from video_index.names import follow, missing, root_at
-from video_index.searching import Searcher, nearest
+from video_index.ranking import nearest
+from video_index.searching import Searcher
 from video_index.searching_model import load_model
 from video_index.store import Span, Store
 
@@ -160,7 +161,7 @@ def row(label: str, index: float, loading: float, queries: list[float], name: st
 def first_candidates(count: int, figures: Figures) -> str:
     """The first stage of `count` vectors."""
     means, queries = (F.normalize(torch.randn(rows, 128), dim=-1) for rows in (count, 20))
-    spent = median(timed(lambda one=one: nearest(means, one[None], 500))[0] for one in queries)
+    spent = median(timed(lambda one=one: nearest(means, one[None])[0].topk(500))[0] for one in queries)
     figures["seconds"]["first_candidates"] = spent
     return f"500 of {count} vectors of 128: {1000 * spent:.2f} ms a query"
 

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from utils.errors import InputError
 from utils.threads import map_in_order, one_thread_per_item
 from video_index.encoding import TOKENS_DTYPE, Encoder, Part, spans_of
 from video_index.files import state_of
+from video_index.query import Query
+from video_index.ranking import Ranking, combined, moment, nearest, shares
 from video_index.store import IndexedClip, Store
 
 PAIRS_AT_ONCE = 4096  # of the second stage
@@ -40,34 +43,18 @@ class Hit:
     stage: str  # "mean_pooled", "pooled" or "rescored": what the score is
     clip: IndexedClip
     sentence: str | None = None
+    share: float | None = None  # of the library's clips that score less, in percent; of clips
+    moment: tuple[float | None, float | None] | None = None  # where it is more than the clip: the neighbours with it
 
+    @property
+    def start(self) -> float | None:
+        """Of the moment, in seconds; None: of the whole video, whose length is not known."""
+        return self.clip.start if self.moment is None else self.moment[0]
 
-@dataclass(frozen=True)
-class _Ranking:
-    """Pairs of texts and videos, the best first."""
-
-    text_index: Tensor  # (P,)
-    video_index: Tensor  # (P,)
-    scores: Tensor  # (P,)
-    stages: list[str]  # (P,), the latest first
-
-    def head(self, count: int) -> "_Ranking":
-        """The best `count` pairs."""
-        return _Ranking(self.text_index[:count], self.video_index[:count], self.scores[:count], self.stages[:count])
-
-    def reordered(self, scores: Tensor, stage: str) -> "_Ranking":
-        """The first pairs by their scores of a later stage (n,), before the others as they were."""
-        scores, order = scores.cpu().sort(descending=True, stable=True)
-        count = len(order)
-        text_index, video_index, all_scores = (
-            torch.cat([new, old[count:]])
-            for new, old in (
-                (self.text_index[:count][order], self.text_index),
-                (self.video_index[:count][order], self.video_index),
-                (scores, self.scores),
-            )
-        )
-        return _Ranking(text_index, video_index, all_scores, [stage] * count + self.stages[count:])
+    @property
+    def end(self) -> float | None:
+        """Of the moment, in seconds."""
+        return self.clip.end if self.moment is None else self.moment[1]
 
 
 class Searcher:
@@ -84,6 +71,7 @@ class Searcher:
         self.model, self.store, self.config, self.device, self.dtype = model, store, config, device, dtype
         self.encoder = Encoder(model, config, device, dtype)
         self.clips: list[IndexedClip] = []
+        self.parts: dict[tuple[int, int], int] = {}  # the index of each clip by video and part
         with self._current():
             pass
 
@@ -97,46 +85,75 @@ class Searcher:
             if changed:
                 self.clips, means = self.store.gallery()
                 self.means = F.normalize(torch.from_numpy(means), dim=-1)  # (M, D)
+                self.parts = {(clip.video, clip.part): index for index, clip in enumerate(self.clips)}
             if not self.clips:
                 raise InputError(f"--index={self.store.folder} holds no video: index some first")
             yield
 
-    @torch.no_grad()
     def by_text(self, text: str) -> list[Hit]:
         """The best --topk clips for a text."""
-        with self._current(), autocast(self.device, self.dtype):
-            texts = self._texts([text])
-            pooled = self.config.pool_topk
-            wanted = 0 if pooled == 0 else max(pooled, self.config.topk)
-            cosines, chosen = nearest(self.means, texts.features.cpu(), wanted)
-            seen = chosen[:pooled] if pooled else chosen
-            videos = self._videos(self._held([self.clips[index] for index in seen.tolist()]))
-            everything = torch.arange(len(chosen))
-            ranking = _Ranking(torch.zeros_like(everything), everything, cosines, ["mean_pooled"] * len(chosen))
-            ranking = self._refined(texts, videos, ranking, len(seen)).head(self.config.topk)
-        indices = chosen[ranking.video_index].tolist()
-        return [
-            Hit(score, stage, self.clips[index])
-            for score, stage, index in zip(ranking.scores.tolist(), ranking.stages, indices, strict=True)
-        ]
+        return self.search(Query((text,)))
 
-    @torch.no_grad()
     def like(self, video: str) -> list[Hit]:
         """The best --topk clips of other videos by the cosine of the mean-pooled features; of a long video, the part
         that is most like the clip counts.
 
         :raises InputError: the video is not in the index and does not decode.
         """
-        with self._current():
-            clips, encoded = self.encoded(video)
-            names = {clips[0].file, *clips[0].others}
-            own = sum(clip.file in names for clip in self.clips)
-            cosines, chosen = nearest(self.means, encoded.frames.mean(1), self.config.topk + own)
-            hits = [
-                Hit(score, "mean_pooled", self.clips[index])
-                for score, index in zip(cosines.tolist(), chosen.tolist(), strict=True)
-            ]
-        return [hit for hit in hits if hit.clip.file not in names][: self.config.topk]
+        return self.search(Query(like=video))
+
+    @torch.no_grad()
+    def search(self, query: Query) -> list[Hit]:
+        """The best clips for a query. Without a text there is the first stage alone.
+
+        :raises InputError: a video is not in the index and does not decode, or a folder holds nothing.
+        """
+        with self._current(), autocast(self.device, self.dtype):
+            vectors, own = self._vectors(query)
+            cosines, rows = nearest(self.means, vectors.cpu())
+            passing = query.filters.passing(self.clips, self.store.roots())
+            searched = torch.tensor([index for index in passing if self.clips[index].file not in own]).long()
+            pooled = self.config.pool_topk or len(searched)
+            all_count = query.per_video or query.min_score > 0
+            wanted = len(searched) if all_count else max(pooled, query.topk or self.config.topk)
+            found = cosines[searched].topk(min(wanted, len(searched)))
+            chosen = searched[found.indices]
+            ranking = Ranking(rows[chosen], torch.arange(len(chosen)), found.values, ["mean_pooled"] * len(chosen))
+            if query.texts and len(chosen):
+                texts = self._texts(query.texts[:1] * len(vectors), vectors)
+                seen = chosen[:pooled]
+                videos = self._videos(self._held([self.clips[index] for index in seen.tolist()]))
+                ranking = self._refined(texts, videos, ranking, len(seen))
+            ranked = chosen[ranking.video_index]
+            hits = self._hits(query, ranking, ranked, shares(ranked, searched, cosines), cosines)
+            return list(islice(hits, query.topk or self.config.topk))
+
+    def _vectors(self, query: Query) -> tuple[Tensor, set[str]]:
+        """What is searched for (W, D), and the names of the video that it is to be like."""
+        sentences = (*query.texts, *query.minus)
+        features = self._text_features(sentences) if sentences else torch.zeros(0, self.model.embed_dim)
+        like, own = None, set()
+        if query.like is not None:
+            clips, encoded = self._of_index(query.like) if isinstance(query.like, int) else self.encoded(query.like)
+            like, own = encoded.frames.mean(1).to(features), {clips[0].file, *clips[0].others}
+        count = len(query.texts)
+        return combined(features[:count], features[count:], like), own
+
+    def _hits(self, query: Query, ranking: Ranking, ranked: Tensor, share: Tensor, cosines: Tensor) -> Iterator[Hit]:
+        """The hits of a ranking, the best first.
+
+        :param ranked: the clips of the ranking (P,); `share` of the library that scores less, (P,).
+        :param cosines: of all clips (M,).
+        """
+        videos = set()
+        columns = (ranked.tolist(), ranking.scores.tolist(), ranking.stages, share.tolist())
+        for index, score, stage, percent in zip(*columns, strict=True):
+            clip = self.clips[index]
+            if percent < query.min_score or (query.per_video and clip.video in videos):
+                continue
+            videos.add(clip.video)
+            span = moment(index, self.clips, self.parts, cosines) if query.per_video else None
+            yield Hit(score, stage, clip, share=percent, moment=span)
 
     @torch.no_grad()
     def describe(self, video: str, sentences: Sequence[str]) -> list[Hit]:
@@ -146,12 +163,13 @@ class Searcher:
         """
         with self._current(), autocast(self.device, self.dtype):
             clips, encoded = self.encoded(video)
-            texts, videos = self._texts(sentences), self._videos(encoded)
+            texts = self._texts(sentences, self._text_features(sentences))
+            videos = self._videos(encoded)
             means = F.normalize(encoded.frames.mean(1), dim=-1).to(self.device)
             cosines = (F.normalize(texts.features.float(), dim=-1) @ means.t()).flatten().cpu()
             cosines, pairs = cosines.sort(descending=True, stable=True)
             text_index, video_index = pairs // len(clips), pairs % len(clips)
-            ranking = _Ranking(text_index, video_index, cosines, ["mean_pooled"] * len(pairs))
+            ranking = Ranking(text_index, video_index, cosines, ["mean_pooled"] * len(pairs))
             ranking = self._refined(texts, videos, ranking, self.config.pool_topk or len(pairs))
         return _first_of_each(ranking, clips, sentences)[: self.config.topk]
 
@@ -171,12 +189,28 @@ class Searcher:
         clips = [IndexedClip(0, 0, file, *span, state.st_mtime_ns) for span in spans]
         return clips, self.encoder.all(parts)
 
-    def _texts(self, sentences: Sequence[str]) -> Texts:
-        """Sentences, encoded and ready to be scored."""
-        tokens = self.model.tokenize(sentences)
-        ids = [part.to(self.device) for part in tokens.pop("token_ids").split(self.config.batch_size)]
+    def _of_index(self, id: int) -> tuple[list[IndexedClip], EncodedVideos]:
+        """A clip of the index.
+
+        :raises InputError: there is none of that id.
+        """
+        held = [clip for clip in self.clips if clip.id == id]
+        if not held:
+            raise InputError(f"--index={self.store.folder} holds no clip {id}")
+        return held, self._held(held)
+
+    def _text_features(self, sentences: Sequence[str]) -> Tensor:
+        """Sentences encoded, (N, D)."""
+        token_ids = self.model.tokenize(sentences)["token_ids"]
+        ids = [part.to(self.device) for part in token_ids.split(self.config.batch_size)]
         features = torch.cat([self.model.encode_texts(part) for part in ids])
         check_finite("text", features, sentences)
+        return features
+
+    def _texts(self, sentences: Sequence[str], features: Tensor) -> Texts:
+        """Sentences and what stands for them (N, D), ready to be scored."""
+        tokens = self.model.tokenize(sentences)
+        del tokens["token_ids"]
         return self.model.texts(sentences, features, **{name: rows.to(self.device) for name, rows in tokens.items()})
 
     def _held(self, clips: Sequence[IndexedClip]) -> EncodedVideos:
@@ -188,7 +222,7 @@ class Searcher:
     def _videos(self, encoded: EncodedVideos) -> Videos:
         return self.model.videos(encoded._replace(frames=encoded.frames.to(self.device)))
 
-    def _refined(self, texts: Texts, videos: Videos, ranking: _Ranking, pooled: int) -> _Ranking:
+    def _refined(self, texts: Texts, videos: Videos, ranking: Ranking, pooled: int) -> Ranking:
         """The second stage for the first `pooled` pairs of a ranking, then the third where there is one."""
         ranking = ranking.reordered(self._pooled(texts, videos, ranking.head(pooled)), "pooled")
         if not self.model.rescores:
@@ -196,7 +230,7 @@ class Searcher:
         best = ranking.head(min(self.config.rerank_topk or pooled, pooled))
         return ranking.reordered(self._rescored(texts, videos, best), "rescored")
 
-    def _pooled(self, texts: Texts, videos: Videos, pairs: _Ranking) -> Tensor:
+    def _pooled(self, texts: Texts, videos: Videos, pairs: Ranking) -> Tensor:
         """Scores of the texts as encoded, of pairs, (P,)."""
         scores = []
         for rows in torch.arange(len(pairs.scores)).split(PAIRS_AT_ONCE):
@@ -204,25 +238,13 @@ class Searcher:
             scores.append(self.model.undiffused_pairs(texts, videos, text_index, video_index))
         return torch.cat(scores)
 
-    def _rescored(self, texts: Texts, videos: Videos, pairs: _Ranking) -> Tensor:
+    def _rescored(self, texts: Texts, videos: Videos, pairs: Ranking) -> Tensor:
         """The model's own score of pairs, (P,)."""
         block = self.config.batch_size_split or automatic_block(self.model.pair_bytes, self.device, UNDIVIDED)
         blocks = zip(pairs.text_index.split(block), pairs.video_index.split(block), strict=True)
         with one_thread_per_item(self.device) as workers:
             scored = map_in_order(lambda block: self.model.score_pairs(texts, videos, *block).strict, blocks, workers)
             return torch.cat(list(scored))
-
-
-def nearest(means: Tensor, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The clips whose cosine with the nearest of some vectors is highest.
-
-    :param means: (M, D), of length 1.
-    :param vectors: (W, D).
-    :param count: how many; 0 or more than M: all.
-    :return: their cosines in falling order, and their indices, each (count,).
-    """
-    cosines = means @ F.normalize(vectors.float(), dim=-1).t()
-    return cosines.max(1).values.topk(min(count, len(means)) or len(means))
 
 
 class _StoredTokens:
@@ -237,7 +259,7 @@ class _StoredTokens:
         return torch.from_numpy(halves).view(TOKENS_DTYPE)
 
 
-def _first_of_each(ranking: _Ranking, clips: Sequence[IndexedClip], sentences: Sequence[str]) -> list[Hit]:
+def _first_of_each(ranking: Ranking, clips: Sequence[IndexedClip], sentences: Sequence[str]) -> list[Hit]:
     """Each sentence once, with the clip that it ranks highest with."""
     hits: dict[int, Hit] = {}
     columns = (ranking.text_index.tolist(), ranking.video_index.tolist(), ranking.scores.tolist(), ranking.stages)
