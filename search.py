@@ -11,14 +11,18 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from config import SearchConfig
 from utils.errors import InputError
 from utils.imports import quick_imports
 from utils.program import run_program
+
+if TYPE_CHECKING:
+    from video_index.searching import Searcher  # slow to import
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +30,8 @@ logger = logging.getLogger(__name__)
 def main() -> None:
     config = SearchConfig.parse(prog="search.py", description=__doc__.splitlines()[0])
     commands = {
-        "index": index, "query": query, "status": status, "list": list_files, "forget": forget, "prune": prune,
-        "verify": verify,
+        "index": index, "query": query, "serve": serve, "status": status, "list": list_files, "forget": forget,
+        "prune": prune, "verify": verify,
     }  # fmt: skip
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # of names that the terminal has no letters for
@@ -55,21 +59,11 @@ def index(config: SearchConfig) -> None:
 def query(config: SearchConfig) -> None:
     """Answer queries, each as soon as it is read."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)  # answers go to stdout
-    from video_index.store import Store
 
     # 1. index and model
-    store = Store(Path(config.index))
-    store.map_folders(config.videos_dir)
     with quick_imports():
-        from utils.device import choose_device, choose_precision
         from video_index.answers import Answer, as_json, as_table, contact_sheet
-        from video_index.searching import Searcher
-        from video_index.searching_model import load_model
-
-    device = choose_device(config.gpu)
-    config, model, _ = load_model(config, store.head, device)
-    searcher = Searcher(model, store, config, device, choose_precision(config.precision, device))
-    logger.info("%d clips, model: %s", len(searcher.clips), store.head.made_with)
+    searcher = _searcher(config)
 
     # 2. queries
     answers = []
@@ -80,12 +74,25 @@ def query(config: SearchConfig) -> None:
         sys.stdout.flush()
         answers.append(answer)
 
-    store.close()
+    searcher.store.close()
 
     # 3. thumbnails
     if config.contact_sheet and answers:
         contact_sheet(Path(config.contact_sheet), answers)
         logger.info("thumbnails are in %s", config.contact_sheet)
+
+
+def serve(config: SearchConfig) -> None:
+    """Serve a page to search in, until it is stopped."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    searcher = _searcher(config)
+    from video_index.page.library import Library
+    from video_index.page.server import PageServer
+
+    with PageServer(Library(searcher), config.host, config.port) as server:
+        logger.info("open %s in a browser; Ctrl-C ends it", server.address)
+        with suppress(KeyboardInterrupt):  # it is stopped so
+            server.serve_forever()
 
 
 def status(config: SearchConfig) -> None:
@@ -137,6 +144,24 @@ def verify(config: SearchConfig) -> None:
         lacking = verify(folder)
     again = f": `python search.py index --index={folder}` encodes them" if lacking else ""
     logger.info("%s is whole now; %d clips are to be encoded%s", folder, lacking, again)
+
+
+def _searcher(config: SearchConfig) -> "Searcher":
+    """An index with its model, ready for queries."""
+    from video_index.store import Store
+
+    store = Store(Path(config.index))  # a wrong folder answers before the model is there
+    store.map_folders(config.videos_dir)
+    with quick_imports():
+        from utils.device import choose_device, choose_precision
+        from video_index.searching import Searcher
+        from video_index.searching_model import load_model
+
+    device = choose_device(config.gpu)
+    config, model, _ = load_model(config, store.head, device)
+    searcher = Searcher(model, store, config, device, choose_precision(config.precision, device))
+    logger.info("%d clips, model: %s", len(searcher.clips), store.head.made_with)
+    return searcher
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -17,6 +17,7 @@ DESCRIPTIONS = {
     " own model; without one, plain CLIP searches: --clip_arch or --clip_path.",
     "query": "Rank the videos of an index for a sentence. The model is that of the index; flags of `search.py index`"
     " that name another are taken, too.",
+    "serve": "Show a page to search in, at an address of this machine that a browser opens. It follows the index.",
     "status": "Say what is in an index.",
     "list": "Show the files of an index, how long they are, and whether they are searched.",
     "forget": "Take files or folders out of an index. The next `index` takes them in again, unless --exclude says not.",
@@ -26,6 +27,8 @@ DESCRIPTIONS = {
 BESIDE = {"query": ("QUERY", "sentence to search with"), "forget": ("PATH", "file or folder that leaves the index")}
 ALL = "Search your own videos with a sentence. Each command has its own --help; without one it is a query."
 INDEX_ONLY = {"programs": "index", "quiet": ""}
+SERVE_ONLY = {"programs": "serve", "quiet": ""}
+TO_SEARCH = {"programs": "query serve", "quiet": ""}
 
 
 @group("search", "What is searched, for what, and what is shown.", "query")
@@ -37,7 +40,7 @@ class SearchConfig(Config):
     index: str | None = flag(None, "folder of the index", metavar="DIR", unset="none, must be given",
         programs=" ".join(DESCRIPTIONS))
     videos_dir: str | None = flag_again(Config, "videos_dir", None, group="search", help="folder of the videos, or"
-        " NAME=DIR where one of the index lies now", unset="all folders of the index", programs="index query",
+        " NAME=DIR where one of the index lies now", unset="all folders of the index", programs="index query serve",
         quiet="")
     exclude: str | None = flag(None, "names or paths of files and folders that are left out, patterns (*, ?) with"
         " commas between them; they are kept for later runs", metavar="PATTERNS", unset="those of the run before",
@@ -53,12 +56,16 @@ class SearchConfig(Config):
         needs="describe")
     topk: int = flag(10, "hits that are shown", minimum=1)
     pool_topk: int = flag(500, "all videos are ranked by the mean of their frames, then the frames of the best N are"
-        " pooled for the query; 0: of all", minimum=0)
+        " pooled for the query; 0: of all", minimum=0, **TO_SEARCH)
     rerank_topk: int = flag(20, "then each of the best N is scored by how well it explains the words (T-MASS: by"
-        " samples around the text); 0: each that was pooled", minimum=0, archs=("clip_stochastic", "clip_tmass"))
+        " samples around the text); 0: each that was pooled", minimum=0, archs=("clip_stochastic", "clip_tmass"),
+        **TO_SEARCH)
     json: bool = flag(False, "print one JSON object for each query instead of a table")
     contact_sheet: str | None = flag(None, "picture (.png) of thumbnails of the hits, a row for each query",
         metavar="FILE")
+    host: str = flag("127.0.0.1", "address at which the page is served; of another than this machine's own, such as"
+        " 0.0.0.0, a token in the address of the page keeps strangers out", metavar="ADDRESS", **SERVE_ONLY)
+    port: int = flag(8642, "port of the page; 0: any that is free", minimum=0, maximum=65535, **SERVE_ONLY)
     # what is otherwise in search.py
     arch: str = flag_again(Config, "arch", "clip_baseline")
     pooling_type: str = flag_again(Config, "pooling_type", "avg")
