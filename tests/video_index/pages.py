@@ -36,9 +36,9 @@ class Reply(NamedTuple):
         return json.loads(self.body)
 
 
-def index(videos: Path, folder: Path) -> None:
+def index(videos: Path, folder: Path, *more: str) -> None:
     """Bring an index up to date with a folder, as the program does."""
-    flags = ["--clip_arch=tiny", "--num_frames=4", "--num_workers=0", "--gpu=cpu", stated()]
+    flags = ["--clip_arch=tiny", "--num_frames=4", "--num_workers=0", "--gpu=cpu", stated(), *more]
     config = SearchConfig.parse(["index", f"--videos_dir={videos}", f"--index={folder}", *flags], prog="search.py")
     head = read_head(folder)
     with only_writer(folder):
