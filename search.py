@@ -10,19 +10,23 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from config import SearchConfig
-from utils.errors import InputError
+from utils.errors import InputError, RunError
 from utils.imports import quick_imports
 from utils.program import run_program
 
-if TYPE_CHECKING:
-    from video_index.searching import Searcher  # slow to import
+if TYPE_CHECKING:  # they take seconds, and bad flags answer at once
+    from video_index.answers import Answer
+    from video_index.query import Query
+    from video_index.searching import Hit, Searcher
 
 logger = logging.getLogger(__name__)
 
@@ -58,26 +62,32 @@ def index(config: SearchConfig) -> None:
 
 def query(config: SearchConfig) -> None:
     """Answer queries, each as soon as it is read."""
+    if sys.stdout is None:
+        raise InputError("standard output is closed: there is nowhere to answer")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)  # answers go to stdout
+    from utils.files import check_writable
 
-    # 1. index and model
-    with quick_imports():
-        from video_index.answers import Answer, as_json, as_table, contact_sheet
+    # 1. query, index and model
+    asked = _asked(config)
+    check_writable(config.contact_sheet, config.cut and Path(config.cut) / "moment")
     searcher = _searcher(config)
+    from video_index.answers import Answer, printed
 
     # 2. queries
     answers = []
-    for kind, text, search in _queries(config, searcher):
+    for kind, text, search in _queries(config, asked, searcher):
         started = time.perf_counter()
-        answer = Answer(kind, text, search(), time.perf_counter() - started)
-        sys.stdout.write((as_json(answer) if config.json else as_table(answer)) + "\n")
-        sys.stdout.flush()
-        answers.append(answer)
-
+        hits = search()
+        answers.append(Answer(kind, text, hits, time.perf_counter() - started, _with_it(config, kind)))
+        _write(printed(config.format, answers[-1], first=len(answers) == 1))
     searcher.store.close()
 
-    # 3. thumbnails
+    # 3. moments and thumbnails
+    if config.cut:
+        _cut(Path(config.cut), answers)
     if config.contact_sheet and answers:
+        from video_index.contact_sheet import contact_sheet
+
         contact_sheet(Path(config.contact_sheet), answers)
         logger.info("thumbnails are in %s", config.contact_sheet)
 
@@ -89,10 +99,9 @@ def serve(config: SearchConfig) -> None:
     from video_index.page.library import Library
     from video_index.page.server import PageServer
 
-    with PageServer(Library(searcher), config.host, config.port) as server:
+    with PageServer(Library(searcher), config.host, config.port) as server, suppress(KeyboardInterrupt):  # it ends so
         logger.info("open %s in a browser; Ctrl-C ends it", server.address)
-        with suppress(KeyboardInterrupt):  # it is stopped so
-            server.serve_forever()
+        server.serve_forever()
 
 
 def status(config: SearchConfig) -> None:
@@ -168,16 +177,80 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt(number)
 
 
-def _queries(config: SearchConfig, searcher: object) -> Iterator[tuple[str, str, Callable[[], list]]]:
+def _asked(config: SearchConfig) -> "Query":
+    """What each query asks for beside its own text.
+
+    :raises InputError: a date is none.
+    """
+    from video_index.query import Filters, Query, time_ns
+
+    since = config.since and time_ns("since", config.since)
+    until = config.until and time_ns("until", config.until, after=True)
+    filters = Filters(config.folder, since, until)
+    return Query(config.plus, config.without, config.like, filters, config.per_video, config.min_score)
+
+
+def _with_it(config: SearchConfig, kind: str) -> dict[str, tuple[str, ...]]:
+    """What an answer tells of a query beside its text, by flag."""
+    like = (config.like,) if config.like and kind != "like" else ()
+    return {name: said for name, said in (("plus", config.plus), ("without", config.without), ("like", like)) if said}
+
+
+def _queries(
+    config: SearchConfig, asked: "Query", searcher: "Searcher"
+) -> Iterator[tuple[str, str, Callable[[], list["Hit"]]]]:
     """Kind and text of each query of the command line, a file or standard input, and what answers it."""
-    if config.like:
-        yield "like", config.like, lambda: searcher.like(config.like)
-    elif config.describe:
+    if config.describe:
         sentences = list(lines_of("captions", config.captions))
         yield "describe", config.describe, lambda: searcher.describe(config.describe, sentences)
-    else:
+    elif config.texts or config.queries:
+        _tell_cut_off(searcher, (*config.plus, *config.without))
         for text in config.texts or lines_of("queries", config.queries):
-            yield "query", text, lambda text=text: searcher.by_text(text)
+            _tell_cut_off(searcher, (text,))
+            whole = replace(asked, texts=(text, *asked.texts))
+            yield "query", text, lambda whole=whole: searcher.search(whole)
+    else:
+        _tell_cut_off(searcher, (*config.plus, *config.without))
+        yield "like", config.like, lambda: searcher.search(asked)
+
+
+def _tell_cut_off(searcher: "Searcher", texts: Sequence[str]) -> None:
+    for text in texts:
+        for said in searcher.model.cut_off(text):
+            logger.info("note: of %r %s", text if len(text) <= 40 else f"{text[:39]}…", said)
+
+
+def _write(data: bytes) -> None:
+    """To standard output, at once.
+
+    :raises RunError: it takes nothing more.
+    """
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise RunError(f"standard output cannot be written: {error.strerror}") from error
+
+
+def _cut(folder: Path, answers: "Sequence[Answer]") -> None:
+    """Write the moments of all hits as files.
+
+    :raises RunError: some cannot be cut; the others are there.
+    """
+    from video_index.cutting import cut
+
+    failed = 0
+    for number, hit in enumerate(chain.from_iterable(answer.hits for answer in answers), start=1):
+        try:
+            logger.info("%s", cut(folder, number, hit))
+        except InputError as error:
+            failed += 1
+            logger.warning("not cut: %s", error)
+    if failed:
+        raise RunError(f"{failed} moments could not be cut")
 
 
 def lines_of(name: str, path: str) -> Iterator[str]:

@@ -152,7 +152,8 @@ def check_bounds(settings: Any) -> None:
 
 
 def flag_parser(cls: type, program: str = "", prog: str = "", description: str = "", usage: str = MANY_FLAGS) -> Parser:
-    """The parser of a command line; what it reads holds the flags that were given, no others.
+    """The parser of a command line; what it reads holds the flags that were given, no others. A flag whose field is a
+    tuple may be given several times.
 
     :param program: whose flags they are, as roles call it; "": all.
     :param prog: what the help calls it, and `description` says of it.
@@ -189,6 +190,8 @@ def _add(part: Any, f: Field, declared: Flag, is_listed: bool) -> None:
     if declared.alone:
         options |= {"nargs": "?", "const": declared.alone}
     options |= {"choices": declared.choices or None, "metavar": _metavar_of(declared, value_type)}
+    if get_origin(f.type) is tuple:
+        options["action"] = "append"
     is_place = declared.metavar in PLACES and value_type is str
     part.add_argument(*names, type=at_home if is_place else value_type, **options)
 
@@ -200,7 +203,7 @@ def _help_of(default: Any, declared: Flag) -> str:
         help += f"; one of {', '.join(choices)}"
     if declared.no_effect:
         help += f"; no effect: {declared.no_effect}"
-    default = declared.unset if default is None else "off" if default is False else default
+    default = declared.unset if default in (None, ()) else "off" if default is False else default
     return f"{help} (default: {default})".replace("%", "%%")
 
 

@@ -1,6 +1,7 @@
 """The flags of search.py: those of its commands, and those of Config that say which model searches."""
 
 import sys
+from argparse import SUPPRESS
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,8 @@ DESCRIPTIONS = {
 }
 BESIDE = {"query": ("QUERY", "sentence to search with"), "forget": ("PATH", "file or folder that leaves the index")}
 ALL = "Search your own videos with a sentence. Each command has its own --help; without one it is a query."
+FORMATS = ("table", "json", "csv", "paths", "paths0", "m3u", "edl")
+PICTURES = (".png", ".jpg", ".jpeg")
 INDEX_ONLY = {"programs": "index", "quiet": ""}
 SERVE_ONLY = {"programs": "serve", "quiet": ""}
 TO_SEARCH = {"programs": "query serve", "quiet": ""}
@@ -48,21 +51,34 @@ class SearchConfig(Config):
     window: float | None = flag(None, "videos longer than this are searched in parts of about this length", minimum=1,
         metavar="SECONDS", unset="30, or that of the index", **INDEX_ONLY)
     queries: str | None = flag(None, "file with a query in each line; - is standard input", metavar="FILE")
-    like: str | None = flag(None, "video, in the index or not: rank the others by how much they are like it",
-        metavar="FILE")
+    plus: tuple[str, ...] = flag((), "what hits should show as well; may be given again", metavar="TEXT")
+    without: tuple[str, ...] = flag((), "what hits should not show, which counts half; may be given again",
+        metavar="TEXT")
+    like: str | None = flag(None, "video, in the index or not: rank the others by how much they are like it, and show"
+        " what a query says where there is one", metavar="FILE")
     describe: str | None = flag(None, "video, in the index or not: rank the sentences of --captions for it",
         metavar="FILE")
     captions: str | None = flag(None, "file with a sentence in each line; - is standard input", metavar="FILE",
         needs="describe")
+    folder: tuple[str, ...] = flag((), "search the files below this folder alone; may be given again", metavar="DIR",
+        aliases=("in",), unset="all")
+    since: str | None = flag(None, "search files alone that were last changed at this time or later: 2024, 2024-05,"
+        " 2024-05-31 or 2024-05-31T18:30", metavar="DATE")
+    until: str | None = flag(None, "or at this time at the latest, the whole year, month or day", metavar="DATE")
     topk: int = flag(10, "hits that are shown", minimum=1)
+    per_video: bool = flag(False, "one hit for each video: its best part, with the neighbours that fit nearly as well")
+    min_score: float = flag(0.0, "hits alone that are before so much of the library", minimum=0, maximum=100,
+        metavar="PERCENT")
     pool_topk: int = flag(500, "all videos are ranked by the mean of their frames, then the frames of the best N are"
         " pooled for the query; 0: of all", minimum=0, **TO_SEARCH)
     rerank_topk: int = flag(20, "then each of the best N is scored by how well it explains the words (T-MASS: by"
         " samples around the text); 0: each that was pooled", minimum=0, archs=("clip_stochastic", "clip_tmass"),
         **TO_SEARCH)
-    json: bool = flag(False, "print one JSON object for each query instead of a table")
-    contact_sheet: str | None = flag(None, "picture (.png) of thumbnails of the hits, a row for each query",
-        metavar="FILE")
+    format: str = flag("table", "what is printed: a table; json, an object for each query; csv; paths of the files,"
+        " paths0 (or -0) with NUL behind each; m3u or edl (of mpv), which play the moments", choices=FORMATS)
+    contact_sheet: str | None = flag(None, "picture (.png, .jpg) of thumbnails of the hits", metavar="FILE")
+    cut: str | None = flag(None, "folder into which the moments are written as files, copied without loss from the key"
+        " frame before where their format allows it", metavar="DIR")
     host: str = flag("127.0.0.1", "address at which the page is served; of another than this machine's own, such as"
         " 0.0.0.0, a token in the address of the page keeps strangers out", metavar="ADDRESS", **SERVE_ONLY)
     port: int = flag(8642, "port of the page; 0: any that is free", minimum=0, maximum=65535, **SERVE_ONLY)
@@ -97,8 +113,18 @@ class SearchConfig(Config):
         parser = flag_parser(cls, command, f"{prog} {command}", DESCRIPTIONS[command], usage)
         if name:
             parser.add_argument("texts", nargs="*", metavar=name, default=[], help=f"{said} (default: none)")
-        given = vars(parser.parse_intermixed_args(argv[1:]))
-        texts = tuple(given.pop("texts", ()))
+        if command == "query":
+            parser.add_argument(
+                "-0", dest="format", action="store_const", const="paths0", default=SUPPRESS, help=SUPPRESS
+            )
+        flags, behind = _parted(argv[1:])
+        if sum(argument.partition("=")[0] == "--like" for argument in flags) > 1:
+            raise InputError("--like is given twice: it takes one video")
+        given = vars(parser.parse_intermixed_args(flags))
+        texts = (*given.pop("texts", ()), *behind)
+        if behind and not name:
+            raise InputError(f"{command} takes flags alone, not {behind[0]}")
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
         config = cls(**given, explicit=frozenset(given), command=command, texts=texts)
         config._check_command()
         return config.resolved()
@@ -112,15 +138,40 @@ class SearchConfig(Config):
             raise InputError(f"--datetime is missing: which run of --exp_name={self.exp_name}")
         if self.command != "query":
             return
-        wanted = [bool(self.texts), *(name is not None for name in (self.queries, self.like, self.describe))]
-        if sum(wanted) != 1:
-            raise InputError("give one of: a query, --queries=FILE, --like=VIDEO, --describe=VIDEO")
-        if not all(text.strip() for text in self.texts):
+        asked = [bool(self.texts), self.queries is not None, self.describe is not None]
+        if sum(asked) > 1 or not (any(asked) or self.like is not None):
+            raise InputError(
+                "give one of: a query, --queries=FILE, --describe=VIDEO; or --like=VIDEO, also with a query"
+            )
+        if not all(text.strip() for text in (*self.texts, *self.plus, *self.without)):
             raise InputError("a query is empty")
-        if self.describe is not None and self.captions is None:
+        if self.describe is not None:
+            self._check_describe()
+        if self.contact_sheet is not None and not self.contact_sheet.lower().endswith(PICTURES):
+            raise InputError(f"--contact_sheet={self.contact_sheet} ends in none of {', '.join(PICTURES)}")
+
+    def _check_describe(self) -> None:
+        """:raises InputError: flags of other queries are given, or there are no sentences."""
+        if self.captions is None:
             raise InputError("--captions is missing: the file of the sentences that --describe ranks")
-        if self.describe is not None and self.contact_sheet is not None:
-            raise InputError("--contact_sheet shows videos, but --describe ranks sentences")
+        others = (
+            "plus",
+            "without",
+            "like",
+            "folder",
+            "since",
+            "until",
+            "per_video",
+            "min_score",
+            "contact_sheet",
+            "cut",
+        )
+        if given := next((name for name in others if name in self.explicit), None):
+            raise InputError(
+                f"--{'in' if given == 'folder' else given} is about videos, but --describe ranks sentences"
+            )
+        if self.format not in ("table", "json", "csv"):
+            raise InputError(f"--format={self.format} is about videos, but --describe ranks sentences")
 
     def resolved(self) -> Self:
         """With what follows from other flags: a run's best checkpoint, where it is not said which."""
@@ -161,3 +212,10 @@ class SearchConfig(Config):
             raise InputError(f"--index={self.index} was made with flags that are not known here: {', '.join(unknown)}")
         new = {name: value for name, value in flags.items() if name not in self.explicit}
         return replace(self, **new, explicit=self.explicit | flags.keys()).resolved()
+
+
+def _parted(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments before -- and those behind it, which are no flags whatever they begin with."""
+    argv = list(argv)
+    cut = argv.index("--") if "--" in argv else len(argv)
+    return argv[:cut], argv[cut + 1 :]

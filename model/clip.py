@@ -2,13 +2,17 @@
 
 import html
 import logging
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import ftfy
 import torch
+from huggingface_hub import constants
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
@@ -30,6 +34,7 @@ HUB_IDS = {
     "ViT-B/16": "openai/clip-vit-base-patch16",
     "ViT-L/14": "openai/clip-vit-large-patch14",
 }
+HUB_SECONDS = 5.0  # in which it must answer
 TINY_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "clip-tiny"
 TOKENIZER_FILES = "vocab.json and merges.txt (or tokenizer.json)"
 NEEDED_FILES = f"config.json, model.safetensors (or pytorch_model.bin), {TOKENIZER_FILES}"
@@ -114,6 +119,12 @@ class ClipRetrieval(nn.Module):
         encoded = self.tokenizer(cleaned, padding=True, truncation=True, max_length=longest, return_tensors="pt")
         return {"token_ids": encoded["input_ids"]}
 
+    def cut_off(self, caption: str) -> list[str]:
+        """What of a caption nothing reads, in words for people; empty where all of it is read."""
+        longest = self.clip.config.text_config.max_position_embeddings
+        count = len(self.tokenizer(clean_caption(caption), verbose=False)["input_ids"])
+        return [f"CLIP reads the first {longest - 2} of {count - 2} tokens"] if count > longest else []
+
     def select(self, tokens: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
         """Rows `index` of what `tokenize` gave, CLIP's ids cut to the longest caption among them."""
         chosen = {name: rows[index] for name, rows in tokens.items()}
@@ -172,6 +183,7 @@ def load_clip(clip_arch: str, clip_path: str | None = None) -> tuple[CLIPModel, 
         return _load_openai(file, clip_arch)
     source = clip_path or _home(clip_arch)
     _check_kind(Path(source))
+    spare_retries(source)
     transformers_logging.disable_progress_bar()
     told = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # a page of names, of which one line is said below
@@ -261,6 +273,7 @@ def load_tokenizer(source: str | Path) -> CLIPTokenizer:
     :param source: hub id or folder.
     :raises InputError: it is not there. transformers says nothing then, and makes an empty one.
     """
+    spare_retries(source)
     try:
         tokenizer = CLIPTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
@@ -268,6 +281,18 @@ def load_tokenizer(source: str | Path) -> CLIPTokenizer:
     if len(tokenizer) <= _EMPTY_TOKENIZER:
         raise InputError(_no_tokenizer(source))
     return tokenizer
+
+
+def spare_retries(source: str | Path) -> None:
+    """Let the hub be asked no more where it cannot be reached: its library would try for half a minute. A proxy may
+    reach it all the same."""
+    if Path(source).exists() or constants.HF_HUB_OFFLINE or getproxies():
+        return
+    place = urlsplit(constants.ENDPOINT)
+    try:
+        socket.create_connection((place.hostname, place.port or 443), timeout=HUB_SECONDS).close()
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
 
 
 def build_clip(clip_config: dict, tokenizer_source: str | Path) -> tuple[CLIPModel, CLIPTokenizer]:
@@ -327,7 +352,7 @@ def _not_loaded(source: str | Path, error: Exception) -> str:
         return f"{source} does not load as a CLIP of transformers: {one_line(error)[:400]}"
     return (
         f"CLIP {source} is not in the local cache and cannot be downloaded: put {NEEDED_FILES} of it into a folder "
-        f"and give --clip_path=FOLDER, or use --clip_arch=tiny"
+        f"and give --clip_path=FOLDER (--clip_arch=tiny needs none and has random weights, for training alone)"
     )
 
 

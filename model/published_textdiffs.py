@@ -54,6 +54,10 @@ class PublishedTextDiffs(XPool):
         word_ids = self.vocabulary.encode(captions, self.text_diffusion.text_length)
         return super().tokenize(captions) | {"word_ids": word_ids}
 
+    def cut_off(self, caption: str) -> list[str]:
+        """What of a caption CLIP or the diffusion does not read, in words for people."""
+        return super().cut_off(caption) + self.vocabulary.cut_off(caption, self.text_diffusion.text_length)
+
     def networks(self) -> list[nn.Module]:
         """CLIP's encoders and the denoisers."""
         return [*super().networks(), self.text_diffusion.student, self.text_diffusion.teacher]

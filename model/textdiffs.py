@@ -78,6 +78,10 @@ class TextDiffs(XPool):
         """CLIP's token ids and the word ids of the diffusion (N, L)."""
         return super().tokenize(captions) | {"word_ids": self.vocabulary.encode(captions, self.potential.text_length)}
 
+    def cut_off(self, caption: str) -> list[str]:
+        """What of a caption CLIP or the diffusion does not read, in words for people."""
+        return super().cut_off(caption) + self.vocabulary.cut_off(caption, self.potential.text_length)
+
     def select(self, tokens: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
         """Rows of what `tokenize` gave, ids cut to the longest caption among them.
 

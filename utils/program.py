@@ -34,12 +34,23 @@ def run_program(program: str, main: Callable[[], None]) -> int:
     _write_what_cannot_be_encoded_as_escapes()
     log_to_console()
     code = _exit_code(program, main)
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        code = code or CLOSED_PIPE
-    if code == CLOSED_PIPE:
+    told = _flushed(program, code)
+    if told != code or code == CLOSED_PIPE:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+    return told
+
+
+def _flushed(program: str, code: int) -> int:
+    """Write what is left for standard output. The exit code: another one than `code` where that fails."""
+    try:
+        if sys.stdout is not None:  # as it is where it was closed (>&-)
+            sys.stdout.flush()
+    except BrokenPipeError:
+        return code or CLOSED_PIPE
+    except OSError as error:
+        if not code:
+            sys.stderr.write(f"{program}: error: standard output cannot be written: {error.strerror}\n")
+        return code or RunError.exit_code
     return code
 
 

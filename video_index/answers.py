@@ -1,67 +1,134 @@
-"""What a search says: a table for people, JSON for programs, and thumbnails."""
+"""What a search prints: a table for people, and what other programs read."""
 
+import csv
+import io
 import json
-import logging
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from datasets.files import shown
-from datasets.video import read_frames
-from utils.errors import InputError
-from utils.files import written_whole
 from video_index.searching import Hit
 from video_index.store import IndexedClip
 
-logger = logging.getLogger(__name__)
-
-GREY = np.full((3, 4, 3), 200, dtype=np.uint8)  # in the place of a thumbnail that cannot be made
-TITLE_LENGTH, NAME_LENGTH = 100, 26
-CELL_INCHES = (2.2, 2.0)
-MOST_CELLS = 100  # in each direction; a picture may be 65,536 pixels wide
+STAGES = {
+    "rescored": "by how well they explain the words",
+    "pooled": "by frames pooled for the query",
+    "mean_pooled": "by the mean of their frames",
+}  # for people
+COLUMNS = ("query", "rank", "score", "share", "stage", "file", "start", "end", "caption")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The hits of a query, the best first."""
+    """The hits of a query, the best first.
+
+    :param with_it: what more the query says, by the flags that say it.
+    """
 
     kind: str  # "query", "like" or "describe"
     query: str  # a sentence, or the name of a video
     hits: Sequence[Hit]
     seconds: float
+    with_it: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """The query in a line."""
+        more = "".join(f"  --{name} {shown(value)}" for name, values in self.with_it.items() for value in values)
+        return f"{self.query if self.kind == 'query' else f'{self.kind} {shown(self.query)}'}{more}"
 
 
-def as_json(answer: Answer) -> str:
-    """One line: the query, the seconds that it took, and its hits with rank, score, stage, file, start and
-    end, and others: further names of the same video."""
-    hits = [
-        {"rank": rank, "score": round(hit.score, 6), "stage": hit.stage}
-        | ({} if hit.sentence is None else {"caption": hit.sentence})
-        | {"file": _text(hit.clip.file), "start": hit.clip.start, "end": hit.clip.end}
-        | ({"others": list(map(_text, hit.clip.others))} if hit.clip.others else {})
-        for rank, hit in enumerate(answer.hits, start=1)
-    ]
-    record: dict[str, Any] = {answer.kind: answer.query, "seconds": round(answer.seconds, 4), "hits": hits}
-    return json.dumps(record)
+def printed(format: str, answer: Answer, first: bool) -> bytes:
+    """An answer in one of `FORMATS`, and before the first one what a file of that format begins with.
 
-
-def _text(name: str) -> str:
-    """A name as its bytes say, whatever the locale."""
-    return os.fsencode(name).decode("utf-8", "replace")
+    Names of files are the bytes that they are; only a table shows control characters as escapes.
+    """
+    begin, write = _WRITERS[format]
+    return ((begin if first else "") + write(answer)).encode("utf-8", "surrogateescape")
 
 
 def as_table(answer: Answer) -> str:
-    """The query and a line for each hit: rank, score, time and file or sentence."""
-    lines = []
+    """The query and a line for each hit: rank, score, share, time and file or sentence; and a line between stages,
+    whose scores do not compare."""
+    lines, before = [], None
     for rank, hit in enumerate(answer.hits, start=1):
+        if before not in (None, hit.stage):
+            lines.append(f"      {STAGES[hit.stage]}:")
+        before = hit.stage
         what = named(hit.clip) if hit.sentence is None else hit.sentence
-        lines.append(f"{rank:4}  {hit.score:7.4f}  {time_of(hit):>21}  {what}")
-    title = answer.query if answer.kind == "query" else f"{answer.kind} {answer.query}"
-    return "\n".join([f"{title}  ({answer.seconds:.3f} s)", *lines])
+        share = "" if hit.share is None else f"{hit.share:.1f}%"
+        lines.append(f"{rank:4}  {hit.score:7.4f}  {share:>6}  {time_of(hit):>21}  {what}")
+    if not lines:
+        lines = ["      no hit"]
+    return "\n".join([f"{answer.title}  ({answer.seconds:.3f} s)", *lines, ""])
+
+
+def as_json(answer: Answer) -> str:
+    """One line: the query, the seconds that it took, and its hits with rank, score, share, stage, file, start and
+    end, and others: further names of the same video."""
+    hits = [
+        {"rank": rank, "score": round(hit.score, 6), "stage": hit.stage}
+        | ({} if hit.share is None else {"share": round(hit.share, 4)})
+        | ({} if hit.sentence is None else {"caption": hit.sentence})
+        | {"file": _text(hit.clip.file), "start": hit.start, "end": hit.end}
+        | ({"others": list(map(_text, hit.clip.others))} if hit.clip.others else {})
+        for rank, hit in enumerate(answer.hits, start=1)
+    ]
+    record: dict[str, Any] = {answer.kind: _text(answer.query), "seconds": round(answer.seconds, 4), "hits": hits}
+    more = {name: list(map(_text, values)) for name, values in answer.with_it.items()}
+    return json.dumps(record | more) + "\n"
+
+
+def as_csv(answer: Answer) -> str:
+    """A row for each hit, with `COLUMNS`."""
+    lines = io.StringIO()
+    rows = csv.writer(lines, lineterminator="\n")
+    for rank, hit in enumerate(answer.hits, start=1):
+        share = "" if hit.share is None else f"{hit.share:.4f}"
+        times = ("" if time is None else f"{time:.3f}" for time in (hit.start, hit.end))
+        row = [answer.query, rank, f"{hit.score:.6f}", share, hit.stage, hit.clip.file, *times, hit.sentence or ""]
+        rows.writerow(row)
+    return lines.getvalue()
+
+
+def as_paths(answer: Answer, end: str = "\n") -> str:
+    """The files of the hits, each once."""
+    return "".join(f"{file}{end}" for file in dict.fromkeys(hit.clip.file for hit in answer.hits))
+
+
+def as_m3u(answer: Answer) -> str:
+    """An entry of a playlist for each hit; VLC plays it from its start to its end."""
+    lines = []
+    for hit in answer.hits:
+        length = -1 if hit.start is None or hit.end is None else round(hit.end - hit.start)
+        lines.append(f"#EXTINF:{length},{_one_line(answer.title)}: {shown(os.path.basename(hit.clip.file))}")
+        times = (("start", hit.start), ("stop", hit.end))
+        lines += [f"#EXTVLCOPT:{name}-time={time:.3f}" for name, time in times if time is not None]
+        lines.append(hit.clip.file)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def as_edl(answer: Answer) -> str:
+    """A segment for each hit, which mpv plays one after the other as one film."""
+    lines = []
+    for hit in answer.hits:
+        name = f"%{len(os.fsencode(hit.clip.file))}%{hit.clip.file}"
+        known = hit.start is not None and hit.end is not None
+        lines.append(f"{name},{hit.start:.3f},{hit.end - hit.start:.3f}\n" if known else f"{name}\n")
+    return "".join(lines)
+
+
+_WRITERS: dict[str, tuple[str, Callable[[Answer], str]]] = {
+    "table": ("", as_table),
+    "json": ("", as_json),
+    "csv": (",".join(COLUMNS) + "\n", as_csv),
+    "paths": ("", as_paths),
+    "paths0": ("", lambda answer: as_paths(answer, "\0")),
+    "m3u": ("#EXTM3U\n", as_m3u),
+    "edl": ("# mpv EDL v0\n", as_edl),
+}
 
 
 def named(clip: IndexedClip) -> str:
@@ -71,10 +138,10 @@ def named(clip: IndexedClip) -> str:
 
 
 def time_of(hit: Hit) -> str:
-    """From when to when the clip is, as 1:02:03.4; empty where its length is not known."""
-    if hit.clip.start is None or hit.clip.end is None:
+    """From when to when the moment is, as 1:02:03.4; empty where its length is not known."""
+    if hit.start is None or hit.end is None:
         return ""
-    return f"{clock(hit.clip.start)} - {clock(hit.clip.end)}"
+    return f"{clock(hit.start)} - {clock(hit.end)}"
 
 
 def clock(seconds: float) -> str:
@@ -85,53 +152,10 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest}" if hours else f"{minutes}:{rest}"
 
 
-def thumbnail(hit: Hit) -> tuple[np.ndarray, str | None]:
-    """The middle frame of a clip, RGB uint8 (H, W, 3), or a grey area and why."""
-    try:
-        return read_frames(Path(hit.clip.file), 1, start=hit.clip.start, end=hit.clip.end)[0], None
-    except InputError as error:
-        reason = str(error) if Path(hit.clip.file).exists() else f"video {shown(hit.clip.file)} is gone"
-        return GREY, reason
+def _text(name: str) -> str:
+    """A name as its bytes say, whatever the locale."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
-def contact_sheet(path: Path, answers: Sequence[Answer]) -> None:
-    """A picture with a row for each query: thumbnails of its hits with rank, score, file and time.
-
-    :raises InputError: it cannot be written.
-    """
-    from matplotlib.figure import Figure  # slow to import
-
-    if len(answers) > MOST_CELLS or any(len(answer.hits) > MOST_CELLS for answer in answers):
-        logger.warning("%s shows the first %d queries, and of each the first %d hits", path, MOST_CELLS, MOST_CELLS)
-        answers = [replace(answer, hits=answer.hits[:MOST_CELLS]) for answer in answers[:MOST_CELLS]]
-    columns = max(len(answer.hits) for answer in answers)
-    width, height = CELL_INCHES
-    figure = Figure(figsize=(max(6, columns * width), len(answers) * (height + 0.4)), layout="constrained")
-    rows = figure.subfigures(len(answers), 1, squeeze=False)[:, 0]
-    for row, answer in zip(rows, answers, strict=True):
-        row.suptitle(_shortened(answer.query, TITLE_LENGTH), fontsize=10, parse_math=False)
-        cells = row.subplots(1, columns, squeeze=False)[0]
-        for cell in cells:
-            cell.axis("off")
-        for cell, (picture, caption) in zip(cells, _pictures(answer), strict=False):
-            cell.imshow(picture)
-            cell.set_title(caption, fontsize=7, parse_math=False)
-    try:
-        with written_whole(path) as unfinished:
-            figure.savefig(unfinished, format="png", dpi=100)
-    except OSError as error:
-        raise InputError(f"--contact_sheet={path} cannot be written: {error.strerror}") from error
-
-
-def _pictures(answer: Answer) -> Iterator[tuple[np.ndarray, str]]:
-    """Thumbnail and caption of each hit."""
-    for rank, hit in enumerate(answer.hits, start=1):
-        picture, problem = thumbnail(hit)
-        if problem:
-            logger.warning("no thumbnail: %s", problem)
-        name = _shortened(shown(Path(hit.clip.file).name), NAME_LENGTH)
-        yield picture, f"{rank}.  {hit.score:.3f}\n{name}\n{'no picture' if problem else time_of(hit)}"
-
-
-def _shortened(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

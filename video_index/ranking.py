@@ -68,7 +68,8 @@ def nearest(means: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def shares(ranked: Tensor, searched: Tensor, cosines: Tensor) -> Tensor:
-    """The share of a library's clips that score less than each of a ranking, in percent of all others: (P,).
+    """The share of a library's clips that score less than each of a ranking, in percent of all others: (P,). The
+    only clip of a library is the best one, too.
 
     Among those that were searched the ranking says which they are, the cosine among the others.
 
@@ -76,11 +77,13 @@ def shares(ranked: Tensor, searched: Tensor, cosines: Tensor) -> Tensor:
     :param searched: (N,) in [0, M), the ranked ones among them.
     :param cosines: of all clips (M,).
     """
+    if len(cosines) == 1:
+        return torch.full((len(ranked),), 100.0)
     is_other = torch.ones(len(cosines), dtype=torch.bool)
     is_other[searched] = False
     behind = len(searched) - 1 - torch.arange(len(ranked))
     less = torch.searchsorted(cosines[is_other].sort().values, cosines[ranked])
-    return 100 * (behind + less).double() / max(1, len(cosines) - 1)
+    return 100 * (behind + less).double() / (len(cosines) - 1)
 
 
 def moment(

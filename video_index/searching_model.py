@@ -40,6 +40,8 @@ def load_model(
         "model weights": digest(model),
         **clip_marks(model),
     }
+    if path is None and config.clip_arch == "tiny" and config.clip_path is None:
+        logger.warning("--clip_arch=tiny has random weights, so that what is found means nothing: it is for tests")
     made_with = str(path.resolve()) if path else f"CLIP {config.clip_path or config.clip_arch} ({config.arch})"
     window = config.window or (WINDOW if head is None else head.window)
     made = Head(made_with, marks, flags, window, (config.num_frames, model.embed_dim), model.token_shape)

@@ -65,6 +65,11 @@ class Vocabulary:
             row[: len(tokens)] = tokens
         return ids
 
+    def cut_off(self, caption: str, length: int) -> list[str]:
+        """What `encode` leaves out of a caption, in words for people; empty where that is nothing."""
+        count = len(caption_words(caption))
+        return [f"the text diffusion reads the first {length - 1} of {count} words"] if count > length - 1 else []
+
     def decode(self, ids: Iterable[int]) -> str:
         """The words up to the first END, without the special tokens."""
         words = []

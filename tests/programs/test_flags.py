@@ -32,8 +32,8 @@ FLAGS = {
     "test": f"{OF_BOTH} load_epoch save_embeddings load_embeddings save_sims report",
     "index": f"index videos_dir exclude window {OF_MODEL} {OF_RUN} load_epoch {OF_MACHINE}",
     "query": f"""
-        index videos_dir queries like describe captions topk pool_topk json contact_sheet {OF_SCORE} {OF_MACHINE} seed
-        batch_size_split
+        index videos_dir queries plus without like describe captions folder since until topk per_video min_score
+        pool_topk format contact_sheet cut {OF_SCORE} {OF_MACHINE} seed batch_size_split
     """,
     "serve": f"index videos_dir host port pool_topk {OF_SCORE} {OF_MACHINE} seed batch_size_split",
 }
@@ -51,7 +51,12 @@ def test_flags_of_a_program(program):
     assert len(set(wanted)) == len(wanted)
     assert set(names_of(kind_of(program), lambda declared: declared.shown_by(program))) == set(wanted)
     shown = re.findall(r"^  (?:.*, )?--(\w+)", flag_parser(kind_of(program), program).format_help(), re.MULTILINE)
-    aliases = {"num_frame": "num_frames", "stochastic_trials": "stochasic_trials", "chunk_size": "batch_size_split"}
+    aliases = {
+        "num_frame": "num_frames",
+        "stochastic_trials": "stochasic_trials",
+        "chunk_size": "batch_size_split",
+        "in": "folder",
+    }
     assert {aliases.get(name, name) for name in shown} == {*wanted, "help"}
 
 

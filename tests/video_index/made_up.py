@@ -66,6 +66,18 @@ def add(store, names, frames, tokens=None):
             store.add(id, Span(0, 1, None, None), features_of(video))
 
 
+def add_film(store, name, frames, seconds=30.0, mtime_ns=1):
+    """A video whose parts, of so many seconds, have these frame features (parts, F, D), below the root of `add`."""
+    root = root_at(store, "/videos", None)
+    with store.transaction():
+        values = (2, os.fsencode(name))
+        id = store.execute("INSERT INTO videos (size, hash, seconds) VALUES (?, ?, 0)", values).lastrowid
+        values = (root.id, os.fsencode(name), mtime_ns, id)
+        store.rows("INSERT INTO files (root, path, mtime_ns, video) VALUES (?, ?, ?, ?)", values)
+        for part, video in enumerate(split_rows(EncodedVideos(frames), 1)):
+            store.add(id, Span(part, len(frames), seconds * part, seconds * (part + 1)), features_of(video))
+
+
 def held(folder):
     """Frame features of each clip, by name of the file below its root and part."""
     store = Store(folder)

@@ -25,7 +25,7 @@ def found(search, index):
     """The names of all files that a search finds, the further ones of each in brackets."""
 
     def query(*flags):
-        (answer,) = answers(search("query", "a red circle", f"--index={index}", "--json", "--topk=99", *flags))
+        (answer,) = answers(search("query", "a red circle", f"--index={index}", "--format=json", "--topk=99", *flags))
         return {hit["file"]: hit.get("others", []) for hit in answer["hits"]}
 
     return query
@@ -284,7 +284,7 @@ def test_a_long_video_is_searched_in_parts(made, search, runs, three_colours, tm
     for part in range(3):
         expected = slow_features(runs.one, three_colours / "long.mp4", 2 * part, 2 * part + 2)
         assert_near(features["long.mp4", part], expected, precision)
-    done = search("query", f"--index={index}", f"--like={three_colours / 'green.mp4'}", "--json")
+    done = search("query", f"--index={index}", f"--like={three_colours / 'green.mp4'}", "--format=json")
     best = answers(done)[0]["hits"][0]
     assert (best["start"], best["end"]) == (2, 4)
     refused = search("index", f"--videos_dir={tmp_path / 'videos'}", f"--index={index}", "--window=3")

@@ -29,7 +29,8 @@ from tests.video_index.made_up import (
     refused,
     slow_encoded,
 )
-from video_index.answers import GREY, clock, thumbnail
+from video_index.answers import clock
+from video_index.contact_sheet import GREY, thumbnail
 from video_index.database import create
 from video_index.head import FORMAT, read_head
 from video_index.ranking import nearest
@@ -121,7 +122,7 @@ def test_tokens_are_read_of_the_clips_of_the_third_stage_alone(tmp_path, monkeyp
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_scores_of_indexed_videos_are_those_of_the_model(made, search, runs, videos, tmp_path, precision):
     made(videos, f"--precision={precision}")
-    exact = ("--pool_topk=0", "--rerank_topk=0", f"--precision={precision}", "--json")
+    exact = ("--pool_topk=0", "--rerank_topk=0", f"--precision={precision}", "--format=json")
     index = f"--index={tmp_path / 'index'}"
     found = answers(search("query", *SENTENCES, index, *exact))
     paths = sorted(videos.rglob("*.mp4"))
@@ -160,12 +161,12 @@ def test_like_finds_the_copy_and_not_the_video_itself(made, search, videos, tmp_
     (videos / "copy.mp4").write_bytes((videos / "clip3.mp4").read_bytes() + bytes(8))  # the same frames
     made(videos)
     index = f"--index={tmp_path / 'index'}"
-    (answer,) = answers(search("query", index, f"--like={videos / 'clip3.mp4'}", "--json"))
+    (answer,) = answers(search("query", index, f"--like={videos / 'clip3.mp4'}", "--format=json"))
     assert os.path.basename(answer["hits"][0]["file"]) == "copy.mp4"
     assert answer["hits"][0]["score"] == pytest.approx(1, abs=1e-4)
     assert str(videos / "clip3.mp4") not in {hit["file"] for hit in answer["hits"]}
     shutil.move(videos / "clip3.mp4", tmp_path / "elsewhere.mp4")  # not in the index: it is encoded now
-    (outside,) = answers(search("query", index, f"--like={tmp_path / 'elsewhere.mp4'}", "--json", "--topk=2"))
+    (outside,) = answers(search("query", index, f"--like={tmp_path / 'elsewhere.mp4'}", "--format=json", "--topk=2"))
     assert {os.path.basename(hit["file"]) for hit in outside["hits"]} == {"copy.mp4", "clip3.mp4"}
     assert outside["hits"][1]["score"] == pytest.approx(1, abs=1e-4)
 
@@ -193,20 +194,20 @@ def test_queries_from_the_command_line_a_file_and_standard_input_agree(made, sea
     index = f"--index={tmp_path / 'index'}"
     (tmp_path / "queries.txt").write_text("".join(f"{sentence}\n\n" for sentence in SENTENCES))
     ways = [
-        answers(search("query", *SENTENCES[:2], index, "--json", *SENTENCES[2:])),
-        answers(search("query", index, "--json", f"--queries={tmp_path / 'queries.txt'}")),
-        answers(search("query", index, "--json", "--queries=-", stdin="\n".join(SENTENCES))),
+        answers(search("query", *SENTENCES[:2], index, "--format=json", *SENTENCES[2:])),
+        answers(search("query", index, "--format=json", f"--queries={tmp_path / 'queries.txt'}")),
+        answers(search("query", index, "--format=json", "--queries=-", stdin="\n".join(SENTENCES))),
     ]
     for way in ways:
         assert [answer["query"] for answer in way] == SENTENCES
         assert [answer["hits"] for answer in way] == [answer["hits"] for answer in ways[0]]
-    (described,) = answers(search("query", index, "--json", f"--describe={videos / 'clip1.mp4'}", "--captions=-",
+    (described,) = answers(search("query", index, "--format=json", f"--describe={videos / 'clip1.mp4'}", "--captions=-",
                                   stdin="\n".join(SENTENCES)))  # fmt: skip
     assert sorted(hit["caption"] for hit in described["hits"]) == sorted(SENTENCES)
     table = search("query", SENTENCES[0], index, "--topk=2").out.splitlines()
     assert table[0].startswith(SENTENCES[0])
     best = ways[0][0]["hits"][0]
-    assert table[1].split() == ["1", f"{best['score']:.4f}", "0:00.0", "-", clock(best["end"]), best["file"]]
+    assert table[1].split() == ["1", f"{best['score']:.4f}", "100.0%", "0:00.0", "-", clock(best["end"]), best["file"]]
     assert len(table) == 3
 
 
@@ -242,7 +243,7 @@ def test_names_that_are_no_text(made, search, drawn, tmp_path):
     assert "caf\ufffd.mp4: its name is not UTF-8" in printed
     assert "1 clips encoded" in printed
     index, sheet = f"--index={tmp_path / 'index'}", f"--contact_sheet={tmp_path / 'sheet.png'}"
-    (answer,) = answers(search("query", "caf\u00e9 $x_$", index, "--json", sheet))
+    (answer,) = answers(search("query", "caf\u00e9 $x_$", index, "--format=json", sheet))
     assert answer["hits"][0]["file"] == str(good)
     assert str(good) in search("query", "a", index).out
     refused(search("query", index, f"--like={os.fsdecode(name)}"), "its name is not UTF-8")
@@ -252,7 +253,7 @@ def test_plain_clip_searches_too(search, videos, tmp_path):
     index = f"--index={tmp_path / 'plain'}"
     done = search("index", f"--videos_dir={videos}", index, "--clip_arch=tiny", "--gpu=cpu", "--num_workers=0")
     assert done.code == 0, done.err
-    (answer,) = answers(search("query", "a red circle", index, "--json"))
+    (answer,) = answers(search("query", "a red circle", index, "--format=json"))
     assert [hit["stage"] for hit in answer["hits"]] == ["pooled"] * VIDEOS
     assert read_head(tmp_path / "plain").made_with == "CLIP tiny (clip_baseline)"
     assert Store(tmp_path / "plain").tokens([1]) is None
@@ -260,7 +261,7 @@ def test_plain_clip_searches_too(search, videos, tmp_path):
 
 def test_in_a_process_of_its_own(made, videos, tmp_path):
     made(videos)
-    done = run_in_a_process("search.py", "query", "a red circle", f"--index={tmp_path / 'index'}", "--json")
+    done = run_in_a_process("search.py", "query", "a red circle", f"--index={tmp_path / 'index'}", "--format=json")
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["hits"]) == VIDEOS
 
@@ -339,7 +340,17 @@ def test_an_index_whose_checkpoint_has_gone_says_so(made, search, runs, videos, 
         (["index", "--index=x", "--videos_dir=empty", "--exp_name=e"], "--datetime is missing: which run"),
         (["query", "--index=x"], "give one of"),
         (["query", "a", "--queries=q", "--index=x"], "give one of"),
+        (["query", "a", "--describe=v", "--captions=c", "--index=x"], "give one of"),
+        (["query", "--plus=a", "--index=x"], "give one of"),
         (["query", " ", "--index=x"], "a query is empty"),
+        (["query", "a", "--without= ", "--index=x"], "a query is empty"),
+        (["query", "--like=a", "--like=b", "--index=x"], "--like is given twice"),
+        (["query", "a", "--min_score=101", "--index=x"], "--min_score=101"),
+        (["query", "a", "--format=xml", "--index=x"], "--format"),
+        (["query", "a", "--contact_sheet=x.gif", "--index=x"], "x.gif ends in none of .png"),
+        (["query", "--describe=v", "--captions=c", "--in=f", "--index=x"], "--in is about videos"),
+        (["query", "--describe=v", "--captions=c", "--format=m3u", "--index=x"], "--format=m3u is about videos"),
+        (["status", "--index=x", "--", "a"], "status takes flags alone, not a"),
         (["query", "a", "--topk=0", "--index=x"], "--topk=0"),
         (["query", "--describe=v", "--index=x"], "--captions is missing"),
         (["query", "--describe=v", "--captions=c", "--contact_sheet=s", "--index=x"], "--contact_sheet"),
@@ -373,7 +384,10 @@ def test_bad_files(made, search, videos, tmp_path):
     refused(search("query", index, "--like=nowhere.mp4"), "nowhere.mp4 cannot be read: No such file")
     (tmp_path / "bad.mp4").write_text("no video")
     refused(search("query", index, f"--like={tmp_path / 'bad.mp4'}"), "bad.mp4 does not open")
-    refused(search("query", "a", index, f"--contact_sheet={tmp_path / 'no' / 'sheet.png'}"), "cannot be written")
+    for flag in (f"--contact_sheet={tmp_path / 'bad.mp4' / 'sheet.png'}", f"--cut={tmp_path / 'bad.mp4' / 'moments'}"):
+        done = search("query", "a", index, flag)
+        refused(done, "cannot be written")
+        assert not done.out  # it is known before the first answer
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "something").touch()
     done = search("index", f"--videos_dir={videos}", f"--index={tmp_path / 'full'}", "--clip_arch=tiny", "--gpu=cpu")
