@@ -75,7 +75,7 @@ class Machine:
         "compute the layers of CLIP twice instead of keeping what they hold: less memory", programs="train",
         quiet="test")
     batch_size_split: int | None = flag(None, "(text, video) pairs diffused at once", aliases=("chunk_size",),
-        minimum=1, metavar="PAIRS", unset="by free memory", programs="train test query")
+        minimum=1, metavar="PAIRS", unset="by free memory", programs="train test query serve")
     save_memory_mode: bool = flag(False, "few pairs at once, and score matrices in files below --output_dir",
         programs="train test")
     num_workers: int = flag(8, "processes that decode videos, at most one per CPU core; 0 decodes in the main process",

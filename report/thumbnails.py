@@ -3,17 +3,16 @@
 import base64
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from config import Config
 from datasets.annotations import Clip, Split, read_split
 from datasets.video import read_frames
 from utils.errors import InputError
+from utils.pictures import jpeg_strip
 
 FRAMES = 3  # enough to see what moves
 HEIGHT = 72  # pixels
-QUALITY = 82
 
 
 class Thumbnails:
@@ -43,12 +42,7 @@ class Thumbnails:
 
 def strip_uri(frames: np.ndarray) -> str:
     """Frames RGB uint8 (F, H, W, 3), scaled to HEIGHT and side by side, as a data URI."""
-    height, width = frames.shape[1:3]
-    size = (max(1, round(width * HEIGHT / height)), HEIGHT)
-    method = cv2.INTER_AREA if height > HEIGHT else cv2.INTER_LINEAR
-    strip = np.hstack([cv2.resize(frame, size, interpolation=method) for frame in frames])
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(strip, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode("ascii")
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg_strip(frames, HEIGHT)).decode("ascii")
 
 
 def _files(split: Split, config: Config) -> dict[str, Path]:
