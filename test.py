@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datasets.annotations import Split
     from evaluation.embeddings import Embeddings
     from evaluation.evaluator import Evaluator
+    from evaluation.results import Evaluation
     from model.retrieval import RetrievalModel
 
 logger = logging.getLogger(__name__)
@@ -78,16 +79,19 @@ def main() -> None:
         logger.info(format_table(evaluation, config.metric, config.DSL, selection))
         if here.is_main:
             write_results(output, evaluation, config, path and str(path), selection)
-        logger.info(
-            "%d texts, %d videos, %.1f s of which %.1f s for %d diffused pairs, results in %s",
-            len(split.captions), len(split.clips), evaluation.seconds, evaluation.similarity_seconds,
-            evaluation.pairs_diffused, output,
-        )  # fmt: skip
+        logger.info(f"{counts(evaluation, split)}, results in {output}")
 
         # 6. the page
         if report:
             report.read_words(evaluator, model, embeddings)
             logger.info("report: %s", report.write(output.parent, evaluation))
+
+
+def counts(evaluation: "Evaluation", split: "Split") -> str:
+    """How much was evaluated, and how long it took."""
+    seconds = f"{evaluation.seconds:.1f} s of which {evaluation.similarity_seconds:.1f} s"
+    pairs = f"{seconds} for {evaluation.pairs_diffused} diffused pairs"
+    return f"{len(split.captions)} texts, {len(split.clips)} videos, {pairs}"
 
 
 def read_split(config: Config) -> "Split":

@@ -27,9 +27,9 @@ def main(build: "Callable[[Config], RetrievalModel] | None" = None) -> None:
     """
     # 1. settings
     config = Config.parse(program="train", description=__doc__)
+    from datasets.data_record import same_data
     from datasets.holdout import training_splits  # after parsing, so that --help and bad flags answer at once
     from model.factory import create_model, restore_model
-    from trainer.data_record import same_data
     from trainer.resume import resume_together
     from trainer.run_folder import MetricsWriter, training_folder
     from trainer.trainer import Trainer

@@ -22,7 +22,7 @@ from utils.program import run_program
 
 MODELS = Path(__file__).resolve().parent / "diffusion_models"
 PUBLISHED_TEXT_LEN = 64
-USAGE = "python %(prog)s [FOLDER] [--flag=VALUE ...]"
+USAGE = "python %(prog)s [FOLDER] [--flag=VALUE]"
 
 
 @group("sampling", "What is read, and how captions are drawn.", role="score")

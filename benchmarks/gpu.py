@@ -69,7 +69,7 @@ from utils.program import run_program
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ("textdiffs", "published")
 MODELS = {"X-Pool": "clip_transformer", "textdiffs": "clip_stochastic", "published": "clip_stochastic"}
-TOLERANCE = 1e-4  # absolute and relative, as in tests/test_conformance.py
+TOLERANCE = 1e-4  # absolute and relative, as in tests/method/test_conformance.py
 VOCABULARY = 5000  # words, about those of MSR-VTT
 TINY, REAL = ("tiny", 8, 20), ("base", LENGTH, VOCABULARY)  # denoiser, tokens, words
 CAPTIONS_OF_VIDEO, CAPTION_WORDS = 5, 10

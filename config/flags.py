@@ -14,7 +14,8 @@ import argparse
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
-from typing import Any, get_args
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
 from utils.command_line import MANY_FLAGS, Parser, at_home
 from utils.errors import InputError
@@ -182,7 +183,9 @@ def _add(part: Any, f: Field, declared: Flag, is_listed: bool) -> None:
     if f.type is bool:
         part.add_argument(*names, action="store_true", **options)
         return
-    value_type = next((t for t in get_args(f.type) if t is not type(None)), f.type)
+    value_type = (
+        str if get_origin(f.type) is Literal else next((t for t in get_args(f.type) if t is not NoneType), f.type)
+    )
     if declared.alone:
         options |= {"nargs": "?", "const": declared.alone}
     options |= {"choices": declared.choices or None, "metavar": _metavar_of(declared, value_type)}

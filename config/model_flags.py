@@ -1,6 +1,7 @@
 """The flags that a model is built from. A checkpoint keeps them."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from config.flags import flag, group
 
@@ -9,6 +10,9 @@ ARCH_ALIASES = {"clip_textdiffs": "clip_stochastic"}
 DIFFUSION_ARCHS, TMASS, BASELINE = ARCHS[:1], ARCHS[1:2], ARCHS[3:]
 CROSS_ATTENTION_ARCHS = ARCHS[:3]
 CLIP_INPUT_RES = {"ViT-B/32": 224, "ViT-B/16": 224, "ViT-L/14": 224, "tiny": 64, "tiny-shapes": 64}
+Pooling = Literal["avg", "topk", "attention", "transformer"]
+Sampler = Literal["ddpm", "ddim"]
+PriorKind = Literal["uniform01", "normal"]
 
 # A flag takes the lines that its words need.
 # fmt: off
@@ -32,10 +36,10 @@ class Retrieval:
     num_frames: int = flag(12, "frames taken of each video", aliases=("num_frame",), minimum=1, metavar="FRAMES")
     input_res: int | None = flag(None, "side of the square input, in pixels", minimum=1, metavar="PIXELS",
         unset="that of the CLIP: 224, tiny 64; of --clip_path what its files say")
-    pooling_type: str = flag("transformer", "how frames become a video with clip_baseline: avg is their mean, and what"
-        " it takes unless told otherwise; topk the mean of the --k most similar to the text; attention weighs them by a"
-        " softmax of that similarity; transformer is --arch=clip_transformer",
-        choices=("avg", "topk", "attention", "transformer"), archs=BASELINE)
+    pooling_type: Pooling = flag("transformer", "how frames become a video with clip_baseline: avg is their mean, and"
+        " what it takes unless told otherwise; topk the mean of the --k most similar to the text; attention weighs them"
+        " by a softmax of that similarity; transformer is --arch=clip_transformer",
+        choices=get_args(Pooling), archs=BASELINE)
     k: int = flag(-1, "frames of top-k pooling, 1 to --num_frames", archs=BASELINE, needs="pooling_type=topk",
         metavar="FRAMES")
     attention_temperature: float = flag(0.01, "temperature of attention pooling", archs=BASELINE,
@@ -66,7 +70,7 @@ class Diffusion:
     potential_lr: float = flag(3e-4, "learning rate of the network that reads captions and of the encoder of the videos"
         " that it reads them with; small denoisers take more, such as 1e-2", role="training", minimum=0,
         recipe="textdiffs")
-    sampler: str = flag("ddpm", "reverse process at inference", role="score", choices=("ddpm", "ddim"),
+    sampler: Sampler = flag("ddpm", "reverse process at inference", role="score", choices=get_args(Sampler),
         recipe="published")
     sampling_steps: int | None = flag(None, "steps at inference, at most --diffusion_steps", role="score", minimum=1,
         recipe="published", metavar="STEPS", unset="all of them")
@@ -76,8 +80,8 @@ class Diffusion:
 @dataclass(frozen=True)
 class SampledTexts:
     support_loss_weight: float = flag(0.8, "weight of the support loss", role="training", minimum=0)
-    stochastic_prior: str = flag("uniform01", "what the text is sampled with: uniform numbers of [0, 1) or normal ones",
-        choices=("uniform01", "normal"))
+    stochastic_prior: PriorKind = flag("uniform01", "what the text is sampled with: uniform numbers of [0, 1) or normal"
+        " ones", choices=get_args(PriorKind))
     stochastic_prior_std: float = flag(1.0, "spread of the normal prior", minimum=0, needs="stochastic_prior=normal")
     stochasic_trials: int = flag(20, "samples of the text for each pair at inference, of which the best counts",
         role="score", aliases=("stochastic_trials",), minimum=1, metavar="SAMPLES")

@@ -252,8 +252,8 @@ def train_loader(
     return _loader(pairs, batch_size, num_workers, pin_memory, sampler=sampler, drop_last=True, generator=apart)
 
 
-def test_loader(videos: TestVideos, batch_size: int, num_workers: int, pin_memory: bool) -> DataLoader:
-    """Batches (frames uint8 (B, F, 3, R, R), clip indices (B,)) in order."""
+def test_loader(videos: Dataset, batch_size: int, num_workers: int, pin_memory: bool) -> DataLoader:
+    """TestVideos, or some of them, in batches (frames uint8 (B, F, 3, R, R), clip indices (B,)) in order."""
     return _loader(videos, batch_size, num_workers, pin_memory)
 
 

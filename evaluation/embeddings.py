@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from config import Config
 from datasets.annotations import Split
+from datasets.data_record import content_digest
 from datasets.transforms import OPENAI
 from model.clip import ClipRetrieval, EncodedVideos
 from model.retrieval import RetrievalModel
 from modules.frame_pooling import mean_of_frames
-from trainer.data_record import content_digest
 from utils.device import precision_name
 from utils.errors import InputError
 from utils.files import written_whole

@@ -24,8 +24,9 @@ from evaluation.embeddings import Embeddings, new_tokens
 from evaluation.motion import motion_rows, twin_pairs
 from evaluation.results import Evaluation, SharedCaptions, evaluate_similarity, save_similarity
 from model.clip import EncodedVideos
-from model.retrieval import RetrievalModel, Texts, Videos
+from model.retrieval import RetrievalModel
 from model.textdiffs import TextDiffs
+from modules.pairs import Texts, Videos
 from modules.similarity import Share, Similarity, automatic_block, similarity
 from utils import distributed
 from utils.device import autocast
@@ -55,6 +56,7 @@ class Evaluator:
         single = len(owner) == len(split.clips) and len(set(owner)) == len(owner)
         self.own_text = torch.tensor(owner).argsort() if single else None
         self.texts_of, self.videos_of = (_shares(len(all_), config.batch_size) for all_ in (owner, split.clips))
+        assert config.input_res is not None  # as `Config.of_model` has it
         videos = Subset(
             TestVideos(split, config.num_frames, config.input_res, CacheSettings.of(config), preprocessing),
             self.videos_of[distributed.rank()].tolist(),
@@ -164,6 +166,7 @@ class Evaluator:
             block = self.config.batch_size_split or automatic_block(model.pair_bytes, self.device, len(rows))
             pairs = zip(rows.split(block), video_index.split(block), strict=True)
             ratios = torch.cat([model.word_ratios(texts, videos, *pair) for pair in pairs])
+            assert texts.word_ids is not None
             return ratios.cpu().numpy(), texts.word_ids[rows.to(self.device)].cpu().numpy()
 
     @torch.no_grad()
@@ -239,13 +242,13 @@ class Evaluator:
             frames, features = batch[0].to(self.device, non_blocking=True), []
             for order, kept in zip(orders, tokens, strict=True):
                 encoded = model.encode_videos(frames if order is None else reordered(frames, order[batch[1]]))
-                if kept is not None:
+                if kept is not None and encoded.tokens is not None:
                     kept[batch[1]] = encoded.tokens.to("cpu", kept.dtype)
                 features.append(encoded.frames)
             return torch.stack(features, dim=1)
 
-        shape = (len(orders), self.config.num_frames, model.embed_dim)
-        features = self._encode(encode, loaded, workers, self.videos_of, shape)
+        sizes = (len(orders), self.config.num_frames, model.embed_dim)
+        features = self._encode(encode, loaded, workers, self.videos_of, sizes)
         for kept in tokens:
             if kept is not None:
                 self._share_tokens(kept)
@@ -263,8 +266,8 @@ class Evaluator:
         for turn in range(max(len(share.split(self.config.batch_size)) for share in self.videos_of)):
             index = own[turn] if turn < len(own) else torch.empty(0, dtype=torch.long)
             sent = tokens[index].view(torch.uint8)  # which every backend can exchange
-            rows = distributed.gather_rows(index, everywhere=True)
-            tokens[rows] = distributed.gather_rows(sent, everywhere=True).view(tokens.dtype)
+            rows = distributed.gather_rows(index)
+            tokens[rows] = distributed.gather_rows(sent).view(tokens.dtype)
 
     def _encode_texts(self, model: RetrievalModel, workers: int) -> Tensor:
         """Text features (N, D) of all captions, in the order of the split."""
@@ -307,5 +310,5 @@ def _gathered(features: Tensor, shares: Sequence[Tensor]) -> Tensor:
     """Features of the share of this process (n, ...) -> those of all items, in order, in every process."""
     if len(shares) == 1:
         return features
-    rows = distributed.gather_rows(features.cpu(), everywhere=True)
+    rows = distributed.gather_rows(features.cpu())
     return torch.empty_like(rows).index_copy_(0, torch.cat(list(shares)), rows).to(features.device)

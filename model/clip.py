@@ -67,6 +67,8 @@ class ClipRetrieval(nn.Module):
     :param tokenizer: captions to CLIP's token ids.
     """
 
+    pixel_mean: Tensor  # (3, 1, 1), of pixels in [0, 1]
+    pixel_std: Tensor
     model_config: "ModelConfig"  # that it was built from, of models of the factory
 
     def __init__(self, clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
@@ -201,7 +203,7 @@ def _check_kind(folder: Path) -> None:
         raise InputError(f"{config} is that of a {kind}, not of a CLIP")
 
 
-def _check_names(report: dict[str, Any], source: str) -> None:
+def _check_names(report: dict[str, Any], source: str | Path) -> None:
     """:raises InputError: tensors are missing or of another size, which transformers fills with random numbers."""
     if missing := sorted(report["missing_keys"]):
         raise InputError(
@@ -329,6 +331,6 @@ def _not_loaded(source: str | Path, error: Exception) -> str:
     )
 
 
-def _features(output: object) -> Tensor:
+def _features(output: Any) -> Tensor:
     """The projected features: transformers 5 wraps them in an output object, transformers 4 returns the tensor."""
     return (output if isinstance(output, Tensor) else output.pooler_output).float()

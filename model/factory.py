@@ -15,7 +15,7 @@ from config.flags import flags_of
 from config.model_flags import CLIP_INPUT_RES, DIFFUSION_ARCHS, ModelFlags
 from datasets.transforms import OPENAI, Preprocessing
 from diffusion_lm import weights
-from diffusion_lm.denoiser import Denoiser
+from diffusion_lm.denoiser import Denoiser, DenoiserConfig
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
 from diffusion_lm.weights import PretrainedDiffusionLM, without_wrappers
@@ -54,6 +54,7 @@ def _tmass(config: ModelConfig, clip: CLIPModel, tokenizer: CLIPTokenizer | None
 
 
 def _baseline(config: ModelConfig, clip: CLIPModel, tokenizer: CLIPTokenizer | None) -> RetrievalModel:
+    assert config.pooling_type != "transformer"  # see `Config.resolved`
     pooling = SimplePooling(config.pooling_type, config.k, config.attention_temperature)
     return RetrievalModel(clip, tokenizer, pooling)
 
@@ -62,11 +63,17 @@ def _diffuses(config: ModelConfig, clip: CLIPModel, tokenizer: CLIPTokenizer | N
     return (_published if config.recipe == "published" else _textdiffs)(config, clip, tokenizer)
 
 
+def _words(config: ModelConfig) -> tuple[Vocabulary, DenoiserConfig]:
+    """What a text diffusion has of its Diffusion-LM."""
+    assert config.vocabulary is not None and config.denoiser is not None
+    return Vocabulary(config.vocabulary), config.denoiser
+
+
 def _published(config: ModelConfig, clip: CLIPModel, tokenizer: CLIPTokenizer | None) -> PublishedTextDiffs:
-    vocabulary = Vocabulary(config.vocabulary)
-    student, teacher = (Denoiser(config.denoiser, len(vocabulary), config.num_frames) for _ in range(2))
+    vocabulary, sizes = _words(config)
+    student, teacher = (Denoiser(sizes, len(vocabulary), config.num_frames) for _ in range(2))
     process, width = GaussianDiffusion.sqrt(config.diffusion_steps), clip.config.projection_dim
-    table = torch.empty(len(vocabulary), config.denoiser.channels)
+    table = torch.empty(len(vocabulary), sizes.channels)
     diffusion = TextDiffusion(student, teacher, process, width, config.diffusion_text_len, table)
     return PublishedTextDiffs(
         clip, tokenizer, diffusion, vocabulary, config.num_mha_heads, config.transformer_dropout, config.seed,
@@ -75,8 +82,9 @@ def _published(config: ModelConfig, clip: CLIPModel, tokenizer: CLIPTokenizer | 
 
 
 def _textdiffs(config: ModelConfig, clip: CLIPModel, tokenizer: CLIPTokenizer | None) -> TextDiffs:
-    vocabulary, encoder = Vocabulary(config.vocabulary), VideoEncoder.of(clip.config.vision_config, config.num_frames)
-    sizes = replace(config.denoiser, dropout=0.0)  # a ratio compares two readings, which must differ by the video alone
+    vocabulary, sizes = _words(config)
+    encoder = VideoEncoder.of(clip.config.vision_config, config.num_frames)
+    sizes = replace(sizes, dropout=0.0)  # a ratio compares two readings, which must differ by the video alone
     student, table = Denoiser(sizes, len(vocabulary), video_width=encoder.width), (len(vocabulary), sizes.channels)
     process = GaussianDiffusion.sqrt(config.diffusion_steps)
     potential = TextPotential(student, torch.empty(table), encoder, process, config.diffusion_text_len)
@@ -114,13 +122,20 @@ def create_model(config: Config) -> RetrievalModel:
         config, {"input_res": config.input_res or native}, clip.config, pretrained, _preprocessing(config, native)
     )
     model = build(settled, clip, tokenizer)
-    if pretrained is not None and published:
+    if pretrained is not None:
+        _fill(model, pretrained)
+    return model
+
+
+def _fill(model: RetrievalModel, pretrained: PretrainedDiffusionLM) -> None:
+    """Give a model with a text diffusion the weights of its Diffusion-LM."""
+    if isinstance(model, PublishedTextDiffs):
         pretrained.fill(model.text_diffusion.teacher)
+        assert model.text_diffusion.rounding_table is not None
         model.text_diffusion.rounding_table.copy_(pretrained.random_table)
-    elif pretrained is not None:
+    elif isinstance(model, TextDiffs):
         pretrained.fill(model.potential.student)
         model.potential.word_table.copy_(pretrained.state_dict["word_embedding.weight"])
-    return model
 
 
 def _settled(
@@ -139,11 +154,11 @@ def _settled(
     if config.embed_dim not in (None, width):
         raise InputError(f"--embed_dim={config.embed_dim} is not the width of this CLIP, which is {width}")
     return ModelConfig(
-        **{name: getattr(config, name) for name in flags_of(ModelFlags)} | {"embed_dim": width} | told,
+        **{name: getattr(config, name) for name in flags_of(ModelFlags)} | {"embed_dim": width, **told},
         clip_config=clip_config.to_dict(),
         preprocessing=preprocessing,
-        denoiser=pretrained and pretrained.denoiser_config,
-        vocabulary=pretrained and dict(pretrained.vocabulary.token_to_id),
+        denoiser=None if pretrained is None else pretrained.denoiser_config,
+        vocabulary=None if pretrained is None else dict(pretrained.vocabulary.token_to_id),
     )
 
 

@@ -68,6 +68,8 @@ class ModelConfig(ModelFlags):
         asked = {name: getattr(config, name) for name in flags_of(ModelFlags) if name not in own}
         if "sampling_steps" not in config.explicit:
             asked["sampling_steps"] = self.diffusion_steps
+        if "seed" not in config.explicit:  # noise of a test is that of the evaluations of its training
+            asked["seed"] = self.seed
         return replace(self, **asked)
 
 

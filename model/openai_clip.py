@@ -161,9 +161,9 @@ def _open_clip_form(path: Path) -> Form:
     :raises InputError: the model is of a kind that transformers' CLIP is not.
     """
     model = read_json(path).get("model_cfg")
-    parts = {"": model}
-    if isinstance(model, dict):
-        parts |= {name: model.get(name) or {} for name in ("vision_cfg", "text_cfg")}
+    if not isinstance(model, dict):
+        raise InputError(f"{path} has no model_cfg of open_clip")
+    parts = {"": model} | {name: model.get(name) or {} for name in ("vision_cfg", "text_cfg")}
     if not all(isinstance(part, dict) for part in parts.values()):
         raise InputError(f"{path} has no model_cfg of open_clip")
     for part, known in _SHOWN.items():

@@ -130,7 +130,7 @@ def _parsed(values: Mapping[str, Any], path: Path) -> tuple[Preprocessing, int |
         raise
     except (AttributeError, TypeError, ValueError, KeyError) as error:
         raise InputError(f"{path} is not understood: {error}") from error
-    margin = 1.0 if side is None else resized / side
+    margin = 1.0 if side is None or resized is None else resized / side
     return Preprocessing(mean, std, _INTERPOLATIONS[number], whole, margin), side
 
 

@@ -100,7 +100,7 @@ def shown_settings(state: Mapping[str, Tensor], family: Family, path: Path) -> d
     patches = state.get("clip.vision_model.embeddings.patch_embedding.weight")
     if patches is not None:
         settings["clip_arch"] = _clip_arch(patches, path)
-    if family.frames in state:
+    if family.frames is not None and family.frames in state:
         settings["num_frames"] = state[family.frames].shape[-1]
     if (tokens := state.get("textdiffs.diffusion.linear_sims_sum.weight")) is not None:
         settings["diffusion_text_len"] = tokens.shape[-1]

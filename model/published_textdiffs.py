@@ -6,13 +6,15 @@ from dataclasses import replace
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
+from diffusion_lm.sampling import Sampler
 from diffusion_lm.vocabulary import Vocabulary
 from model.clip import EncodedVideos
-from model.retrieval import EncodedPairs, Texts, Videos
+from model.retrieval import EncodedPairs
 from model.xpool import XPool
 from modules.losses import teacher_student
 from modules.noise import sampling_noise, training_noise
-from modules.text_diffusion import Sampler, TextDiffusion, TrainingNoise
+from modules.pairs import Texts, Videos
+from modules.text_diffusion import TextDiffusion, TrainingNoise
 
 TEACHER_STUDENT_WEIGHT = 0.1
 
@@ -84,6 +86,7 @@ class PublishedTextDiffs(XPool):
 
         :param text_index: (P,) on the CPU; `video_index` on the device.
         """
+        assert texts.word_ids is not None and videos.frame_channels is not None  # which this model gave them
         used, rows = text_index.unique(return_inverse=True)  # the texts of the block, each once
         noise = sampling_noise(
             [texts.captions[index] for index in used.tolist()],
@@ -106,7 +109,8 @@ class PublishedTextDiffs(XPool):
         """Noise of the student and of the teacher for rows of the batch of a training step, on the CPU."""
         diffusion = self.text_diffusion
         shape = (diffusion.diffusion.num_steps, diffusion.text_length, diffusion.student.config.channels)
-        return tuple(training_noise(self.seed, step, stream, rows, *shape) for stream in range(2))
+        student, teacher = (training_noise(self.seed, step, stream, rows, *shape) for stream in range(2))
+        return student, teacher
 
     def encode_pairs(
         self, frames: Tensor, token_ids: Tensor, word_ids: Tensor, noise: tuple[TrainingNoise, TrainingNoise]

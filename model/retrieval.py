@@ -3,54 +3,20 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
 from model.clip import ClipRetrieval, EncodedVideos
+from modules.frame_pooling import FramePooling, SimplePooling
+from modules.pairs import PairScores, Texts, Videos
 from modules.similarity import Similarity
 
 TEXTS_AT_ONCE = 128  # of `undiffused`
-
-
-@dataclass(frozen=True)
-class Texts:
-    """N encoded captions, ready to be scored."""
-
-    captions: Sequence[str]
-    features: Tensor  # (N, D)
-    queries: Tensor  # (N, heads, D / heads)
-    word_ids: Tensor | None = None  # (N, L), for models with a text diffusion
-    prior: Tensor | None = None  # log p of each word without a video (N, L), for the text potential
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-
-@dataclass(frozen=True)
-class Videos:
-    """M encoded videos, with all that scoring needs and that does not depend on the text."""
-
-    features: Tensor  # (M, F, D)
-    keys: Tensor  # (M, F, heads, D / heads)
-    values: Tensor  # (M, F, heads, D / heads)
-    names: Sequence[str] | None = None  # for messages
-    tokens: Tensor | None = None  # (M, S, W) on the CPU, or what reads rows of a file by index; for the text potential
-    frame_channels: Tensor | None = None  # (M, F, C), for the published text diffusion
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-
-@dataclass(frozen=True)
-class PairScores:
-    """Scores of P pairs, float32."""
-
-    strict: Tensor  # (P,)
-    published: Tensor | None  # (P,), None where the protocol is not defined
+Rows = TypeVar("Rows", bound=NamedTuple)  # of tensors of as many rows, or None
 
 
 @dataclass(frozen=True)
@@ -68,7 +34,7 @@ class EncodedPairs:
         frames = (EncodedVideos(part) for part in self.videos.frames.split(size))
         reading = split_rows(self.reading, size) if self.reading else [None] * (len(self.texts) // size)
         rows = zip(self.texts.split(size), frames, self.embeddings.split(size), reading, strict=True)
-        return [EncodedPairs(*chunk, {}, reading) for *chunk, reading in rows]
+        return [EncodedPairs(texts, videos, embeddings, {}, reading) for texts, videos, embeddings, reading in rows]
 
     @classmethod
     def join(cls, parts: "list[EncodedPairs]") -> "EncodedPairs":
@@ -82,16 +48,16 @@ class EncodedPairs:
         return cls(texts, videos, embeddings, penalties, reading)
 
 
-def split_rows(rows: NamedTuple, size: int) -> list[NamedTuple]:
+def split_rows(rows: Rows, size: int) -> list[Rows]:
     """Chunks of a named tuple of tensors with B rows each; what is None stays None."""
     columns = (repeat(None) if tensor is None else tensor.split(size) for tensor in rows)
-    return [type(rows)(*chunk) for chunk in zip(*columns, strict=False)]
+    return [rows._make(chunk) for chunk in zip(*columns, strict=False)]
 
 
-def join_rows(parts: Sequence[NamedTuple]) -> NamedTuple:
+def join_rows(parts: Sequence[Rows]) -> Rows:
     """One named tuple of the rows of all; what is None stays None."""
     columns = zip(*parts, strict=True)
-    return type(parts[0])(*(None if column[0] is None else torch.cat(column) for column in columns))
+    return parts[0]._make(None if column[0] is None else torch.cat(column) for column in columns)
 
 
 class RetrievalModel(ClipRetrieval):
@@ -102,22 +68,30 @@ class RetrievalModel(ClipRetrieval):
     `similarities`.
 
     :param clip: CLIP, `tokenizer` its tokenizer.
-    :param pool_frames: FramePooling, or what has its methods.
+    :param pool_frames: how the frames of a video become one embedding.
     """
 
     rescores = False  # whether `score_pairs` is more than `undiffused`, which then only chooses what is scored
     needs_mean_pooled = False  # whether `similarities` reads the mean over the texts of the pooled videos
-    token_shape: tuple[int, int] | None = None  # (S, W) of the tokens of a video, for models that read them
     captions_read = 1  # captions of each video that `encode_pairs` reads, the pair's own included
     negatives = 0  # wrong videos of a batch that `similarities` looks at more closely for each text
     mean_penalties = False  # whether penalties are averaged over the pairs of a batch, not summed
-    pair_bytes = 0  # memory that one pair of a block of `score_pairs` takes, about
 
-    def __init__(self, clip: CLIPModel, tokenizer: CLIPTokenizer, pool_frames: nn.Module) -> None:
+    def __init__(self, clip: CLIPModel, tokenizer: CLIPTokenizer, pool_frames: FramePooling | SimplePooling) -> None:
         super().__init__(clip, tokenizer)
         self.pool_frames = pool_frames
         self.loss_weights = {"retrieval": 1.0}  # of the retrieval losses of `similarities`
         self.moved_by_muon: tuple[str, ...] = ()  # how names of parameters begin that have potential_lr
+
+    @property
+    def token_shape(self) -> tuple[int, int] | None:
+        """(S, W) of the tokens of a video, of models that read them."""
+        return None
+
+    @property
+    def pair_bytes(self) -> int:
+        """Memory that one pair of a block of `score_pairs` takes, about."""
+        return 0
 
     def texts(self, captions: Sequence[str], features: Tensor, word_ids: Tensor | None = None) -> Texts:
         """Captions and their features (N, D), ready to be scored."""
@@ -125,7 +99,8 @@ class RetrievalModel(ClipRetrieval):
 
     def videos(self, encoded: EncodedVideos, names: Sequence[str] | None = None) -> Videos:
         """What `encode_videos` gave of M videos, ready to be scored."""
-        return Videos(encoded.frames, *self.pool_frames.keys_values(encoded.frames), names, encoded.tokens)
+        keys, values = self.pool_frames.keys_values(encoded.frames)
+        return Videos(encoded.frames, keys, values, names, encoded.tokens)
 
     def undiffused(self, texts: Texts, videos: Videos, chosen: slice) -> Iterator[tuple[slice, Tensor]]:
         """cos(original text embedding, p(v|t)) of all texts with the chosen videos, some texts at a time.
@@ -136,7 +111,7 @@ class RetrievalModel(ClipRetrieval):
         """
         with torch.autocast(texts.features.device.type, enabled=False):
             keys = videos.keys[chosen].float()
-            atoms = self.pool_frames.atoms(videos.values[chosen].float())
+            atoms: Any = self.pool_frames.atoms(videos.values[chosen].float())
             for start in range(0, len(texts), TEXTS_AT_ONCE):
                 rows = slice(start, start + TEXTS_AT_ONCE)
                 queries = texts.queries[rows].float()
@@ -200,13 +175,12 @@ class RetrievalModel(ClipRetrieval):
         """What `encode_pairs` needs for rows of the batch of a training step beyond its inputs: nothing here."""
         return ()
 
-    def encode_pairs(
-        self, frames: Tensor, token_ids: Tensor, word_ids: Tensor | None = None, noise: tuple = ()
-    ) -> EncodedPairs:
+    def encode_pairs(self, frames: Tensor, token_ids: Tensor, *args: Any, **kwargs: Any) -> EncodedPairs:
         """All that the loss needs of pairs and that does not depend on other pairs.
 
         :param frames: uint8 (B, F, 3, R, R).
         :param token_ids: (B, tokens).
+        :param kwargs: what else `tokenize` and, as `noise`, `draw_noise` give: for archs that read it.
         """
         texts = self.encode_texts(token_ids)
         return EncodedPairs(texts, self.encode_videos(frames), texts, {})

@@ -11,12 +11,13 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from diffusion_lm.vocabulary import PAD, Vocabulary
 from model.clip import EncodedVideos
-from model.retrieval import EncodedPairs, PairScores, Texts, Videos
+from model.retrieval import EncodedPairs
 from model.xpool import XPool
 from modules.losses import hardest_videos
 from modules.metrics import row_slices
 from modules.mixing import best_weight
 from modules.noise import TrainingNoise, caption_noise, reading_noise
+from modules.pairs import PairScores, Texts, Videos
 from modules.similarity import Similarity
 from modules.text_potential import LEAST_NOISE, READ_AT, NoisedWords, TextPotential, is_word
 
@@ -138,8 +139,9 @@ class TextDiffs(XPool):
                     matrix[rows] += more
 
     @torch.no_grad()
-    def texts(self, captions: Sequence[str], features: Tensor, word_ids: Tensor) -> Texts:
+    def texts(self, captions: Sequence[str], features: Tensor, word_ids: Tensor | None = None) -> Texts:
         """Captions and their features (N, D), with the prior of their words (N, l)."""
+        assert word_ids is not None  # as `tokenize` gives them
         texts = super().texts(captions, features, without_padding(word_ids))
         parts = []
         for rows in torch.arange(len(texts)).split(TEXTS_AT_ONCE):
@@ -164,6 +166,7 @@ class TextDiffs(XPool):
 
         :param text_index: (P,), `video_index` likewise; both on the CPU.
         """
+        assert texts.prior is not None and videos.tokens is not None  # which this model gave them
         device = texts.features.device
         used_texts, text_rows = text_index.unique(return_inverse=True)  # each text and video of the block once
         used_videos, video_rows = video_index.unique(return_inverse=True)
@@ -175,6 +178,7 @@ class TextDiffs(XPool):
 
     def _draws(self, texts: Texts, index: Tensor) -> Iterator[NoisedWords]:
         """The texts `index` (n,), on the CPU, noised as they are read: a function of seed and caption."""
+        assert texts.word_ids is not None
         captions = [texts.captions[row] for row in index.tolist()]
         device, diffusion = texts.features.device, self.potential.diffusion
         shape = (self.potential.text_length, self.potential.student.config.channels)
@@ -229,7 +233,7 @@ class TextDiffs(XPool):
         base = super().similarities(pairs, videos, own)[:, 0]
         wrong = hardest_videos(base, own, self.negatives)
         ratios = pairs.reading.own_ratio[:, None]
-        if wrong.shape[1]:  # there is none in a batch of one video
+        if videos.tokens is not None and wrong.shape[1]:  # there is none in a batch of one video
             ratios = torch.cat([ratios, self._ratios(pairs.reading, videos.tokens, wrong)], dim=1)
         chosen = torch.cat([own[:, None], wrong], dim=1)
         scores = base.gather(1, chosen) + self.potential.weight * ratios / self.clip.logit_scale.exp()

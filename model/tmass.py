@@ -8,9 +8,10 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from model.clip import EncodedVideos
-from model.retrieval import EncodedPairs, Texts, Videos
+from model.retrieval import EncodedPairs
 from model.xpool import XPool
 from modules.noise import prior_of_training, prior_samples
+from modules.pairs import Texts, Videos
 from modules.stochastic_text import Prior, StochasticText
 
 SAMPLE_COPIES = 5  # tensors of the size of the samples that live at once in `score_pairs`
@@ -89,8 +90,11 @@ class TMass(XPool):
         sampled = self.stochastic.sample(pairs.texts, pairs.videos.frames, samples.eps[:, None])[:, 0]
         return replace(pairs, embeddings=sampled)
 
-    def similarities(self, pairs: EncodedPairs, videos: EncodedVideos, own: Tensor, mean_pooled: Tensor) -> Tensor:
+    def similarities(
+        self, pairs: EncodedPairs, videos: EncodedVideos, own: Tensor, mean_pooled: Tensor | None = None
+    ) -> Tensor:
         """Those of the sampled and of the support text of each pair, (T, 2, V); arguments as in `RetrievalModel`."""
+        assert mean_pooled is not None  # as `needs_mean_pooled`
         support = self.stochastic.support(pairs.texts, pairs.videos.frames, mean_pooled)
         embeddings = torch.stack([pairs.embeddings, support], dim=1)
         return self._cosines(embeddings, self._unit_pooled(pairs.texts, videos.frames))

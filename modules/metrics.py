@@ -134,7 +134,7 @@ def text_ranks(
     """
     owner = np.asarray(video_of_text)
     found = np.empty(len(owner), dtype=np.int64)
-    weigh, weigh_first = (_Weights(part, dsl, axis=0) for part in (scores, first and first.scores))
+    weigh, weigh_first = (_Weights(part, dsl, axis=0) for part in (scores, None if first is None else first.scores))
     for texts in row_slices(*scores.shape):
         block, in_front = weigh(scores[texts]), None
         if first is not None:
@@ -156,17 +156,21 @@ def video_ranks(
     by_owner = owner.argsort(kind="stable")
     starts = np.searchsorted(owner[by_owner], np.arange(scores.shape[1]))  # where the texts of each video begin
     found = np.empty(scores.shape[1], dtype=np.int64)
-    weigh, weigh_first = (_Weights(part, dsl, axis=1) for part in (scores, first and first.scores))
+    weigh, weigh_first = (_Weights(part, dsl, axis=1) for part in (scores, None if first is None else first.scores))
+
+    def best_texts(block: np.ndarray) -> np.ndarray:
+        """(texts, videos of a slice) -> (videos of the slice, owner of the texts)."""
+        return np.maximum.reduceat(block[by_owner], starts, axis=0).T
+
     for videos in row_slices(*scores.shape[::-1]):
         block, in_front = weigh(scores[:, videos]), None
-        if first is not None:
+        if first is None:
+            best = best_texts(block)
+        else:
             is_candidate = first.candidates_of_videos(videos)
             in_front = np.logical_or.reduceat(is_candidate[by_owner], starts, axis=0).T
-            block = np.where(is_candidate, block, -np.inf)
-            rest = np.maximum.reduceat(weigh_first(first.scores[:, videos])[by_owner], starts, axis=0).T
-        best = np.maximum.reduceat(block[by_owner], starts, axis=0).T  # (videos of the slice, owner of the texts)
-        if first is not None:
-            best = np.where(in_front, best, rest)
+            rest = best_texts(weigh_first(first.scores[:, videos]))
+            best = np.where(in_front, best_texts(np.where(is_candidate, block, -np.inf)), rest)
         found[videos] = ranks(best, np.arange(videos.start, videos.stop), in_front)
     return found
 
@@ -183,8 +187,8 @@ def winoground(scores: np.ndarray) -> dict[str, float]:
     :param scores: (P, 2, 2), [pair, caption, video]; caption i is that of video i.
     """
     right = np.diagonal(scores, axis1=1, axis2=2)  # (P, 2)
-    text = (right > scores[:, [1, 0], [0, 1]]).all(1)  # the other caption with the same video
-    video = (right > scores[:, [0, 1], [1, 0]]).all(1)
+    text = np.all(right > scores[:, [1, 0], [0, 1]], axis=1)  # the other caption with the same video
+    video = np.all(right > scores[:, [0, 1], [1, 0]], axis=1)
     found = {"text": text, "video": video, "group": text & video}
     return {name: 100.0 * int(won.sum()) / len(won) for name, won in found.items()}
 
@@ -193,10 +197,11 @@ class _Weights:
     """Weighs blocks of a matrix by the dual softmax over an axis, if wanted."""
 
     def __init__(self, scores: np.ndarray | None, dsl: bool, axis: int) -> None:
-        self.log_sum = log_sums(scores, axis) if dsl and scores is not None else None
-        self.lift = 0.0 if self.log_sum is None else lift_above_zero(scores)
-        if self.log_sum is not None and axis == 1:
-            self.log_sum = self.log_sum[:, None]  # of the texts, beside any block of videos
+        self.log_sum, self.lift = None, 0.0
+        if dsl and scores is not None:
+            sums = log_sums(scores, axis)
+            self.log_sum = sums[:, None] if axis == 1 else sums  # of the texts, beside any block of videos
+            self.lift = lift_above_zero(scores)
 
     def __call__(self, block: np.ndarray) -> np.ndarray:
         return block if self.log_sum is None else dual_softmax(block, self.log_sum, self.lift)

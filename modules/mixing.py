@@ -26,20 +26,20 @@ def best_weight(base: np.ndarray, both: np.ndarray, video_of_text: np.ndarray) -
     videos = np.unique(np.linspace(0, base.shape[1] - 1, MOST_VIDEOS).astype(int))
     texts = np.flatnonzero(np.isin(video_of_text, videos))
     own = torch.from_numpy(np.searchsorted(videos, video_of_text[texts]))
-    base, both = (torch.from_numpy(matrix[np.ix_(texts, videos)]).double() for matrix in (base, both))
-    scored = torch.isfinite(both)
+    first, summed = (torch.from_numpy(matrix[np.ix_(texts, videos)]).double() for matrix in (base, both))
+    scored = torch.isfinite(summed)
     right = scored[torch.arange(len(own)), own]
     if not right.any():
         return 1.0
-    more = torch.where(scored, both - base, 0.0)
-    scale = base[scored].std(correction=0).clamp(min=1e-6).log()
+    more = torch.where(scored, summed - first, 0.0)
+    scale = first[scored].std(correction=0).clamp(min=1e-6).log()
     logs = torch.stack([-scale, -scale]).requires_grad_()  # of a and b
     optimizer = torch.optim.LBFGS([logs], max_iter=STEPS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
         a, b = logs.exp()
-        nats = _nats(torch.where(scored, a * base + b * more, -torch.inf), own, right)
+        nats = _nats(torch.where(scored, a * first + b * more, -torch.inf), own, right)
         value = nats + (logs[1] - logs[0]).square() / (2 * right.sum())
         value.backward()
         return value.detach()

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from modules.frame_pooling import mean_of_frames
 from modules.metrics import FirstStage, row_slices
+from modules.pairs import PairScores, Texts, Videos
 from utils.errors import RunError
 from utils.progress import progress
 from utils.threads import map_in_order
@@ -40,18 +41,25 @@ class PairScorer(Protocol):
     """What the engine needs of a model."""
 
     rescores: bool  # False: the strict score is the undiffused one, and there is no second stage
-    pair_bytes: int  # memory that a pair of a block takes, about
 
-    def pool(self, texts: object, videos: object, text_index: Tensor, video_index: Tensor) -> Tensor:
+    @property
+    def pair_bytes(self) -> int:
+        """Memory that a pair of a block takes, about."""
+        ...
+
+    def pool(self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor) -> Tensor:
         """p(v|t) of pairs, (P, D)."""
+        ...
 
-    def undiffused(self, texts: object, videos: object, chosen: slice) -> Iterator[tuple[slice, Tensor]]:
+    def undiffused(self, texts: Texts, videos: Videos, chosen: slice) -> Iterator[tuple[slice, Tensor]]:
         """First-stage scores of the chosen videos: slices of the texts, and (texts of the slice, chosen videos)."""
+        ...
 
     def score_pairs(
-        self, texts: object, videos: object, text_index: Tensor, video_index: Tensor, own_pooled: Tensor | None
-    ) -> object:
-        """PairScores of pairs."""
+        self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor, own_pooled: Tensor | None
+    ) -> PairScores:
+        """Scores of pairs."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -81,8 +89,8 @@ class Share:
 @torch.no_grad()
 def similarity(
     model: PairScorer,
-    texts: object,
-    videos: object,
+    texts: Texts,
+    videos: Videos,
     own_text: Tensor | None = None,
     block_pairs: int | None = None,
     rerank_topk: int = 0,
@@ -128,8 +136,8 @@ class _Problem:
     """What both stages work on."""
 
     model: PairScorer
-    texts: object
-    videos: object
+    texts: Texts
+    videos: Videos
     own_pooled: Tensor | None  # p(v | v's own caption), (M, D)
     share: Share
     workers: int
@@ -184,7 +192,7 @@ def _first_stage(
     texts, videos, share = problem.texts, problem.videos, problem.share
     unit_texts = F.normalize(texts.features.float(), dim=-1)
     products = [(mean_pooled, mean_of_frames(videos.features))]
-    if published is not None:
+    if published is not None and problem.own_pooled is not None:
         products.append((published, problem.own_pooled))
     products = [(matrix, F.normalize(vectors.float(), dim=-1)) for matrix, vectors in products]
 
@@ -230,7 +238,7 @@ def _diffuse(
     with progress(None, "diffusion", -(-total // share.size), "pairs", shown=share.rank == 0) as bar:
         for pairs, scores in chain.from_iterable(scored):
             for matrix, values in ((strict, scores.strict), (published, scores.published)):
-                if matrix is not None:
+                if matrix is not None and values is not None:
                     host = values.float().cpu().numpy()
                     problem.refuse_bad(host, *np.divmod(pairs, strict.shape[1]))
                     matrix.reshape(-1)[pairs] = host
@@ -272,9 +280,10 @@ class _BlockScorer:
     def __init__(self, problem: _Problem, block_pairs: int) -> None:
         self.problem, self.most = problem, block_pairs
 
-    def __call__(self, pairs: np.ndarray) -> list[tuple[np.ndarray, object]]:
+    def __call__(self, pairs: np.ndarray) -> list[tuple[np.ndarray, PairScores]]:
         """Pairs as text * M + video -> parts of them and their PairScores."""
-        parts, done = [], 0
+        parts: list[tuple[np.ndarray, PairScores]] = []
+        done = 0
         while done < len(pairs):
             part = pairs[done : done + self.most]
             scores = self._try(part)
@@ -288,8 +297,8 @@ class _BlockScorer:
                 logger.warning("out of memory: going on with %d pairs at once", self.most)
         return parts
 
-    def _try(self, pairs: np.ndarray) -> object | None:
-        """PairScores, or None when memory does not suffice.
+    def _try(self, pairs: np.ndarray) -> PairScores | None:
+        """The scores, or None when memory does not suffice.
 
         In a function of its own: the error holds the tensors of the failed try until it is left.
         """
@@ -303,7 +312,7 @@ class _BlockScorer:
             raise
 
 
-def _own_pooled(model: PairScorer, texts: object, videos: object, own_text: Tensor) -> Tensor:
+def _own_pooled(model: PairScorer, texts: Texts, videos: Videos, own_text: Tensor) -> Tensor:
     """p(v | v's own caption) of every video, (M, D)."""
     device = texts.features.device
     blocks = torch.arange(len(videos)).split(VIDEOS_AT_ONCE)

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,8 @@ class TextDiffusion(nn.Module):
     :param text_length: L, tokens of a caption.
     :param rounding_table: word table (V, C) to which sampling snaps, where it is not the student's own.
     """
+
+    rounding_table: Tensor | None
 
     def __init__(
         self,
@@ -107,7 +110,7 @@ class TextDiffusion(nn.Module):
         x_t = self.diffusion.q_sample(x_start, noise.t, noise.q)
         return denoiser(x_t, self.diffusion.model_times[noise.t], self.condition(x_start, frame_channels))
 
-    def sample(self, *args: object, **settings: object) -> Tensor:
+    def sample(self, *args: Any, **settings: Any) -> Tensor:
         """Denoise captions towards videos, from pure noise to x_0 (P, L, C): the last of `sample_steps`, with its
         arguments."""
         return deque(self.sample_steps(*args, **settings), maxlen=1).pop()

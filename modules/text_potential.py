@@ -49,6 +49,9 @@ class TextPotential(nn.Module):
     :param text_length: L, tokens of a caption.
     """
 
+    word_table: Tensor
+    read_weight: Tensor  # a scalar
+
     def __init__(
         self,
         student: Denoiser,

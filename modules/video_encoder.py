@@ -24,6 +24,7 @@ class VideoEncoder(nn.Module):
     """
 
     width = WIDTH  # of the tokens
+    moments: Tensor  # (S, 8)
 
     def __init__(self, patch_width: int, num_frames: int, patches: int) -> None:
         super().__init__()
@@ -36,7 +37,7 @@ class VideoEncoder(nn.Module):
             nn.init.normal_(positions.weight, std=POSITION_STD)
         self.layers = nn.Sequential(*(MixerLayer(*self.tokens) for _ in range(LAYERS)), nn.LayerNorm(WIDTH))
         self.register_buffer("moments", _moments(num_frames, self.grid), persistent=False)
-        self.place = nn.Linear(self.moments.shape[1], WIDTH)
+        self.place = nn.Linear(self.moments.shape[-1], WIDTH)
 
     @classmethod
     def of(cls, vision: CLIPVisionConfig, num_frames: int) -> "VideoEncoder":

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All checks: format and lint, then the tests, two files at a time. Arguments go to pytest, for example
+# All checks: format, lint and types, then the tests, two files at a time. Arguments go to pytest, for example
 # `scripts/test.sh -k conformance`, `scripts/test.sh --numprocesses=0` for one test after the other, or
 # `scripts/test.sh --precision=bf16` for the programs in bf16 instead of fp32.
 set -euo pipefail
@@ -7,5 +7,6 @@ set -euo pipefail
 
 ruff format --check .
 ruff check .
+mypy
 # in the order of their names, as the files with most tests are not those that take longest
 python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder "$@"

@@ -64,3 +64,16 @@ def teacher(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("teacher")
     make_diffusion_lm(folder, CAPTIONS)
     return folder
+
+
+@pytest.fixture
+def parse(teacher, tmp_path):
+    """Reads a command line, of the tiny CLIP and the small teacher; the run is <tmp_path>/outputs/name/run."""
+    from config import Config  # imports torch, which reads the variable above
+
+    def parse(line="", small=True):
+        sizes = "--clip_arch=tiny --num_frames=3 --diffusion_steps=4 --diffusion_text_len=9" if small else ""
+        places = f"--output_dir={tmp_path / 'outputs'} --exp_name=name --diffusion_lm={teacher}"
+        return Config.parse(f"{sizes} {places} {line}".split())
+
+    return parse

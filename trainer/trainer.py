@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
 from config import Config
+from datasets.data_record import Record
 from datasets.failures import FailedVideos, TimesBeyond
 from datasets.frame_cache import CacheSettings
 from datasets.holdout import TrainingSplits
@@ -25,7 +26,6 @@ from model.retrieval import RetrievalModel
 from modules.losses import clamp_logit_scale
 from trainer.captions import TrainingCaptions
 from trainer.checkpoints import BEST, delete_old, epoch_file, load_checkpoint, save_checkpoint, step_file
-from trainer.data_record import Record
 from trainer.loop import Loop
 from trainer.optimizer import make_optimizer
 from trainer.resume import how_to_go_on, how_to_test, what_is_kept

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from utils.errors import InputError
 
@@ -36,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         )
         self.register("type", Path, home_path)
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage."""
         raise InputError(message)
 

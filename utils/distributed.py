@@ -130,8 +130,9 @@ class _Watch:
     """Ends this process when another one has failed, however it waits: a thread looks at the common store."""
 
     def __init__(self, store: dist.Store, here: Processes) -> None:
-        self.own, self.here = store.clone(), here  # a connection of the thread: one that waits holds its lock
-        self.store = store.clone()
+        self.here = here
+        # `own` is a connection of the thread: one that waits holds its lock. The ignore: torch's stubs have no clone
+        self.own, self.store = (store.clone() for _ in range(2))  # type: ignore[attr-defined]
         self.ended = threading.Event()
         threading.Thread(target=self._look, daemon=True).start()
 
@@ -254,23 +255,20 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
-def gather_rows(rows: Tensor, everywhere: bool = False) -> Tensor | None:
-    """The rows of all processes, one below the other by rank; each process may have another number of them, also none.
+def gather_rows(rows: Tensor) -> Tensor:
+    """The rows of all processes, one below the other by rank, in every process; each may have another number of them,
+    also none.
 
     :param rows: CPU tensor (n, ...), of one type and, but for n, one shape in all processes.
-    :param everywhere: give them to every process; else to the main one, and None to the others.
     """
     if not dist.is_initialized():
         return rows
     counts = gather_objects(len(rows))
     padded = rows.new_zeros(max(counts), *rows.shape[1:])
     padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in counts] if everywhere or is_main() else None
-    if everywhere:
-        dist.all_gather(parts, padded)
-    else:
-        dist.gather(padded, parts, dst=0)
-    return None if parts is None else torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
 
 
 def merge_maximum(matrix: np.ndarray) -> None:

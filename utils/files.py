@@ -32,10 +32,10 @@ def check_writable(*paths: str | Path | None) -> None:
     :param paths: of files; None is skipped.
     :raises InputError: a folder cannot be made, or not be written to.
     """
-    for path in filter(None, paths):
+    for path in (Path(path) for path in paths if path):
         try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=Path(path).parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path.parent):
                 pass
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror}") from error

@@ -89,27 +89,34 @@ def _from_mpi() -> Processes:
 
 
 def _from_slurm() -> Processes:
-    first = re.match(r"([^\[,]+)(?:\[(\d+))?", os.environ.get("SLURM_STEP_NODELIST", "")) or _missing(
-        "SLURM_STEP_NODELIST"
-    )
+    first = _match(r"([^\[,]+)(?:\[(\d+))?", "SLURM_STEP_NODELIST")
     low, high = SLURM_PORTS
     os.environ.setdefault("MASTER_ADDR", first[1] + (first[2] or ""))
     step = _number("SLURM_STEP_ID") if "SLURM_STEP_ID" in os.environ else 0
     place = (_number("SLURM_JOB_ID") + PORTS_BETWEEN_STEPS * step) % (high - low)
     os.environ.setdefault("MASTER_PORT", str(low + place))
-    local_size = re.match(r"\d+", os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+    local_size = _match(r"\d+", "SLURM_STEP_TASKS_PER_NODE", "1")
     return Processes(
         _number("SLURM_PROCID"), _number("SLURM_STEP_NUM_TASKS"), _number("SLURM_LOCALID"), int(local_size[0])
     )
 
 
+def _match(pattern: str, name: str, default: str = "") -> re.Match[str]:
+    found = re.match(pattern, os.environ.get(name, default))
+    if found is None:
+        raise _missing(name)
+    return found
+
+
 def _number(name: str) -> int:
     value = os.environ.get(name, "")
-    return int(value) if value.isdecimal() else _missing(name)
+    if not value.isdecimal():
+        raise _missing(name)
+    return int(value)
 
 
-def _missing(name: str) -> None:
-    raise InputError(f"the variable {name}={os.environ.get(name, '')} does not say where this process is among others")
+def _missing(name: str) -> InputError:
+    return InputError(f"the variable {name}={os.environ.get(name, '')} does not say where this process is among others")
 
 
 def _own_address(here: Processes) -> str:

@@ -12,7 +12,8 @@ from utils.errors import RunError
 from utils.machine import cores
 from utils.progress import progress
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def each(

@@ -7,13 +7,14 @@ do not wait for each other after every operation.
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -48,7 +49,7 @@ def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], work
             return function(item)
 
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        running = deque()
+        running: deque[Future[Result]] = deque()
         try:
             for item in items:
                 running.append(pool.submit(call, item))

@@ -6,6 +6,7 @@ similar it is to each frame (`condition_term`).
 
 import math
 from dataclasses import asdict, dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -156,7 +157,7 @@ class Denoiser(nn.Module):
         The first layer of `sims_decoder` sees x and the condition side by side, so it is a sum of two products. This
         one depends neither on x_t nor on the time: sampling computes it once for all steps.
         """
-        expand = self.sims_decoder[0]
+        expand = cast(nn.Linear, self.sims_decoder[0])
         return F.linear(self.sims_linear(condition), expand.weight[:, self.config.hidden_size :], expand.bias)
 
     def denoise(
@@ -177,7 +178,8 @@ class Denoiser(nn.Module):
         x = self.dropout(self.LayerNorm(x))
         if condition_term is not None:
             expand, activation, contract = self.sims_decoder
-            x = contract(activation(F.linear(x, expand.weight[:, :hidden]) + condition_term))
+            own = F.linear(x, cast(nn.Linear, expand).weight[:, :hidden])
+            x = contract(activation(own + condition_term))
         if video is None:
             x = self.input_transformers(x).last_hidden_state
         else:
@@ -193,9 +195,10 @@ class Denoiser(nn.Module):
     @torch.no_grad()
     def reset_video_attention_to_no_op(self) -> None:
         """Let the cross-attention add nothing, so that the network is the unconditional one whatever the video."""
-        for attention in self.video_attention:
-            attention.out.weight.zero_()
-            attention.out.bias.zero_()
+        for module in self.modules():
+            if isinstance(module, VideoAttention):
+                module.out.weight.zero_()
+                module.out.bias.zero_()
 
 
 def nearest_word(x: Tensor, table: Tensor) -> Tensor:

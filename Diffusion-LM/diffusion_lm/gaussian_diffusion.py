@@ -23,6 +23,15 @@ class GaussianDiffusion(nn.Module):
     :param model_times: float array (S,), what the network is told for each step; default arange(S) * 1000 / S.
     """
 
+    betas: Tensor  # this and the following (S,)
+    alphas_cumprod: Tensor
+    alphas_cumprod_prev: Tensor
+    sqrt_alphas_cumprod: Tensor
+    sqrt_one_minus_alphas_cumprod: Tensor
+    posterior_mean_coef1: Tensor
+    posterior_mean_coef2: Tensor
+    model_times: Tensor
+
     def __init__(self, betas: np.ndarray, model_times: np.ndarray | None = None) -> None:
         super().__init__()
         betas = np.asarray(betas, dtype=np.float64)

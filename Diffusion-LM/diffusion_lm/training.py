@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -165,7 +166,7 @@ def recovered(denoiser: Denoiser, diffusion: GaussianDiffusion, word_ids: Tensor
 def make_optimizer(denoiser: Denoiser, lr: float, steps: int) -> tuple[Optimizer, LRScheduler]:
     """AdamW with a slower word table, and a linear schedule with warm-up."""
     table = denoiser.word_embedding.weight
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [parameter for parameter in denoiser.parameters() if parameter is not table]},
         {"params": [table], "lr": lr * WORD_TABLE_LR_SHARE},
     ]

@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -89,7 +89,7 @@ def load(folder: Path) -> PretrainedDiffusionLM:
         raise InputError(f"{folder} holds no Diffusion-LM weights (ema_<rate>_<steps>.pt)")
     state_dict = load_tensors(weights_file)
     state_dict.pop("position_ids", None)
-    random_table = load_tensors(folder / RANDOM_TABLE_FILE).get("weight")
+    random_table: Any = load_tensors(folder / RANDOM_TABLE_FILE).get("weight")
     vocabulary = Vocabulary.load(folder / VOCABULARY_FILE)
     args_file = folder / ARGS_FILE
     try:

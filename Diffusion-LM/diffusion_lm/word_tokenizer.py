@@ -124,7 +124,7 @@ _UNSPLIT = r"""
 
 def _build_exceptions() -> dict[str, tuple[str, ...]]:
     """Map each chunk that the punctuation rules would cut wrongly to its words."""
-    entries = [(word,) for word in _UNSPLIT]
+    entries: list[tuple[str, ...]] = [(word,) for word in _UNSPLIT]
     entries += [(word,) for clipped in _CLIPPED for word in (clipped, clipped.title())]
     entries += [(letter + ".",) for letter in "abcdefghijklmnopqrstuvwxyzäöü"]
     entries += [(str(hour), half) for hour in range(1, 13) for half in ("am", "pm", "a.m.", "p.m.")]

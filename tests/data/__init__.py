@@ -1,0 +1,1 @@
+"""The data: annotations, videos, frames, MovingShapes and the programs that prepare them."""

@@ -1,0 +1,1 @@
+"""The method: models, their parts, scores and metrics."""

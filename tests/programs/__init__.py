@@ -1,0 +1,1 @@
+"""The programs as people start them, their flags and their pages."""

@@ -1,0 +1,1 @@
+"""Training and evaluation: steps, optimisers, checkpoints, resumption, several processes."""
