@@ -55,7 +55,7 @@ KINDS = {  # of scores: label, colour, line and marker
 }
 LINES = ("-", "--", "-.", ":")
 MARKED = [factor * 10**power for power in range(6) for factor in (1, 2, 5)]  # values of K
-LABEL = 0.36  # of the width of a chart, for the labels before the lines
+LABEL = 0.38  # of the width of a chart, for the labels before the lines
 APART = 0.075  # of the height of a chart, between labels
 
 
@@ -76,9 +76,9 @@ def recall(ranks: Mapping[str, np.ndarray], gallery: int) -> Figure:
                       markevery=[k - 1 for k in marks], clip_on=False, label=label)  # fmt: skip
             leader = {"arrowstyle": "-", "color": colour, "lw": 0.7, "relpos": (1, 0.5), "shrinkA": 1}
             axes.annotate(f"{label} {first[kind]:.1f}", (1, first[kind]), (10 ** (-0.06 * wide), heights[kind]),
-                          color=colour, ha="right", va="center", size=8, arrowprops=leader)  # fmt: skip
+                          ha="right", va="center", size=8, arrowprops=leader)  # fmt: skip
         axes.set(xscale="log", xlim=(10 ** (-LABEL * wide), max(gallery, 2)), ylim=(bottom, 103))
-        axes.set_xticks(marks)
+        axes.set_xticks(marks if gallery < 500 else marks[::3])  # then powers of ten
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
     return figure
@@ -166,17 +166,18 @@ def _chart(xlabel: str, ylabel: str) -> Iterator[tuple[Figure, Axes]]:
 
 def _floor(lowest: float) -> float:
     """Where an axis of percentages that ends at 100 begins: a quarter of its height lies below the lowest value."""
-    return max(0.0, 5 * ((lowest - (100 - lowest) / 3) // 5))
+    return min(90.0, max(0.0, 5 * ((lowest - (100 - lowest) / 3) // 5)))
 
 
 def _spread(heights: Sequence[float], bottom: float, apart: float) -> list[float]:
-    """Heights of labels, as near as may be to those of what they name, at least so far apart, none below `bottom`."""
+    """Heights of labels, near those of what they name, at least so far apart, none below `bottom`."""
     order = sorted(range(len(heights)), key=heights.__getitem__, reverse=True)
     spread = list(heights)
     for above, below in pairwise(order):
         spread[below] = min(spread[below], spread[above] - apart)
-    raised = max(0.0, bottom + apart / 2 - min(spread))
-    return [height + raised for height in spread]
+    for place, index in enumerate(reversed(order)):
+        spread[index] = max(spread[index], bottom + (place + 0.5) * apart)
+    return spread
 
 
 def _series(history: History, name: str) -> tuple[list[int], list[float]]:

@@ -1,15 +1,17 @@
 """What a report finds in score matrices and captions, against slow and obvious computations."""
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from datasets.annotations import Clip, Split
 from datasets.moving_shapes import SEED, captions_of
 from modules.metrics import summary
 from modules.similarity import Similarity, choose_candidates
+from report import charts
 from report.caption_groups import recall_by_caption
 from report.findings import evenly, find, rank_histogram, recall_curve
 from report.ranks import compare, most_changed
@@ -93,6 +95,25 @@ def test_histogram_and_curve_hold_every_query(gallery):
     curve, expected = recall_curve(ranks, gallery), summary(ranks, gallery)
     for k in (1, 5, 10, 50, 100):
         assert curve[min(k, gallery) - 1] == pytest.approx(expected[f"R{k}"])
+
+
+@pytest.mark.parametrize(
+    "first", [[0.0, 0.0, 0.0, 0.0], [0.84, 0.84, 0.87, 0.87], [1.0, 1.0, 1.0, 1.0], [0.9, 0.1, 0.5, 0.0]]
+)
+def test_curves_are_told_apart(first):
+    """Each has its own line and marker, and where it begins its name and R@1, which no other name covers."""
+    right = [np.arange(100) < 100 * share for share in first]
+    figure = charts.recall({kind: np.where(own, 1, 7) for kind, own in zip(charts.KINDS, right, strict=True)}, 50)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert len({line.get_linestyle() for line in axes.lines}) == len({line.get_marker() for line in axes.lines}) == 4
+    assert [text.get_text().split()[-1] for text in axes.texts] == [f"{100 * own.mean():.1f}" for own in right]
+    boxes = [Text.get_window_extent(text) for text in axes.texts]  # without the line to the curve
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    place = axes.get_window_extent()
+    assert all(place.contains(box.x0, box.y0) and place.contains(box.x1, box.y1) for box in boxes)
+    low, high = axes.get_ylim()
+    assert high - low >= 13 and low <= 100 * min(first)
 
 
 def test_evenly():
