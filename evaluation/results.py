@@ -24,7 +24,7 @@ PROTOCOLS = ("strict", "published")
 
 METRICS = {"t2v": text_to_video, "v2t": video_to_text}
 
-REFERENCES = {"undiffused": "text as encoded", "mean_pooled": "mean pooling"}
+REFERENCES = {"undiffused": "original text embedding", "mean_pooled": "mean pooling"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Evaluation:
     """The metrics of one evaluation."""
 
     results: list[dict[str, Any]]  # one row for each metric, protocol and dsl
-    references: list[dict[str, Any]]  # the same model scored with texts as encoded and with mean pooling
+    references: list[dict[str, Any]]  # the same model scored with original text embeddings and with mean pooling
     seconds: float
     similarity_seconds: float = 0.0  # the part of it that scored pairs
     pairs_diffused: int = 0
@@ -116,7 +116,7 @@ COLUMNS = ("R1", "R5", "R10", "R50", "R100", "MedR", "MeanR")
 def format_table(evaluation: Evaluation, metric: str, dsl: bool, selection: Selection | None = None) -> str:
     """A recall table for people: rows of one direction, with DSL rows if wanted.
 
-    The last rows score the same checkpoint with the texts as encoded and with plain mean pooling.
+    The last rows score the same checkpoint with the original text embeddings and with plain mean pooling.
 
     :param selection: what chose the checkpoint, which is told below the table; None while none is chosen yet.
     """

@@ -55,7 +55,7 @@ KINDS = {  # of scores: label, colour, line and marker
 }
 LINES = ("-", "--", "-.", ":")
 MARKED = [factor * 10**power for power in range(6) for factor in (1, 2, 5)]  # values of K
-LABEL = 0.38  # of the width of a chart, for the labels before the lines
+LABEL = 0.48  # of the width of a chart, for the labels before the lines
 APART = 0.075  # of the height of a chart, between labels
 
 

@@ -1,7 +1,7 @@
 """Queries over an index, in up to three stages that are each dearer than the one before and see fewer clips.
 
 1. All clips by the cosine of the query with the mean of their frames (`mean_pooled`).
-2. The best --pool_topk of them by the model's score of the query as encoded, with its own pooling (`pooled`).
+2. The best --pool_topk of them by the model's score of the original embedding of the query, with its own pooling (`pooled`).
 3. Where the model's score of a pair is more than that, the best --rerank_topk of those by its score (`rescored`).
 
 A clip that a later stage saw ranks before all that it did not see. With --pool_topk=0 --rerank_topk=0 the ranking is
@@ -231,7 +231,7 @@ class Searcher:
         return ranking.reordered(self._rescored(texts, videos, best), "rescored")
 
     def _pooled(self, texts: Texts, videos: Videos, pairs: Ranking) -> Tensor:
-        """Scores of the texts as encoded, of pairs, (P,)."""
+        """Scores of the original text embeddings, of pairs, (P,)."""
         scores = []
         for rows in torch.arange(len(pairs.scores)).split(PAIRS_AT_ONCE):
             text_index, video_index = (index[rows].to(self.device) for index in (pairs.text_index, pairs.video_index))
