@@ -62,7 +62,7 @@ def program(monkeypatch, capfd, tmp_path):
         before = files()
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [name, *arguments])
-        monkeypatch.setattr(os, "_exit", sys.exit)  # with which search.py would end these tests
+        monkeypatch.setattr(os, "_exit", sys.exit)  # by which search.py would end the tests, too
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(ROOT / name), run_name="__main__")
