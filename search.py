@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -33,8 +34,8 @@ logger = logging.getLogger(__name__)
 def main() -> None:
     config = SearchConfig.parse(prog="search.py", description=__doc__.splitlines()[0])
     commands = {
-        "index": index, "query": query, "status": status, "list": list_files, "forget": forget, "prune": prune,
-        "verify": verify,
+        "index": index, "query": query, "serve": serve, "status": status, "list": list_files, "forget": forget,
+        "prune": prune, "verify": verify,
     }  # fmt: skip
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # of names that the terminal has no letters for
@@ -65,23 +66,12 @@ def query(config: SearchConfig) -> None:
         raise InputError("standard output is closed: there is nowhere to answer")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)  # answers go to stdout
     from utils.files import check_writable
-    from video_index.store import Store
 
-    # 1. index and model
-    store = Store(Path(config.index))
-    store.map_folders(config.videos_dir)
+    # 1. query, index and model
     asked = _asked(config)
     check_writable(config.contact_sheet, config.cut and Path(config.cut) / "moment")
-    with quick_imports():
-        from utils.device import choose_device, choose_precision
-        from video_index.answers import Answer, printed
-        from video_index.searching import Searcher
-        from video_index.searching_model import load_model
-
-    device = choose_device(config.gpu)
-    config, model, _ = load_model(config, store.head, device)
-    searcher = Searcher(model, store, config, device, choose_precision(config.precision, device))
-    logger.info("%d clips, model: %s", len(searcher.clips), store.head.made_with)
+    searcher = _searcher(config)
+    from video_index.answers import Answer, printed
 
     # 2. queries
     answers = []
@@ -90,7 +80,7 @@ def query(config: SearchConfig) -> None:
         hits = search()
         answers.append(Answer(kind, text, hits, time.perf_counter() - started, _with_it(config, kind)))
         _write(printed(config.format, answers[-1], first=len(answers) == 1))
-    store.close()
+    searcher.store.close()
 
     # 3. moments and thumbnails
     if config.cut:
@@ -100,6 +90,18 @@ def query(config: SearchConfig) -> None:
 
         contact_sheet(Path(config.contact_sheet), answers)
         logger.info("thumbnails are in %s", config.contact_sheet)
+
+
+def serve(config: SearchConfig) -> None:
+    """Serve a page to search in, until it is stopped."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    searcher = _searcher(config)
+    from video_index.page.library import Library
+    from video_index.page.server import PageServer
+
+    with PageServer(Library(searcher), config.host, config.port) as server, suppress(KeyboardInterrupt):  # it ends so
+        logger.info("open %s in a browser; Ctrl-C ends it", server.address)
+        server.serve_forever()
 
 
 def status(config: SearchConfig) -> None:
@@ -151,6 +153,24 @@ def verify(config: SearchConfig) -> None:
         lacking = verify(folder)
     again = f": `python search.py index --index={folder}` encodes them" if lacking else ""
     logger.info("%s is whole now; %d clips are to be encoded%s", folder, lacking, again)
+
+
+def _searcher(config: SearchConfig) -> "Searcher":
+    """An index with its model, ready for queries."""
+    from video_index.store import Store
+
+    store = Store(Path(config.index))  # a wrong folder answers before the model is there
+    store.map_folders(config.videos_dir)
+    with quick_imports():
+        from utils.device import choose_device, choose_precision
+        from video_index.searching import Searcher
+        from video_index.searching_model import load_model
+
+    device = choose_device(config.gpu)
+    config, model, _ = load_model(config, store.head, device)
+    searcher = Searcher(model, store, config, device, choose_precision(config.precision, device))
+    logger.info("%d clips, model: %s", len(searcher.clips), store.head.made_with)
+    return searcher
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

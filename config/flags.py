@@ -41,14 +41,14 @@ ROLES = {
     # where the model comes from
     "source": Role("train test index", "query", kept=True),
     # how a model scores: a test may choose
-    "score": Role("train test query", agrees=True, kept=True),
-    "arithmetic": Role("train test index query", agrees=True),
+    "score": Role("train test query serve", agrees=True, kept=True),
+    "arithmetic": Role("train test index query serve", agrees=True),
     # which videos and captions
     "data": Role("train test", agrees=True),
     # what the model becomes
     "training": Role("train", "test", agrees=True),
     # how fast, and with how much memory
-    "machine": Role("train test index query"),
+    "machine": Role("train test index query serve"),
     # where files lie, and what is told
     "files": Role("train test", told=False),
     # how a run saves, tells and goes on

@@ -48,7 +48,7 @@ class Retrieval:
         metavar="HEADS")
     transformer_dropout: float = flag(0.3, "dropout of the frame pooling, between 0 and 1", role="training", minimum=0,
         maximum=1, archs=CROSS_ATTENTION_ARCHS, metavar="SHARE")
-    seed: int = flag(24, "seed of everything random", role="score", minimum=0, programs="train test index query")
+    seed: int = flag(24, "seed of everything random", role="score", minimum=0, programs="train test index query serve")
 
 
 @group("diffusion", "The text diffusion of TextDiffs (--arch=clip_stochastic).", "shape", DIFFUSION_ARCHS)

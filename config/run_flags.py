@@ -7,6 +7,8 @@ from config.model_flags import CROSS_ATTENTION_ARCHS, DIFFUSION_ARCHS, TMASS
 
 DATASETS = ("MSRVTT", "MSVD", "LSMDC", "DiDeMo", "ActivityNet", "MovingShapes", "custom")
 
+REPORT_ALONE = "alone"  # --report without the folder of another one
+
 # A flag takes the lines that its words need.
 # fmt: off
 
@@ -75,7 +77,7 @@ class Machine:
         "compute the layers of CLIP twice instead of keeping what they hold: less memory", programs="train",
         quiet="test")
     batch_size_split: int | None = flag(None, "(text, video) pairs diffused at once", aliases=("chunk_size",),
-        minimum=1, metavar="PAIRS", unset="by free memory", programs="train test query")
+        minimum=1, metavar="PAIRS", unset="by free memory", programs="train test query serve")
     save_memory_mode: bool = flag(False, "few pairs at once, and score matrices in files below --output_dir",
         programs="train test")
     num_workers: int = flag(8, "processes that decode videos, at most one per CPU core; 0 decodes in the main process",
@@ -95,8 +97,10 @@ class Evaluation:
     load_embeddings: str | None = flag(None,
         "file of --save_embeddings: features are taken from there and no video is read", metavar="FILE")
     save_sims: str | None = flag(None, "npz file for the score matrices", metavar="FILE")
-    report: bool = flag(False,
-        "write report.html beside the results: tables, curves, queries with what was found; and its plots as PNG")
+    report: str | None = flag(None,
+        "write report.html beside the results: tables, curves, queries with what was found, their ranks as CSV;"
+        " with the folder of another report also what differs from that one", alone=REPORT_ALONE, metavar="DIR",
+        unset="no report")
     output_json: str | None = flag(None, "file for the results", role="files", metavar="FILE",
         unset="results.json in the run's folder")
 

@@ -18,6 +18,7 @@ DESCRIPTIONS = {
     " own model; without one, plain CLIP searches: --clip_arch or --clip_path.",
     "query": "Rank the videos of an index for a sentence. The model is that of the index; flags of `search.py index`"
     " that name another are taken, too.",
+    "serve": "Show a page to search in, at an address of this machine that a browser opens. It follows the index.",
     "status": "Say what is in an index.",
     "list": "Show the files of an index, how long they are, and whether they are searched.",
     "forget": "Take files or folders out of an index. The next `index` takes them in again, unless --exclude says not.",
@@ -29,6 +30,8 @@ ALL = "Search your own videos with a sentence. Each command has its own --help; 
 FORMATS = ("table", "json", "csv", "paths", "paths0", "m3u", "edl")
 PICTURES = (".png", ".jpg", ".jpeg")
 INDEX_ONLY = {"programs": "index", "quiet": ""}
+SERVE_ONLY = {"programs": "serve", "quiet": ""}
+TO_SEARCH = {"programs": "query serve", "quiet": ""}
 
 
 @group("search", "What is searched, for what, and what is shown.", "query")
@@ -40,7 +43,7 @@ class SearchConfig(Config):
     index: str | None = flag(None, "folder of the index", metavar="DIR", unset="none, must be given",
         programs=" ".join(DESCRIPTIONS))
     videos_dir: str | None = flag_again(Config, "videos_dir", None, group="search", help="folder of the videos, or"
-        " NAME=DIR where one of the index lies now", unset="all folders of the index", programs="index query",
+        " NAME=DIR where one of the index lies now", unset="all folders of the index", programs="index query serve",
         quiet="")
     exclude: str | None = flag(None, "names or paths of files and folders that are left out, patterns (*, ?) with"
         " commas between them; they are kept for later runs", metavar="PATTERNS", unset="those of the run before",
@@ -67,14 +70,18 @@ class SearchConfig(Config):
     min_score: float = flag(0.0, "hits alone that are before so much of the library", minimum=0, maximum=100,
         metavar="PERCENT")
     pool_topk: int = flag(500, "all videos are ranked by the mean of their frames, then the frames of the best N are"
-        " pooled for the query; 0: of all", minimum=0)
+        " pooled for the query; 0: of all", minimum=0, **TO_SEARCH)
     rerank_topk: int = flag(20, "then each of the best N is scored by how well it explains the words (T-MASS: by"
-        " samples around the text); 0: each that was pooled", minimum=0, archs=("clip_stochastic", "clip_tmass"))
+        " samples around the text); 0: each that was pooled", minimum=0, archs=("clip_stochastic", "clip_tmass"),
+        **TO_SEARCH)
     format: str = flag("table", "what is printed: a table; json, an object for each query; csv; paths of the files,"
         " paths0 (or -0) with NUL behind each; m3u or edl (of mpv), which play the moments", choices=FORMATS)
     contact_sheet: str | None = flag(None, "picture (.png, .jpg) of thumbnails of the hits", metavar="FILE")
     cut: str | None = flag(None, "folder into which the moments are written as files, copied without loss from the key"
         " frame before where their format allows it", metavar="DIR")
+    host: str = flag("127.0.0.1", "address at which the page is served; of another than this machine's own, such as"
+        " 0.0.0.0, a token in the address of the page keeps strangers out", metavar="ADDRESS", **SERVE_ONLY)
+    port: int = flag(8642, "port of the page; 0: any that is free", minimum=0, maximum=65535, **SERVE_ONLY)
     # what is otherwise in search.py
     arch: str = flag_again(Config, "arch", "clip_baseline")
     pooling_type: str = flag_again(Config, "pooling_type", "avg")

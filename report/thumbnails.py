@@ -1,29 +1,31 @@
-"""Thumbnails of videos for a page: a few frames side by side, as the data URI of a JPEG."""
+"""Thumbnails of videos for a page: a few frames side by side, as the data URI of a JPEG; and links to the files."""
 
 import base64
+import os
 from pathlib import Path
+from urllib.parse import quote
 
-import cv2
 import numpy as np
 
 from config import Config
 from datasets.annotations import Clip, Split, read_split
 from datasets.video import read_frames
 from utils.errors import InputError
+from utils.pictures import jpeg_strip
 
 FRAMES = 3  # enough to see what moves
 HEIGHT = 72  # pixels
-QUALITY = 82
 
 
 class Thumbnails:
     """Makes thumbnails of the clips of a split, each once.
 
     :param split: its clips need not know their files: these are then looked for, where the flags say.
+    :param folder: of the page.
     """
 
-    def __init__(self, split: Split, config: Config) -> None:
-        self.clips = split.clips
+    def __init__(self, split: Split, config: Config, folder: Path) -> None:
+        self.clips, self.folder = split.clips, folder
         self.files = _files(split, config)
         self.made: dict[int, str | None] = {}
 
@@ -32,6 +34,14 @@ class Thumbnails:
         if clip not in self.made:
             self.made[clip] = self._make(self.clips[clip])
         return self.made[clip]
+
+    def link(self, clip: int) -> str | None:
+        """Address of a clip's video as seen from the page, with its times; None where the file is not there."""
+        path, (start, end) = self.files.get(self.clips[clip].video_id), (self.clips[clip].start, self.clips[clip].end)
+        if path is None:
+            return None
+        times = "" if start is None else f"#t={start:g},{end:g}" if end is not None else f"#t={start:g}"
+        return quote(Path(os.path.relpath(path.resolve(), self.folder.resolve())).as_posix()) + times
 
     def _make(self, clip: Clip) -> str | None:
         path = self.files.get(clip.video_id)
@@ -43,12 +53,7 @@ class Thumbnails:
 
 def strip_uri(frames: np.ndarray) -> str:
     """Frames RGB uint8 (F, H, W, 3), scaled to HEIGHT and side by side, as a data URI."""
-    height, width = frames.shape[1:3]
-    size = (max(1, round(width * HEIGHT / height)), HEIGHT)
-    method = cv2.INTER_AREA if height > HEIGHT else cv2.INTER_LINEAR
-    strip = np.hstack([cv2.resize(frame, size, interpolation=method) for frame in frames])
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(strip, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode("ascii")
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg_strip(frames, HEIGHT)).decode("ascii")
 
 
 def _files(split: Split, config: Config) -> dict[str, Path]:

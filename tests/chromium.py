@@ -1,7 +1,7 @@
 """A headless Chromium that looks at pages, over its debugging pipe (--remote-debugging-pipe): no package is needed.
 
-`python -m tests.chromium PAGE PICTURE WIDTH HEIGHT [ID]` makes a screenshot from an element of the page on: a PNG, or a
-JPEG where PICTURE ends so.
+`python -m tests.chromium PAGE PICTURE WIDTH HEIGHT [ID]` makes a screenshot of a file or an address, from an element of
+the page on: a PNG, or a JPEG where PICTURE ends so.
 """
 
 import base64
@@ -76,13 +76,14 @@ class Chromium:
                 return answer["result"]
         raise AssertionError(f"no answer to {method}")
 
-    def open(self, page: Path, width: int, height: int) -> None:
-        """Load a file at a size in CSS pixels, and wait until all of it is there. A narrow window is a phone."""
+    def open(self, page: Path | str, width: int, height: int) -> None:
+        """Load a file or an address at a size in CSS pixels, and wait until all of it is there. A narrow window is a
+        phone."""
         self.events.clear()
         phone = width < 600
         size = {"width": width, "height": height, "deviceScaleFactor": 1 + phone, "mobile": phone}
         self.call("Emulation.setDeviceMetricsOverride", **size)
-        self.call("Page.navigate", url=page.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         deadline = time.monotonic() + TIMEOUT
         while "Page.loadEventFired" not in self.events:
             assert time.monotonic() < deadline, f"{page} does not load"
@@ -91,6 +92,14 @@ class Chromium:
     def evaluate(self, expression: str) -> Any:
         """Value of a JavaScript expression in the page."""
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+
+    def wait_for(self, expression: str) -> Any:
+        """Value of a JavaScript expression in the page, as soon as it is true."""
+        deadline = time.monotonic() + TIMEOUT
+        while not (value := self.evaluate(expression)):
+            assert time.monotonic() < deadline, f"{expression} does not come true"
+            time.sleep(0.05)
+        return value
 
     def screenshot(self, path: Path) -> None:
         """What the window shows, as PNG or JPEG."""
@@ -127,7 +136,7 @@ if __name__ == "__main__":
         sys.exit("no Chromium: name it in the variable CHROMIUM")
     with Chromium(program) as browser:
         browser.call("Emulation.setScrollbarsHidden", hidden=True)
-        browser.open(Path(page), int(width), int(height))
+        browser.open(page if page.startswith("http") else Path(page), int(width), int(height))
         if anchor:
             browser.evaluate(f"document.getElementById({anchor[0]!r}).scrollIntoView()")
         browser.screenshot(Path(picture))

@@ -35,6 +35,7 @@ FLAGS = {
         index videos_dir queries plus without like describe captions folder since until topk per_video min_score
         pool_topk format contact_sheet cut {OF_SCORE} {OF_MACHINE} seed batch_size_split
     """,
+    "serve": f"index videos_dir host port pool_topk {OF_SCORE} {OF_MACHINE} seed batch_size_split",
 }
 COMMON = "--exp_name=a --noclip_lr=1e-7"
 
@@ -92,11 +93,11 @@ def test_flags_of_the_other_program_are_taken_and_noted(program, other):
     assert Config.parse(shlex.split(COMMON), program).notes(program) == []
 
 
-@pytest.mark.parametrize("command", ["index", "query"])
+@pytest.mark.parametrize("command", ["index", "query", "serve"])
 def test_search_takes_its_own_flags_alone(command):
     """`query` takes those of the model, too, which an index tells it."""
-    of_index = [] if command == "index" else [*OF_MODEL.split(), *OF_RUN.split(), "load_epoch"]
+    of_index = [] if command != "query" else [*OF_MODEL.split(), *OF_RUN.split(), "load_epoch"]
     taken = names_of(SearchConfig, lambda declared: declared.taken_by(command))
     assert set(taken) == {*FLAGS[command].split(), *of_index}
     with pytest.raises(InputError, match="--num_epochs"):
-        SearchConfig.parse([command, "x", "--index=i", "--num_epochs=2"])
+        SearchConfig.parse([command, "--index=i", "--num_epochs=2"])

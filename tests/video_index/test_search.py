@@ -272,6 +272,7 @@ def test_help_of_each_command_lists_its_flags(search):
         (["index", "--help"], ["--videos_dir", "--window", "--datetime"], ["--topk", "--num_epochs"]),
         (["query", "--help"], ["QUERY", "--topk", "--like", "--sampler"], ["--exclude", "--num_epochs"]),
         (["forget", "--help"], ["PATH", "--index"], ["--topk", "--window"]),
+        (["serve", "--help"], ["--host", "--port", "--index"], ["--topk", "--window", "--clip_arch"]),
     ):
         done = search(*arguments)
         assert done.code == 0
@@ -323,6 +324,8 @@ def test_an_index_whose_checkpoint_has_gone_says_so(made, search, runs, videos, 
         (["index", "--videos_dir=empty", "--index=x", "--topk=3"], "--topk"),
         (["index", "--videos_dir=empty", "--index=x", "--window=0"], "--window=0"),
         (["query", "a", "--index=x"], "--index=x is no index"),
+        (["serve", "--index=x"], "--index=x is no index"),
+        (["serve", "--index=x", "--port=99999"], "--port=99999"),
         (["query", "a", "--index=other"], "is no TextDiffs video index"),
         (["query", "a", "--index=newer"], "version 99"),
         (
