@@ -3,6 +3,7 @@
 import json
 import shlex
 from pathlib import Path
+from typing import get_origin
 
 import pytest
 
@@ -366,8 +367,8 @@ def test_a_tilde_in_a_path_is_the_home_folder(kind, monkeypatch):
     for f, declared in flags_of(kind).values():
         if f.name in paths:
             for given, meant in {"~/a b": "/home/me/a b", "~": "/home/me", "a/~/b": "a/~/b", "a/b-c": "a/b-c"}.items():
-                repeated = [meant] if "tuple" in str(f.type) or "list" in str(f.type) else meant
-                assert vars(parser.parse_args([f"--{f.name}={given}"])) == {f.name: repeated}
+                wanted = [meant] if get_origin(f.type) is tuple else meant
+                assert vars(parser.parse_args([f"--{f.name}={given}"])) == {f.name: wanted}
             with pytest.raises(InputError, match=f"--{f.name}.*~nobody-of-this-name/x"):
                 parser.parse_args([f"--{f.name}=~nobody-of-this-name/x"])
         elif "str" in str(f.type) and not declared.choices:
