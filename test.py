@@ -62,16 +62,17 @@ def main() -> None:
             warn_of_others(trained_on, split)
         evaluator = Evaluator(split, config, device, dtype, model.preprocessing)
 
-        # 4. features
-        started = time.perf_counter()
-        embeddings = encoded(config, model, evaluator, here.is_main)
-
-        # 5. evaluation
         report = None
         if config.report and here.is_main:
             from report.page import Report  # with matplotlib, slow to import and not always wanted
 
             report = Report(split, config, path, selection, device)
+
+        # 4. features
+        started = time.perf_counter()
+        embeddings = encoded(config, model, evaluator, here.is_main)
+
+        # 5. evaluation
         sims = config.save_sims and Path(config.save_sims)
         evaluation = evaluator.evaluate(model, embeddings, sims=sims, look=report and report.look)
         evaluation = replace(evaluation, seconds=time.perf_counter() - started)

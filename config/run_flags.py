@@ -7,6 +7,8 @@ from config.model_flags import CROSS_ATTENTION_ARCHS, DIFFUSION_ARCHS, TMASS
 
 DATASETS = ("MSRVTT", "MSVD", "LSMDC", "DiDeMo", "ActivityNet", "MovingShapes", "custom")
 
+REPORT_ALONE = "alone"  # --report without the folder of another one
+
 # A flag takes the lines that its words need.
 # fmt: off
 
@@ -95,8 +97,10 @@ class Evaluation:
     load_embeddings: str | None = flag(None,
         "file of --save_embeddings: features are taken from there and no video is read", metavar="FILE")
     save_sims: str | None = flag(None, "npz file for the score matrices", metavar="FILE")
-    report: bool = flag(False,
-        "write report.html beside the results: tables, curves, queries with what was found; and its plots as PNG")
+    report: str | None = flag(None,
+        "write report.html beside the results: tables, curves, queries with what was found, their ranks as CSV;"
+        " with the folder of another report also what differs from that one", alone=REPORT_ALONE, metavar="DIR",
+        unset="no report")
     output_json: str | None = flag(None, "file for the results", role="files", metavar="FILE",
         unset="results.json in the run's folder")
 

@@ -8,7 +8,7 @@ RESAMPLES = 10_000
 
 
 class Difference(NamedTuple):
-    """A mean difference and its 95 % interval."""
+    """A mean difference, or a mean, and its 95 % interval."""
 
     mean: float
     low: float
@@ -31,3 +31,9 @@ def paired_difference(first: np.ndarray, second: np.ndarray, seed: int, resample
     drawn = np.random.default_rng(seed).multinomial(first.size, counts / first.size, size=resamples)
     low, high = np.quantile(drawn @ values / first.size, (0.025, 0.975))
     return Difference(float((first - second).mean()), float(low), float(high))
+
+
+def mean_interval(values: np.ndarray, seed: int, resamples: int = RESAMPLES) -> Difference:
+    """The mean of a value for each query (n,), with the interval that `paired_difference` has for it. Of equal values,
+    such as a recall of 0 or 100 %, the interval has no width, which says nothing about other queries."""
+    return paired_difference(values, np.zeros_like(values), seed, resamples)

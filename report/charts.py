@@ -2,8 +2,9 @@
 
 import base64
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import cycle, pairwise
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
+from evaluation.results import REFERENCES
 from report.findings import rank_histogram, recall_curve
 from report.history import SUM, History
 from utils.errors import InputError
@@ -45,29 +47,40 @@ STYLE = {
     "svg.fonttype": "path",  # looks alike everywhere
     "svg.hashsalt": "report",  # the same numbers give the same file
 }
-KINDS = {  # of scores: label, colour and line
-    "strict": ("strict", BLUE, "-"),
-    "published": ("published", ORANGE, "--"),
-    "undiffused": ("original text embedding", GREEN, "-."),
-    "mean_pooled": ("mean pooling", GREY, ":"),
+KINDS = {  # of scores: label, colour, line and marker
+    "strict": ("strict", BLUE, "-", "o"),
+    "published": ("published", ORANGE, "--", "s"),
+    "undiffused": (REFERENCES["undiffused"], GREEN, "-.", "^"),
+    "mean_pooled": (REFERENCES["mean_pooled"], "#5d6776", ":", "D"),
 }
+LINES = ("-", "--", "-.", ":")
+MARKED = [factor * 10**power for power in range(6) for factor in (1, 2, 5)]  # values of K
+LABEL = 0.38  # of the width of a chart, for the labels before the lines
+APART = 0.075  # of the height of a chart, between labels
 
 
 def recall(ranks: Mapping[str, np.ndarray], gallery: int) -> Figure:
-    """R@K over K, a line for each kind of score.
+    """R@K over K, a line for each kind of score, with its name and R@1 where it begins.
 
     :param ranks: by kind of score, (queries,).
     """
+    curves = {kind: recall_curve(found, gallery) for kind, found in ranks.items()}
+    bottom, marks = _floor(min(curve[0] for curve in curves.values())), [k for k in MARKED if k <= gallery]
+    first = {kind: float(curve[0]) for kind, curve in curves.items()}
+    heights = dict(zip(first, _spread([*first.values()], bottom, APART * (103 - bottom)), strict=True))
+    wide = np.log10(max(gallery, 2)) / (1 - LABEL)  # decades of the whole chart
     with _chart("K, candidates looked at", "R@K (%)") as (figure, axes):
-        for kind, found in ranks.items():
-            label, colour, line = KINDS[kind]
-            axes.plot(range(1, gallery + 1), recall_curve(found, gallery), color=colour, ls=line, label=label)
-        axes.set(xscale="log", xlim=(1, max(gallery, 2)), ylim=(0, 103))
-        ticks = [factor * 10**power for power in range(6) for factor in (1, 2, 5)]
-        axes.set_xticks([tick for tick in ticks if tick <= gallery])
+        for kind, curve in curves.items():
+            label, colour, line, marker = KINDS[kind]
+            axes.plot(range(1, gallery + 1), curve, color=colour, ls=line, marker=marker, ms=4,
+                      markevery=[k - 1 for k in marks], clip_on=False, label=label)  # fmt: skip
+            leader = {"arrowstyle": "-", "color": colour, "lw": 0.7, "relpos": (1, 0.5), "shrinkA": 1}
+            axes.annotate(f"{label} {first[kind]:.1f}", (1, first[kind]), (10 ** (-0.06 * wide), heights[kind]),
+                          ha="right", va="center", size=8, arrowprops=leader)  # fmt: skip
+        axes.set(xscale="log", xlim=(10 ** (-LABEL * wide), max(gallery, 2)), ylim=(bottom, 103))
+        axes.set_xticks(marks if gallery < 500 else marks[::3])  # then powers of ten
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.legend(loc="lower right")
     return figure
 
 
@@ -92,8 +105,8 @@ def histogram(ranks: Mapping[str, np.ndarray], gallery: int) -> Figure:
 def losses(history: History) -> Figure:
     """Terms of the training loss over the steps; of several sizes, so on a logarithmic scale."""
     with _chart("step", "training loss") as (figure, axes):
-        for name, colour in zip(history.losses(), COLOURS, strict=False):
-            line = {"color": INK, "ls": ":", "lw": 1.4} if name == SUM else {"color": colour}
+        for name, colour, dash in zip(history.losses(), COLOURS, cycle(LINES), strict=False):
+            line = {"color": INK, "lw": 2.4} if name == SUM else {"color": colour, "ls": dash}
             axes.plot(*_series(history, name), **line, label=name.removeprefix("train/").replace("_", "-"))
         axes.set_yscale("log")
         low, high = axes.get_ylim()
@@ -108,13 +121,15 @@ def losses(history: History) -> Figure:
 def training_recall(history: History) -> Figure:
     """Strict recall of both directions over the steps."""
     with _chart("step", "strict (%)") as (figure, axes):
-        for metric, colour in zip(("R1", "R5", "R10"), COLOURS, strict=False):
+        lowest = 100.0
+        for metric, colour, marker in (("R1", BLUE, "o"), ("R5", ORANGE, "s"), ("R10", GREEN, "^")):
             for direction, line in (("t2v", "-"), ("v2t", "--")):
                 name = f"eval/{direction}_strict/{metric}"
                 if name in history.series:
-                    axes.plot(*_series(history, name), color=colour, ls=line, marker="o", ms=3,
+                    axes.plot(*_series(history, name), color=colour, ls=line, marker=marker, ms=4,
                               label=f"{direction} R@{metric[1:]}")  # fmt: skip
-        axes.set_ylim(0, 103)
+                    lowest = min(lowest, *history.series[name].values)
+        axes.set_ylim(_floor(lowest), 103)
         _mark_epochs(axes, history)
         axes.legend(loc="lower right", ncols=3)
     return figure
@@ -147,6 +162,22 @@ def _chart(xlabel: str, ylabel: str) -> Iterator[tuple[Figure, Axes]]:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=SIZE, layout="constrained")
         yield figure, figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
+
+
+def _floor(lowest: float) -> float:
+    """Where an axis of percentages that ends at 100 begins: a quarter of its height lies below the lowest value."""
+    return min(90.0, max(0.0, 5 * ((lowest - (100 - lowest) / 3) // 5)))
+
+
+def _spread(heights: Sequence[float], bottom: float, apart: float) -> list[float]:
+    """Heights of labels, near those of what they name, at least so far apart, none below `bottom`."""
+    order = sorted(range(len(heights)), key=heights.__getitem__, reverse=True)
+    spread = list(heights)
+    for above, below in pairwise(order):
+        spread[below] = min(spread[below], spread[above] - apart)
+    for place, index in enumerate(reversed(order)):
+        spread[index] = max(spread[index], bottom + (place + 0.5) * apart)
+    return spread
 
 
 def _series(history: History, name: str) -> tuple[list[int], list[float]]:

@@ -39,6 +39,26 @@ class Query:
 
 
 @dataclass(frozen=True)
+class RankedText:
+    """A text at its place in the ranking of a video: of the texts of one video only the best has a place."""
+
+    text: int
+    rank: int
+    score: float
+    first_stage: bool
+    right: bool
+
+
+@dataclass(frozen=True)
+class VideoQuery:
+    """A video with the texts that were found, as `Query`."""
+
+    video: int
+    rank: int
+    hits: list[RankedText]
+
+
+@dataclass(frozen=True)
 class Findings:
     """Strict results of single queries, and ranks by every kind of score."""
 
@@ -47,6 +67,8 @@ class Findings:
     best: list[Query]  # found first with the widest gap to the runner-up
     worst: list[Query]
     sample: list[Query]  # evenly from all
+    worst_videos: list[VideoQuery]
+    sampled_videos: list[VideoQuery]
 
 
 def find(scores: Similarity, video_of_text: Sequence[int]) -> Findings:
@@ -69,7 +91,13 @@ def find(scores: Similarity, video_of_text: Sequence[int]) -> Findings:
         name: [_query(scores, int(text), int(video_of_text[text]), int(found[text])) for text in texts]
         for name, texts in cases.items()
     }
-    return Findings(ranks, scores.strict.shape[1], **queries)
+    found, owner = ranks["v2t"]["strict"], np.asarray(video_of_text)
+    cases = {"worst_videos": np.argsort(-found, kind="stable")[:CASES], "sampled_videos": evenly(len(found), CASES)}
+    videos = {
+        name: [_video_query(scores, int(video), owner, int(found[video])) for video in chosen]
+        for name, chosen in cases.items()
+    }
+    return Findings(ranks, scores.strict.shape[1], **queries, **videos)
 
 
 def evenly(count: int, wanted: int) -> np.ndarray:
@@ -94,14 +122,29 @@ def rank_histogram(ranks: np.ndarray, gallery: int) -> list[tuple[str, int]]:
 
 
 def _keys(scores: Similarity, texts: slice) -> np.ndarray:
-    """What some texts rank the videos by, float64 (texts, videos): where only some pairs were diffused, these in front
-    of the others."""
+    """What some texts rank the videos by, float64 (texts, videos)."""
     values = scores.strict[texts].astype(np.float64)
     if scores.first is None:
         return values
-    candidates = scores.first.candidates_of_texts(texts)
+    return _in_front(scores.first.candidates_of_texts(texts), values, scores.first.scores[texts])
+
+
+def _keys_of_video(scores: Similarity, video: int) -> tuple[np.ndarray, np.ndarray]:
+    """What a video ranks the texts by, float64 (texts,), and which of these pairs were diffused for it."""
+    values = scores.strict[:, video].astype(np.float64)
+    if scores.first is None:
+        return values, np.ones(len(values), dtype=bool)
+    candidates = scores.first.candidates_of_videos(slice(video, video + 1))[:, 0]
+    return _in_front(candidates[None], values[None], scores.first.scores[None, :, video])[0], candidates
+
+
+def _in_front(candidates: np.ndarray, values: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Keys of queries (queries, gallery) of which only some pairs were diffused: these in front of the others.
+
+    :param candidates: whether a pair was diffused, `values` what it then scores, `first` what it scores else.
+    """
     lowest = np.where(candidates, values, np.inf).min(axis=1, keepdims=True)
-    return np.where(candidates, values - lowest + IN_FRONT, scores.first.scores[texts])
+    return np.where(candidates, values - lowest + IN_FRONT, first)
 
 
 def _gaps(scores: Similarity, right: np.ndarray) -> np.ndarray:
@@ -127,6 +170,24 @@ def _query(scores: Similarity, text: int, right: int, rank: int) -> Query:
         for place, video in shown
     ]
     return Query(text, rank, hits)
+
+
+def _video_query(scores: Similarity, video: int, owner: np.ndarray, rank: int) -> VideoQuery:
+    """:param owner: index of the right video of each text (texts,)."""
+    keys, diffused = _keys_of_video(scores, video)
+    order = np.lexsort((owner == video, -keys))  # ties count against the model
+    best = order[np.sort(np.unique(owner[order], return_index=True)[1])]  # text of each video
+    shown = [*enumerate(best[:HITS].tolist(), start=1)]
+    if rank > HITS:
+        shown.append((rank, int(best[rank - 1])))
+    hits = [
+        RankedText(
+            text, place, float((scores.strict if diffused[text] else scores.undiffused)[text, video]),
+            not diffused[text], bool(owner[text] == video),
+        )
+        for place, text in shown
+    ]  # fmt: skip
+    return VideoQuery(video, rank, hits)
 
 
 def _diffused(scores: Similarity, text: int, video: int) -> bool:

@@ -4,8 +4,10 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from trainer.run_folder import METRICS_FILE
+from evaluation.results import Evaluation
+from trainer.run_folder import BEFORE_FILE, METRICS_FILE
 from utils.errors import InputError
 
 SUM = "train/loss"  # of all terms
@@ -69,3 +71,15 @@ def read_history(folder: Path) -> History:
         raise InputError(f"{folder} holds no training history: {METRICS_FILE} has no records")
     whole = max(last_step) - 1 if max(last_step) - 1 in last_step else max(last_step)
     return History(series, last_step[whole] / whole)
+
+
+def read_before_training(folder: Path, dataset: str, evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Strict rows of the untrained model, from before_training.json of a run's folder; none where it is not there, or
+    tells of another data set, split or number of videos, or of a checkpoint."""
+    try:
+        before = json.loads((folder / BEFORE_FILE).read_text(encoding="utf-8"))
+        of = (before["dataset"], before["split"], before["checkpoint"], before["test_videos"]["evaluated"])
+        rows = [row for row in before["results"] if row["protocol"] == "strict"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return rows if of == (dataset, evaluation.split, None, evaluation.videos) else []

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 
 from config import Config
 from config.flags import flags_of
+from config.run_flags import REPORT_ALONE
 from datasets.annotations import Split
 from datasets.holdout import Selection
 from diffusion_lm.vocabulary import END
@@ -23,11 +25,14 @@ from evaluation.evaluator import Evaluator
 from evaluation.results import COLUMNS, REFERENCES, Evaluation
 from model.retrieval import RetrievalModel
 from model.textdiffs import TextDiffs
+from modules.bootstrap import mean_interval
 from modules.similarity import Similarity
 from modules.text_potential import is_word
 from report import charts
-from report.findings import Query, find, rank_histogram
-from report.history import History, read_history
+from report.caption_groups import recall_by_caption
+from report.findings import CASES, Query, RankedText, VideoQuery, find, rank_histogram
+from report.history import History, read_before_training, read_history
+from report.ranks import RANKS_FILE, SEED, compare, most_changed, queries_of, read_ranks, write_ranks
 from report.thumbnails import FRAMES, HEIGHT, Thumbnails
 from trainer.run_folder import CONFIG_FILE
 from utils.errors import InputError
@@ -71,6 +76,7 @@ class Report:
 
     :param checkpoint: that is evaluated; None for an untrained model.
     :param selection: what chose it.
+    :raises InputError: the report of --report=DIR is not there, or of other queries.
     """
 
     def __init__(
@@ -78,6 +84,8 @@ class Report:
     ) -> None:
         self.split, self.config, self.checkpoint, self.device = split, config, checkpoint, device
         self.selection = selection
+        self.trained = _config_of_training(checkpoint)
+        self.other = None if config.report == REPORT_ALONE else read_ranks(Path(config.report), split)
         self.words: dict[tuple[int, int], list[Word]] = {}  # of text and video
         self.nat = 0.0  # what one nat adds to a score
 
@@ -105,15 +113,16 @@ class Report:
         self.nat = float(model.nat)
 
     def write(self, folder: Path, evaluation: Evaluation) -> Path:
-        """Write report.html, and its plots as report-<name>.png.
+        """Write report.html, its plots as report-<name>.png and the rank of each query as report-ranks.csv.
 
         :param evaluation: with the matrices of which `look` was called.
         :return: the page.
         :raises InputError: they cannot be written.
         """
         plots = self._plots(self._history())
-        page = self._page(plots, evaluation)
+        page = self._page(plots, evaluation, folder)
         path = folder / PAGE
+        write_ranks(folder / RANKS_FILE, self.split, self.findings.ranks)
         for name, plot in plots.items():
             charts.write_png(plot.figure, folder / f"report-{name}.png")
         try:
@@ -149,14 +158,23 @@ class Report:
         if history is not None and "eval/t2v_strict/R1" in history.series:
             plots["training"] = Plot(
                 charts.training_recall(history),
-                f"Recall on the {self._select_on()} split",
+                f"Recall on the {self.trained.select_on if self.trained else 'unknown'} split",
                 "Strict recall of each evaluation in training.",
             )
         return plots
 
-    def _page(self, plots: dict[str, Plot], evaluation: Evaluation) -> str:
-        thumbnails, findings = Thumbnails(self.split, self.config), self.findings
+    def _page(self, plots: dict[str, Plot], evaluation: Evaluation, folder: Path) -> str:
+        thumbnails, findings = Thumbnails(self.split, self.config, folder), self.findings
         queries = {name: self._shown(getattr(findings, name), thumbnails) for name in ("best", "worst", "sample")}
+        videos = {
+            name: [self._shown_video(query, thumbnails) for query in getattr(findings, name)]
+            for name in ("worst_videos", "sampled_videos")
+        }
+        before = (
+            read_before_training(self.checkpoint.parent, self.config.dataset_name, evaluation)
+            if self.checkpoint
+            else []
+        )
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
             lstrip_blocks=True, undefined=jinja2.StrictUndefined,
@@ -171,13 +189,18 @@ class Report:
             captions=len(self.split.captions),
             columns=COLUMNS,
             directions=DIRECTIONS,
-            tables={direction: _rows(evaluation, direction) for direction in DIRECTIONS},
+            tables={direction: _rows(evaluation, before, direction) for direction in DIRECTIONS},
+            interval=_interval,
+            groups=recall_by_caption(self.split, findings.ranks["t2v"]["strict"]),
+            ranks_file=RANKS_FILE,
+            other=self.other and self.config.report,
+            compared={direction: self._compared(direction) for direction in DIRECTIONS} if self.other else {},
             histograms={d: rank_histogram(kinds["strict"], findings.gallery) for d, kinds in findings.ranks.items()},
             plots={
                 name: {"title": plot.title, "text": plot.text, "uri": charts.svg_uri(plot.figure)}
                 for name, plot in plots.items()
             },
-            queries=queries,
+            queries=queries | videos,
             nat=self.nat,
             full_colour=FULL_COLOUR,
             reads_words=bool(self.words),
@@ -185,18 +208,10 @@ class Report:
             thumbnails=sum(uri is not None for uri in thumbnails.made.values()),
             thumbnail_height=HEIGHT,
             evaluated_with=_settings(self.config, "test"),
-            trained_with=self._trained_with(),
+            trained_with=_settings(self.trained, "train") if self.trained else [],
             versions=_versions(),
             machine=f"{platform.system()} {platform.machine()}, {_device_name(self.device)}",
         )
-
-    def _select_on(self) -> str:
-        """The split of the evaluations in training."""
-        path = self.checkpoint and self.checkpoint.parent / CONFIG_FILE
-        try:
-            return Config.load(path).select_on if path else ""
-        except InputError:
-            return "unknown"
 
     def _shown(self, queries: list[Query], thumbnails: Thumbnails) -> list[dict[str, Any]]:
         captions, clips = self.split.captions, self.split.clips
@@ -207,17 +222,37 @@ class Report:
                 "words": self._words(query),
                 "hits": [
                     asdict(hit)
-                    | {
-                        "id": clips[hit.video].video_id,
-                        "caption": clips[hit.video].captions[0] if clips[hit.video].captions else "",
-                        "more": max(0, len(clips[hit.video].captions) - 1),
-                        "thumbnail": thumbnails[hit.video],
-                    }
+                    | self._video(hit.video, thumbnails)
+                    | {"caption": clips[hit.video].captions[0], "more": clips[hit.video].captions[1:]}
                     for hit in query.hits
                 ],
             }
             for query in queries
         ]
+
+    def _shown_video(self, query: VideoQuery, thumbnails: Thumbnails) -> dict[str, Any]:
+        captions, owner = self.split.captions, self.split.clip_of_caption
+
+        def shown(hit: RankedText) -> dict[str, Any]:
+            of_video = self._video(owner[hit.text], thumbnails)
+            return asdict(hit) | of_video | {"caption": captions[hit.text], "more": (), "thumbnail": None}
+
+        return self._video(query.video, thumbnails) | {"rank": query.rank, "hits": [shown(hit) for hit in query.hits]}
+
+    def _video(self, clip: int, thumbnails: Thumbnails) -> dict[str, str | None]:
+        return {
+            "id": self.split.clips[clip].video_id, "thumbnail": thumbnails[clip], "link": thumbnails.link(clip)
+        }  # fmt: skip
+
+    def _compared(self, direction: str) -> dict[str, Any]:
+        """Metrics of this evaluation and of the other one, and the queries whose ranks differ most."""
+        own, other = self.findings.ranks[direction]["strict"], self.other[direction]
+        queries = [query for query in queries_of(self.split) if query[0] == direction]
+        changed = [
+            {"video": queries[index][1], "caption": queries[index][2], "own": own[index], "other": other[index]}
+            for index in most_changed(own, other, 2 * CASES)
+        ]
+        return {"metrics": compare(own, other), "changed": changed}
 
     def _words(self, query: Query) -> dict[str, list[Word]]:
         """Those of a query, by the video that explains them."""
@@ -225,23 +260,33 @@ class Report:
         shown = {"right video": right} | ({"ranked first": query.hits[0]} if query.rank > 1 else {})
         return {of: self.words[query.text, hit.video] for of, hit in shown.items() if self.words}
 
-    def _trained_with(self) -> list[dict[str, Any]]:
-        """Settings of the training run; none where its folder does not tell."""
-        path = self.checkpoint and self.checkpoint.parent / CONFIG_FILE
-        if not path or not path.exists():
-            return []
-        try:
-            return _settings(Config.load(path), "train")
-        except InputError as error:
-            logger.warning("the report tells no settings of training: %s", error)
-            return []
+
+def _config_of_training(checkpoint: Path | None) -> Config | None:
+    """Of the run that a checkpoint is of; None where its folder does not tell."""
+    path = checkpoint and checkpoint.parent / CONFIG_FILE
+    if not path or not path.exists():
+        return None
+    try:
+        return Config.load(path)
+    except InputError as error:
+        logger.warning("the report tells no settings of training: %s", error)
+        return None
 
 
-def _rows(evaluation: Evaluation, direction: str) -> list[dict[str, Any]]:
-    """Rows of the recall table of a direction: both protocols, then the references; the same again with DSL."""
+def _rows(evaluation: Evaluation, before: list[dict[str, Any]], direction: str) -> list[dict[str, Any]]:
+    """Rows of the recall table of a direction: both protocols, the references, and strict before training; the same
+    again with DSL."""
     rows = [row | {"label": row["protocol"]} for row in evaluation.results]
     rows += [row | {"label": REFERENCES[row["scores"]]} for row in evaluation.references]
+    rows += [row | {"label": "before training"} for row in before]
     return [row for row in rows if row["metric"] == direction]
+
+
+def _interval(row: dict[str, Any]) -> tuple[float, float] | None:
+    """95 % interval of the R@1 of a row; None where all or none are found, which resampling cannot tell from sure."""
+    found = 100.0 * (np.arange(row["queries"]) < round(row["R1"] * row["queries"] / 100))
+    _, low, high = mean_interval(found, SEED)
+    return (low, high) if low < high else None
 
 
 def _settings(config: Config, program: str) -> list[dict[str, Any]]:

@@ -1,7 +1,9 @@
-"""Thumbnails of videos for a page: a few frames side by side, as the data URI of a JPEG."""
+"""Thumbnails of videos for a page: a few frames side by side, as the data URI of a JPEG; and links to the files."""
 
 import base64
+import os
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 
@@ -19,10 +21,11 @@ class Thumbnails:
     """Makes thumbnails of the clips of a split, each once.
 
     :param split: its clips need not know their files: these are then looked for, where the flags say.
+    :param folder: of the page.
     """
 
-    def __init__(self, split: Split, config: Config) -> None:
-        self.clips = split.clips
+    def __init__(self, split: Split, config: Config, folder: Path) -> None:
+        self.clips, self.folder = split.clips, folder
         self.files = _files(split, config)
         self.made: dict[int, str | None] = {}
 
@@ -31,6 +34,14 @@ class Thumbnails:
         if clip not in self.made:
             self.made[clip] = self._make(self.clips[clip])
         return self.made[clip]
+
+    def link(self, clip: int) -> str | None:
+        """Address of a clip's video as seen from the page, with its times; None where the file is not there."""
+        path, (start, end) = self.files.get(self.clips[clip].video_id), (self.clips[clip].start, self.clips[clip].end)
+        if path is None:
+            return None
+        times = "" if start is None else f"#t={start:g},{end:g}" if end is not None else f"#t={start:g}"
+        return quote(Path(os.path.relpath(path.resolve(), self.folder.resolve())).as_posix()) + times
 
     def _make(self, clip: Clip) -> str | None:
         path = self.files.get(clip.video_id)

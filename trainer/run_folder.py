@@ -18,6 +18,7 @@ CONFIG_FILE = "config.json"
 LOG_FILE = "log.txt"
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
+BEFORE_FILE = "before_training.json"  # results of the untrained model, where somebody has kept them
 EVALUATION = "eval/seconds"  # which the record of every evaluation has
 TEST = "test/seconds"  # and that of the test at the end
 

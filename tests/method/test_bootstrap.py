@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from modules.bootstrap import paired_difference
+from modules.bootstrap import mean_interval, paired_difference
 
 
 def test_what_is_the_same_differs_by_nothing():
@@ -47,3 +47,11 @@ def test_values_must_be_paired():
     for first, second in ((np.ones(3), np.ones(4)), (np.ones(0), np.ones(0))):
         with pytest.raises(ValueError, match="paired"):
             paired_difference(first, second, seed=1)
+
+
+@pytest.mark.parametrize(("hits", "queries"), [(84, 100), (430, 1000)])
+def test_the_interval_of_a_mean_is_that_of_a_share(hits, queries):
+    mean, low, high = mean_interval(np.arange(queries) < hits, seed=1)
+    deviation = np.sqrt(hits * (queries - hits) / queries) / queries
+    assert mean == pytest.approx(hits / queries)
+    assert (low, high) == pytest.approx((mean - 1.96 * deviation, mean + 1.96 * deviation), abs=1.1 / queries)

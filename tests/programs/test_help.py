@@ -62,7 +62,7 @@ def program(monkeypatch, capfd, tmp_path):
         before = files()
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [name, *arguments])
-        monkeypatch.setattr(os, "_exit", sys.exit)  # by which search.py would end the tests, too
+        monkeypatch.setattr(os, "_exit", sys.exit)  # how search.py leaves, which would end the tests as well
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(ROOT / name), run_name="__main__")
