@@ -21,16 +21,9 @@ from video_index.searching import Hit
 
 logger = logging.getLogger(__name__)
 
-COPIED = {
-    "mp4",
-    "m4v",
-    "mov",
-    "mkv",
-    "webm",
-    "ts",
-}  # what a copy is written as; of others as OTHERWISE, which holds most
-OTHERWISE = "mkv"
-NAME_LENGTH = 100  # characters of the name of the video, in that of the moment
+# what a copy is written as; of other formats as OTHERWISE, which holds most
+COPIED, OTHERWISE = {"mp4", "m4v", "mov", "mkv", "webm", "ts"}, "mkv"
+NAME_BYTES = 120  # of the name of the video in that of the moment; file systems take 255 in all
 SLACK = 1e-6  # seconds
 LEAST = 0.04  # seconds that are encoded
 LATER = 1.0  # by which sound may lie behind its picture in a file
@@ -46,7 +39,7 @@ def cut(folder: Path, number: int, hit: Hit) -> str:
     """
     source = Path(hit.clip.file)
     stem, extension = split_name(source.name)
-    name = f"{number:03} {shown(stem)[:NAME_LENGTH]}"
+    name = f"{number:03} {shown(stem).encode()[:NAME_BYTES].decode(errors='ignore')}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if is_picture(source):
@@ -69,6 +62,8 @@ def _film(source: Path, target: Path, start: float, end: float) -> str:
         with written_whole(target) as unfinished:
             begins, ends = _copy(source, unfinished, _format_of(target), start, end)
         return f"{shown(target)}: {clock(begins)} - {clock(ends)}, copied"
+    except InputError:  # a ValueError, too
+        raise
     except (av.FFmpegError, ValueError, TypeError) as error:
         logger.debug("%s is encoded anew: %s", shown(source), error)
     target = target.with_suffix(".mp4")

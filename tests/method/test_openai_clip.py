@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 from collections import OrderedDict
 
 import huggingface_hub
@@ -344,3 +345,16 @@ def test_a_missing_tokenizer_is_an_error(original, file, monkeypatch):
     with pytest.raises(InputError, match=r"vocab\.json and merges\.txt") as caught:
         load_clip("ViT-B/32", str(file))
     assert "\n" not in str(caught.value)
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
+    """Its library would try for half a minute."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
+    begun = time.perf_counter()
+    with pytest.raises(InputError, match="CLIP nobody/no-such-clip is not in the local cache and cannot be downloaded"):
+        load_clip("ViT-B/32", "nobody/no-such-clip")
+    assert time.perf_counter() - begun < 10

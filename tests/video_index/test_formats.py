@@ -235,6 +235,12 @@ def test_photos_and_short_videos_are_moments_too(drawn, tmp_path):
     assert timeline(made).end == pytest.approx(timeline(drawn / "clip0.mp4").end, abs=0.05)
 
 
+def test_a_long_name_is_cut_short(film, tmp_path):
+    source = tmp_path / ("\u72d7" * 80 + ".mp4")
+    source.write_bytes(film.read_bytes())
+    assert "copied" in cut(tmp_path / "m", 1, hit_of(str(source), 5.0, 7.0))
+
+
 def test_moments_from_the_command_line(made, search, videos, tmp_path):
     made(videos)
     (videos / "clip2.mp4").unlink()
