@@ -6,7 +6,7 @@
 are synthetic, so indexing them is writing alone. A query is all that happens from a sentence to its ranking once the
 index is loaded: by TextDiffs of the demo's sizes on the tiny CLIP (untrained, which costs the same), and by X-Pool with
 features as wide and of as many frames as those of ViT-B/32. The first stage is measured on its own among 200,000
-vectors, too.
+vectors, too, and the same queries are asked of the page's server.
 
 With --index, the queries of search_queries.json are searched for in an index, and the ranks of the right videos shown:
 
@@ -25,6 +25,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
+from threading import Thread
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
 import torch
 from torch.nn import functional as F
@@ -49,6 +52,8 @@ from video_index.encoding import TOKENS_DTYPE, Encoder, features_of, update
 from video_index.files import listing
 from video_index.head import Head
 from video_index.names import follow, missing, root_at
+from video_index.page.library import Library
+from video_index.page.server import PageServer
 from video_index.ranking import nearest
 from video_index.searching import Searcher
 from video_index.searching_model import load_model
@@ -158,6 +163,23 @@ def row(label: str, index: float, loading: float, queries: list[float], name: st
     return f"{label:<18}{index:10.2f}{loading:10.2f}{median(queries):14.3f}{max(queries):14.3f}"
 
 
+def through_the_page(model: RetrievalModel, folder: Path, frames: int, name: str, figures: Figures) -> str:
+    """Answers of the page's server, from request to reply: the best moment of each video."""
+    searcher = Searcher(model, Store(folder), settings(folder, frames), CPU, torch.float32)
+    with PageServer(Library(searcher), "127.0.0.1", 0) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+
+        def ask(text: str) -> int:
+            with urlopen(f"{server.address}search?{urlencode({'q': text, 'per_video': 1})}") as reply:
+                return len(reply.read())
+
+        ask("a first query, which starts threads")
+        spent = [timed(lambda text=query["query"]: ask(text))[0] for query in QUERIES]
+        server.shutdown()
+    figures["seconds"] |= {f"page_{name}": median(spent), f"slowest_page_{name}": max(spent)}
+    return f"page, {name}: {median(spent):.3f} s, slowest {max(spent):.3f} s"
+
+
 def first_candidates(count: int, figures: Figures) -> str:
     """The first stage of `count` vectors."""
     means, queries = (F.normalize(torch.randn(rows, 128), dim=-1) for rows in (count, 20))
@@ -232,8 +254,10 @@ def measure(folder: Path, quick: bool, figures: Figures) -> None:
     model = textdiffs()
     for count in sizes:
         logger.info(synthetic(folder, model, count, FRAMES, str(count), figures))
-    wide = wide_xpool()
-    logger.info(synthetic(folder, wide, sizes[-1], WIDE_FRAMES, f"{sizes[-1]}_wide", figures))
+    wide, name = wide_xpool(), f"{sizes[-1]}_wide"
+    logger.info(synthetic(folder, wide, sizes[-1], WIDE_FRAMES, name, figures))
+    for searched, frames, of in ((model, FRAMES, str(sizes[-1])), (wide, WIDE_FRAMES, name)):
+        logger.info(through_the_page(searched, folder / of, frames, of, figures))
     logger.info(start_up(folder, figures))
     figures["ratios"]["query_to_limit"] = figures["seconds"][f"query_{sizes[-1]}"] / MOST_SECONDS
     if not quick:

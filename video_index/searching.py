@@ -72,11 +72,11 @@ class Searcher:
         self.encoder = Encoder(model, config, device, dtype)
         self.clips: list[IndexedClip] = []
         self.parts: dict[tuple[int, int], int] = {}  # the index of each clip by video and part
-        with self._current():
+        with self.current():
             pass
 
     @contextmanager
-    def _current(self) -> Iterator[None]:
+    def current(self) -> Iterator[None]:
         """Inside, `clips` and `means` are those of the index as it is now, and it does not change.
 
         :raises InputError: it holds nothing.
@@ -108,7 +108,7 @@ class Searcher:
 
         :raises InputError: a video is not in the index and does not decode, or a folder holds nothing.
         """
-        with self._current(), autocast(self.device, self.dtype):
+        with self.current(), autocast(self.device, self.dtype):
             vectors, own = self._vectors(query)
             cosines, rows = nearest(self.means, vectors.cpu())
             passing = query.filters.passing(self.clips, self.store.roots())
@@ -161,7 +161,7 @@ class Searcher:
 
         :raises InputError: the video is not in the index and does not decode.
         """
-        with self._current(), autocast(self.device, self.dtype):
+        with self.current(), autocast(self.device, self.dtype):
             clips, encoded = self.encoded(video)
             texts = self._texts(sentences, self._text_features(sentences))
             videos = self._videos(encoded)

@@ -155,9 +155,11 @@ def test_a_file_comes_whole_or_in_ranges(page, ids, films, monkeypatch):
 def test_it_follows_the_index(own):
     server, folder = own
     film = ids_of(server)["film.mp4"]
-    make(folder / "new.mp4", *H264, seconds=1)
+    (folder / "fresh").mkdir()
+    make(folder / "fresh" / "new.mp4", *H264, seconds=1)
     (folder / "film.mp4").unlink()
     index(folder, folder.parent / "index")
+    assert ask(server, "/about").json["folders"] == ["films", "films/deeper", "films/fresh"]
     assert {hit["name"] for hit in searched(server, q="a").json["hits"]} == {"new.mp4", "old.avi", "photo.png", NASTY}
     assert ask(server, f"/file/{film}").status == 404
 
@@ -289,6 +291,11 @@ def test_fields_that_cannot_be(page, fields):
 def test_strange_queries_are_texts(page, text):
     assert len(searched(page, q=text).json["hits"]) == 4
     assert ask(page, "/search?q=%ff%fe%00").status == 200
+
+
+def test_what_is_cut_off_is_said(page):
+    assert searched(page, q="a red circle").json["notes"] == []
+    assert "CLIP reads the first" in searched(page, q="a", without="red " * 200).json["notes"][0]
 
 
 def test_an_error_says_nothing_of_the_program(page, monkeypatch, caplog):

@@ -58,8 +58,11 @@ class Library:
         return self.worker.submit(self._search, fields).result()
 
     def about(self) -> dict[str, Any]:
-        """How many clips there are, and the folders in which they lie."""
-        return {"clips": len(self.by_id), "folders": list(self.folders)}
+        """How many clips there are now, and the folders in which they lie.
+
+        :raises InputError: there are none.
+        """
+        return self.worker.submit(self._about).result()
 
     def picture(self, id: int, several: bool) -> bytes:
         """The middle frame of a clip, or FRAMES of it side by side, as a JPEG.
@@ -94,6 +97,11 @@ class Library:
                 raise NotThere(GONE)
             yield file, kind, state
 
+    def _about(self) -> dict[str, Any]:
+        with self.searcher.current():
+            self._look()
+        return {"clips": len(self.clips), "folders": list(self.folders)}
+
     def _look(self) -> None:
         """Take over the clips and folders of the index as the searcher has them."""
         if self.clips is self.searcher.clips:
@@ -122,10 +130,14 @@ class Library:
 
     def _search(self, fields: Mapping[str, str]) -> dict[str, Any]:
         started = time.perf_counter()
-        hits = self.searcher.search(asked(fields, self.folders))
+        query = asked(fields, self.folders)
+        hits = self.searcher.search(query)
         self._look()
         seconds = round(time.perf_counter() - started, 3)
-        return {"clips": len(self.clips), "seconds": seconds, "hits": list(map(self._told, hits))}
+        notes = [said for text in (*query.texts, *query.minus) for said in self.searcher.model.cut_off(text)]
+        return {
+            "clips": len(self.clips), "seconds": seconds, "notes": notes, "hits": list(map(self._told, hits)),
+        }  # fmt: skip
 
     def _told(self, hit: Hit) -> dict[str, Any]:
         """A hit as the page shows it."""

@@ -52,7 +52,7 @@ async function search() {
   hits.removeAttribute("aria-busy");
   const found = answer.hits ?? [];
   hits.replaceChildren(...found.map(card));
-  const of = `of ${answer.clips} clips, in ${answer.seconds} s`;
+  const of = [`of ${answer.clips} clips, in ${answer.seconds} s`, ...(answer.notes ?? [])].join(". ");
   said.textContent = answer.error ?? `${found.length || "no"} ${found.length === 1 ? "result" : "results"} ${of}`;
   if (answer.clips !== undefined && answer.clips !== clips) folders();
 }
