@@ -13,9 +13,13 @@ from utils.errors import InputError
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary file's name, this process's own, to write to: afterwards fsync and rename, so that `path` is either
-    the old file or the whole new one. An error leaves the old one.
+    the old file or the whole new one. An error leaves the old one. A device or a pipe is written to as it is: a file
+    must not take its place.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        yield path
+        return
     temporary = path.with_name(f".{socket.gethostname()}-{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

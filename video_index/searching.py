@@ -1,7 +1,7 @@
 """Queries over an index, in up to three stages that are each dearer than the one before and see fewer clips.
 
 1. All clips by the cosine of the query with the mean of their frames (`mean_pooled`).
-2. The best --pool_topk of them by the model's score of the original embedding of the query, with its own pooling (`pooled`).
+2. The best --pool_topk of them by the model's score of the query's original embedding, with its own pooling (`pooled`).
 3. Where the model's score of a pair is more than that, the best --rerank_topk of those by its score (`rescored`).
 
 A clip that a later stage saw ranks before all that it did not see. With --pool_topk=0 --rerank_topk=0 the ranking is

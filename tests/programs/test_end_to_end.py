@@ -1,6 +1,7 @@
 """The programs as people start them, on a small made-up MSR-VTT folder."""
 
 import json
+import os
 import re
 import shutil
 from datetime import datetime, timedelta
@@ -14,6 +15,7 @@ from config import Config
 from datasets.annotations import load_captions
 from tests import precision
 from tests.made_up import call_program, make_diffusion_lm, make_msrvtt, run_program
+from utils.files import written_whole
 
 KEYS = {"metric", "protocol", "dsl", "R1", "R5", "R10", "R50", "R100", "MedR", "MeanR", "queries", "gallery"}
 
@@ -445,3 +447,14 @@ def test_what_cannot_be_written_is_told_before_the_work(place, tmp_path, monkeyp
     code, err = call_program("train.py", arguments, monkeypatch, capfd)
     assert code == 2 and f"{output} cannot be written" in one_line(err)
     assert not place.folder("unwritable").exists()
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    """As --output_json=/dev/stdout is."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with written_whole(pipe) as place:
+        place.write_text("results")
+    assert os.read(reader, 100) == b"results" and pipe.is_fifo()
+    os.close(reader)
