@@ -1,6 +1,7 @@
 """What the tests share: where the data folders lie, and skipping with a reason where they do not."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,13 @@ def pytest_configure(config: pytest.Config) -> None:
     from tests import precision  # imports torch, which reads the variable above
 
     precision.chosen = config.getoption("--precision")
+    # programs that a shell starts in the background ignore Ctrl-C, and so would those that tests start and interrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The index first: its files take longest, and one that comes last would run while the other core waits."""
+    items.sort(key=lambda item: "video_index" not in item.nodeid)
 
 
 def _folder(variable: str, default: str) -> Path:
