@@ -91,9 +91,9 @@ def time_ns(flag: str, text: str, after: bool = False) -> int:
         try:
             begins = datetime.strptime(text.strip(), form)
             ends = _end(begins, form)
-        except (ValueError, OverflowError):
+            return int((ends if after else begins).timestamp()) * NANOSECONDS
+        except (ValueError, OverflowError):  # of another form, or a year beyond those that clocks know
             continue
-        return int((ends if after else begins).timestamp()) * NANOSECONDS
     raise InputError(f"--{flag}={text} is no date: give 2024, 2024-05, 2024-05-31 or 2024-05-31T18:30")
 
 
