@@ -16,8 +16,7 @@ from evaluation.motion import format_motion
 from model.clip import clean_caption
 from modules.metrics import text_to_video, video_to_text
 from modules.similarity import Similarity
-from utils.errors import InputError
-from utils.files import written_whole
+from utils.files import written_or_refused
 from utils.tables import aligned
 
 PROTOCOLS = ("strict", "published")
@@ -82,12 +81,9 @@ def save_similarity(path: Path, scores: Similarity, video_of_text: Sequence[int]
     arrays["video_of_text"] = np.asarray(video_of_text)
     if scores.first is not None:
         arrays |= {"text_floor": scores.first.text_floor, "video_floor": scores.first.video_floor}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as unfinished, open(unfinished, "wb") as file:
-            np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
-    except OSError as error:
-        raise InputError(f"score matrices cannot be written to {path}: {error.strerror}") from error
+    refusal = f"score matrices cannot be written to {path}"
+    with written_or_refused(path, refusal) as unfinished, open(unfinished, "wb") as file:
+        np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
 
 
 def evaluate_similarity(
@@ -183,9 +179,5 @@ def write_results(
         "results": evaluation.results,
         "references": evaluation.references,
     } | ({"motion": evaluation.motion} if evaluation.motion else {})
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as unfinished:
-            unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"results cannot be written to {path}: {error.strerror}") from error
+    with written_or_refused(path, f"results cannot be written to {path}") as unfinished:
+        unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

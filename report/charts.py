@@ -16,8 +16,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 from evaluation.results import REFERENCES
 from report.findings import rank_histogram, recall_curve
 from report.history import SUM, History
-from utils.errors import InputError
-from utils.files import written_whole
+from utils.files import written_or_refused
 
 BLUE, ORANGE, GREEN, PURPLE, RED, GREY, INK = (
     "#2563a8", "#d9772b", "#1a7f4b", "#7b4ba5", "#b3261e", "#8a94a3", "#1b2430",
@@ -148,12 +147,8 @@ def write_png(figure: Figure, path: Path) -> None:
 
     :raises InputError: it cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context(STYLE), written_whole(path) as unfinished:
-            figure.savefig(unfinished, format="png", dpi=PNG_DPI)
-    except OSError as error:
-        raise InputError(f"plot {path} cannot be written: {error.strerror}") from error
+    with matplotlib.rc_context(STYLE), written_or_refused(path, f"plot {path} cannot be written") as unfinished:
+        figure.savefig(unfinished, format="png", dpi=PNG_DPI)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from report.ranks import RANKS_FILE, SEED, compare, most_changed, queries_of, re
 from report.thumbnails import FRAMES, HEIGHT, Thumbnails
 from trainer.run_folder import CONFIG_FILE
 from utils.errors import InputError
-from utils.files import written_whole
+from utils.files import written_or_refused
 
 logger = logging.getLogger(__name__)
 
@@ -125,11 +125,8 @@ class Report:
         write_ranks(folder / RANKS_FILE, self.split, self.findings.ranks)
         for name, plot in plots.items():
             charts.write_png(plot.figure, folder / f"report-{name}.png")
-        try:
-            with written_whole(path) as unfinished:
-                unfinished.write_text(page, encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"report {path} cannot be written: {error.strerror}") from error
+        with written_or_refused(path, f"report {path} cannot be written") as unfinished:
+            unfinished.write_text(page, encoding="utf-8")
         return path
 
     def _history(self) -> History | None:

@@ -10,7 +10,7 @@ import numpy as np
 from datasets.annotations import Split
 from modules.bootstrap import Difference, paired_difference
 from utils.errors import InputError
-from utils.files import written_whole
+from utils.files import written_or_refused
 
 RANKS_FILE = "report-ranks.csv"
 IDENTITY = ("direction", "video", "caption")  # columns that say which query it is
@@ -45,13 +45,11 @@ def write_ranks(path: Path, split: Split, ranks: Mapping[str, Mapping[str, np.nd
     """
     kinds = list(ranks["t2v"])
     columns = [np.concatenate([ranks["t2v"][kind], ranks["v2t"][kind]]).tolist() for kind in kinds]
-    try:
-        with written_whole(path) as unfinished, open(unfinished, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow([*IDENTITY, *kinds])
-            writer.writerows([*query, *found] for query, *found in zip(queries_of(split), *columns, strict=True))
-    except OSError as error:
-        raise InputError(f"ranks {path} cannot be written: {error.strerror}") from error
+    refusal = f"ranks {path} cannot be written"
+    with written_or_refused(path, refusal) as unfinished, open(unfinished, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*IDENTITY, *kinds])
+        writer.writerows([*query, *found] for query, *found in zip(queries_of(split), *columns, strict=True))
 
 
 def read_ranks(folder: Path, split: Split) -> dict[str, np.ndarray]:

@@ -27,7 +27,7 @@ from model.retrieval import RetrievalModel
 from modules.bootstrap import RESAMPLES, paired_difference
 from modules.metrics import RANKS
 from utils.errors import InputError
-from utils.files import check_writable, written_whole
+from utils.files import check_writable, written_or_refused
 from utils.program import run_program
 from utils.tables import aligned
 
@@ -74,11 +74,8 @@ def main() -> None:
         "resamples": RESAMPLES,
         "results": rows,
     }
-    try:
-        with written_whole(output) as unfinished:
-            unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{output} cannot be written: {error.strerror}") from error
+    with written_or_refused(output, f"{output} cannot be written") as unfinished:
+        unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def condition_use(evaluator: Evaluator, model: RetrievalModel, rerank_topk: int, seed: int) -> list[dict[str, Any]]:

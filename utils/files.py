@@ -30,6 +30,21 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def written_or_refused(path: Path, refusal: str) -> Iterator[Path]:
+    """`written_whole`, whose folder is made where it is not there.
+
+    :param refusal: what is said when it cannot be written, before the reason.
+    :raises InputError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as unfinished:
+            yield unfinished
+    except OSError as error:
+        raise InputError(f"{refusal}: {error.strerror}") from error
+
+
 def check_writable(*paths: str | Path | None) -> None:
     """Whether files can be made where these will be written: bad input must not wait for hours of work.
 

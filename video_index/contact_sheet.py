@@ -11,7 +11,7 @@ import numpy as np
 from datasets.files import shown
 from datasets.video import read_frames
 from utils.errors import InputError
-from utils.files import written_whole
+from utils.files import written_or_refused
 from video_index.answers import Answer, time_of
 from video_index.searching import Hit
 
@@ -54,12 +54,10 @@ def contact_sheet(path: Path, answers: Sequence[Answer]) -> None:
         for cell, (picture, caption) in zip(cells, _pictures(answer), strict=False):
             cell.imshow(picture)
             cell.set_title(caption, fontsize=7, parse_math=False)
-    try:
-        with written_whole(path) as unfinished, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # the names are in the table, too
-            figure.savefig(unfinished, format="png" if path.suffix.lower() == ".png" else "jpg", dpi=DPI)
-    except OSError as error:
-        raise InputError(f"--contact_sheet={path} cannot be written: {error.strerror}") from error
+    refusal = f"--contact_sheet={path} cannot be written"
+    with written_or_refused(path, refusal) as unfinished, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the names are in the table, too
+        figure.savefig(unfinished, format="png" if path.suffix.lower() == ".png" else "jpg", dpi=DPI)
 
 
 def _rows(answer: Answer) -> int:

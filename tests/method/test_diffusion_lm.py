@@ -14,19 +14,8 @@ from diffusion_lm.losses import end_to_end_loss
 from diffusion_lm.sampling import Reading, sample_captions, sample_words
 from diffusion_lm.schedule import sqrt_betas
 from diffusion_lm.vocabulary import PAD, START, UNK, Vocabulary
-from tests.small_diffusion_lm import SMALL, STEPS, randn, small_denoiser
+from tests.small_diffusion_lm import SMALL, STEPS, randn
 from utils.errors import InputError
-
-
-@pytest.fixture
-def denoiser():
-    return small_denoiser()
-
-
-@pytest.fixture(scope="module")
-def diffusion():
-    return GaussianDiffusion.sqrt(STEPS)
-
 
 # -- loss ------------------------------------------------------------------------------------------------------------
 

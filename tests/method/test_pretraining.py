@@ -7,21 +7,10 @@ import torch
 
 from diffusion_lm import weights
 from diffusion_lm.denoiser import Denoiser, DenoiserConfig
-from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.training import EndlessBatches, ExponentialAverage, recovered, split_held_out
 from diffusion_lm.vocabulary import END, PAD, START, UNK, Vocabulary
-from tests.small_diffusion_lm import SMALL, STEPS, randn, small_denoiser, write_folder
+from tests.small_diffusion_lm import SMALL, randn, write_folder
 from utils.errors import InputError
-
-
-@pytest.fixture
-def denoiser():
-    return small_denoiser()
-
-
-@pytest.fixture(scope="module")
-def diffusion():
-    return GaussianDiffusion.sqrt(STEPS)
 
 
 @pytest.fixture
