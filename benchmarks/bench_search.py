@@ -38,12 +38,13 @@ from datasets.moving_shapes import generate
 from diffusion_lm.denoiser import DENOISERS, Denoiser
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
-from model.clip import TINY_FOLDER, EncodedVideos, build_clip
+from model.clip import EncodedVideos
+from model.factory import video_encoder
+from model.pretrained import TINY_FOLDER, build_clip
 from model.retrieval import RetrievalModel
 from model.textdiffs import TextDiffs
 from model.xpool import XPool
 from modules.text_potential import TextPotential
-from modules.video_encoder import VideoEncoder
 from utils.command_line import Parser, home_path
 from utils.device import set_up
 from utils.errors import InputError
@@ -75,7 +76,7 @@ def textdiffs() -> TextDiffs:
     """As the demo's, untrained."""
     vocabulary = Vocabulary.from_captions([query["query"] for query in QUERIES])
     clip = build_clip(CLIPConfig.from_pretrained(TINY_FOLDER).to_dict(), TINY_FOLDER)
-    encoder = VideoEncoder.of(clip[0].config.vision_config, FRAMES)
+    encoder = video_encoder(clip[0], FRAMES)
     student = Denoiser(DENOISERS[DENOISER], len(vocabulary), video_width=encoder.width)
     table = student.word_embedding.weight.detach().clone()
     potential = TextPotential(student, table, encoder, GaussianDiffusion.sqrt(STEPS), LENGTH)

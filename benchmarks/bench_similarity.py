@@ -32,7 +32,8 @@ from diffusion_lm.denoiser import DENOISERS, Denoiser, nearest_word
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
 from evaluation.embeddings import new_tokens
-from model.clip import TINY_FOLDER, EncodedVideos, build_clip
+from model.clip import EncodedVideos
+from model.pretrained import TINY_FOLDER, build_clip
 from model.published_textdiffs import PublishedTextDiffs
 from model.textdiffs import TextDiffs
 from modules.metrics import text_to_video, video_to_text

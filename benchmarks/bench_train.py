@@ -28,7 +28,7 @@ from transformers import CLIPConfig
 from diffusion_lm.denoiser import DENOISERS, Denoiser
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
-from model.clip import TINY_FOLDER, build_clip
+from model.pretrained import TINY_FOLDER, build_clip
 from model.published_textdiffs import PublishedTextDiffs
 from model.retrieval import RetrievalModel
 from modules.text_diffusion import TextDiffusion

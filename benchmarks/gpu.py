@@ -49,7 +49,9 @@ from datasets.annotations import Clip, Split
 from datasets.holdout import Selection, TrainingSplits
 from diffusion_lm.denoiser import DENOISERS, Denoiser
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
-from model.clip import TINY_FOLDER, EncodedVideos, build_clip
+from model.clip import EncodedVideos
+from model.factory import video_encoder
+from model.pretrained import TINY_FOLDER, build_clip
 from model.published_textdiffs import PublishedTextDiffs
 from model.retrieval import RetrievalModel
 from model.textdiffs import TextDiffs
@@ -57,7 +59,6 @@ from model.xpool import XPool
 from modules.similarity import automatic_block
 from modules.text_diffusion import TextDiffusion
 from modules.text_potential import TextPotential
-from modules.video_encoder import VideoEncoder
 from trainer.run_folder import MetricsWriter
 from trainer.trainer import Trainer
 from trainer.training_step import TrainingStep
@@ -354,7 +355,7 @@ def retrieval_model(name: str, quick: bool) -> RetrievalModel:
         student, teacher = (Denoiser(sizes, len(vocabulary), FRAMES) for _ in range(2))
         width = clip[0].config.projection_dim
         return PublishedTextDiffs(*clip, TextDiffusion(student, teacher, process, width, length), vocabulary)
-    encoder = VideoEncoder.of(clip[0].config.vision_config, FRAMES)
+    encoder = video_encoder(clip[0], FRAMES)
     student = Denoiser(replace(sizes, dropout=0.0), len(vocabulary), video_width=encoder.width)
     table = student.word_embedding.weight.detach().clone()
     return TextDiffs(*clip, TextPotential(student, table, encoder, process, length), vocabulary)

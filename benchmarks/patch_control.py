@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from config import Config
 from model.clip import EncodedVideos
-from model.factory import create_model
+from model.factory import create_model, video_encoder
 from model.xpool import XPool
-from modules.video_encoder import VideoEncoder
 from train import main
 from utils.program import run_program
 
@@ -33,7 +32,7 @@ class PatchXPool(XPool):
         self.pool_frames = model.pool_frames
         self.set_preprocessing(model.preprocessing)
         self.model_config = model.model_config
-        self.video_encoder = VideoEncoder.of(model.clip.config.vision_config, num_frames)
+        self.video_encoder = video_encoder(model.clip, num_frames)
         self.project = nn.Linear(self.video_encoder.width, self.embed_dim)
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.project.bias)

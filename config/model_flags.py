@@ -9,7 +9,10 @@ ARCHS = ("clip_stochastic", "clip_tmass", "clip_transformer", "clip_baseline")
 ARCH_ALIASES = {"clip_textdiffs": "clip_stochastic"}
 DIFFUSION_ARCHS, TMASS, BASELINE = ARCHS[:1], ARCHS[1:2], ARCHS[3:]
 CROSS_ATTENTION_ARCHS = ARCHS[:3]
-CLIP_INPUT_RES = {"ViT-B/32": 224, "ViT-B/16": 224, "ViT-L/14": 224, "tiny": 64, "tiny-shapes": 64}
+CLIP_INPUT_RES = {
+    "ViT-B/32": 224, "ViT-B/16": 224, "ViT-L/14": 224, "ViT-B/32-laion": 224, "siglip2-base": 224, "tiny": 64,
+    "tiny-shapes": 64,
+}  # fmt: skip
 Pooling = Literal["avg", "topk", "attention", "transformer"]
 Sampler = Literal["ddpm", "ddim"]
 PriorKind = Literal["uniform01", "normal"]
@@ -26,10 +29,12 @@ class Retrieval:
         names_model=True)
     recipe: str = flag("textdiffs", "ours, or the published one in every detail", choices=("textdiffs", "published"),
         archs=DIFFUSION_ARCHS)
-    clip_arch: str = flag("ViT-B/32", "CLIP that is fine-tuned; two are small and need no download: tiny has random"
-        " weights, tiny-shapes knows pictures of drawn shapes", choices=tuple(CLIP_INPUT_RES), names_model=True)
-    clip_path: str | None = flag(None, "CLIP instead of --clip_arch: hub id, local folder (config, weights,"
-        " preprocessing, tokenizer) or state dict with OpenAI's names; with a checkpoint only its tokenizer is read",
+    clip_arch: str = flag("ViT-B/32", "encoder that is fine-tuned: OpenAI's CLIPs, LAION's, SigLIP 2; two are small and"
+        " need no download: tiny has random weights, tiny-shapes knows pictures of drawn shapes",
+        choices=tuple(CLIP_INPUT_RES), names_model=True)
+    clip_path: str | None = flag(None, "encoder instead of --clip_arch: hub id or local folder (config, weights,"
+        " preprocessing, tokenizer) of CLIP, SigLIP, Chinese-CLIP, AltCLIP, MetaCLIP 2 or a vision-text dual encoder of"
+        " transformers, or state dict of a CLIP with OpenAI's names; with a checkpoint only its tokenizer is read",
         role="source", metavar="PATH", names_model=True)
     embed_dim: int | None = flag(None, "width of the CLIP embedding, which is only checked; that of ViT-B/32 is 512",
         minimum=1, unset="that of the CLIP")

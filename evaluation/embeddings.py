@@ -19,6 +19,7 @@ from datasets.annotations import Split
 from datasets.data_record import content_digest
 from datasets.transforms import OPENAI
 from model.clip import ClipRetrieval, EncodedVideos
+from model.encoders import activations
 from model.retrieval import RetrievalModel
 from modules.frame_pooling import mean_of_frames
 from utils.device import precision_name
@@ -56,10 +57,9 @@ def fingerprint(model: RetrievalModel, split: Split, config: Config, dtype: torc
 
 def clip_marks(model: ClipRetrieval) -> dict[str, str]:
     """What features depend on beside the weights and the flags."""
-    config = model.clip.config
     return {
         "preprocessing of pictures": str(model.preprocessing),
-        "activation of CLIP": f"{config.vision_config.hidden_act} {config.text_config.hidden_act}",
+        "activation of CLIP": activations(model.clip.config),
     }
 
 

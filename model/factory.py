@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from config import Config
 from config.flags import flags_of
@@ -19,9 +19,10 @@ from diffusion_lm.denoiser import Denoiser, DenoiserConfig
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
 from diffusion_lm.weights import PretrainedDiffusionLM, without_wrappers
-from model.clip import CLIP_CONFIGS, build_clip, clip_of, load_clip, tokenizer_source
+from model.encoders import config_from, native_side, patch_shape, width_of, with_random_weights
 from model.model_config import ModelConfig, check_shape
 from model.preprocessing import read_preprocessing
+from model.pretrained import CLIP_CONFIGS, USUAL_SIDE, build_clip, home, load_clip, tokenizer_source
 from model.published import ROUNDING_TABLE, TEACHER, Family, check_names, family_of, rename_published, shown_settings
 from model.published_textdiffs import PublishedTextDiffs
 from model.retrieval import RetrievalModel
@@ -41,11 +42,11 @@ READ_WEIGHT = "potential.read_weight"
 DIFFUSION_MODELS = Path(__file__).resolve().parent.parent / "Diffusion-LM" / "diffusion_models"
 
 
-def _xpool(config: ModelConfig, clip: CLIPModel, tokenizer: CLIPTokenizer | None) -> XPool:
+def _xpool(config: ModelConfig, clip: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> XPool:
     return XPool(clip, tokenizer, config.num_mha_heads, config.transformer_dropout)
 
 
-def _tmass(config: ModelConfig, clip: CLIPModel, tokenizer: CLIPTokenizer | None) -> TMass:
+def _tmass(config: ModelConfig, clip: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> TMass:
     return TMass(
         clip, tokenizer, config.num_frames, Prior(config.stochastic_prior, config.stochastic_prior_std),
         config.num_mha_heads, config.transformer_dropout, config.support_loss_weight, config.stochasic_trials,
@@ -53,13 +54,13 @@ def _tmass(config: ModelConfig, clip: CLIPModel, tokenizer: CLIPTokenizer | None
     )  # fmt: skip
 
 
-def _baseline(config: ModelConfig, clip: CLIPModel, tokenizer: CLIPTokenizer | None) -> RetrievalModel:
+def _baseline(config: ModelConfig, clip: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> RetrievalModel:
     assert config.pooling_type != "transformer"  # see `Config.resolved`
     pooling = SimplePooling(config.pooling_type, config.k, config.attention_temperature)
     return RetrievalModel(clip, tokenizer, pooling)
 
 
-def _diffuses(config: ModelConfig, clip: CLIPModel, tokenizer: CLIPTokenizer | None) -> RetrievalModel:
+def _diffuses(config: ModelConfig, clip: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> RetrievalModel:
     return (_published if config.recipe == "published" else _textdiffs)(config, clip, tokenizer)
 
 
@@ -69,10 +70,12 @@ def _words(config: ModelConfig) -> tuple[Vocabulary, DenoiserConfig]:
     return Vocabulary(config.vocabulary), config.denoiser
 
 
-def _published(config: ModelConfig, clip: CLIPModel, tokenizer: CLIPTokenizer | None) -> PublishedTextDiffs:
+def _published(
+    config: ModelConfig, clip: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+) -> PublishedTextDiffs:
     vocabulary, sizes = _words(config)
     student, teacher = (Denoiser(sizes, len(vocabulary), config.num_frames) for _ in range(2))
-    process, width = GaussianDiffusion.sqrt(config.diffusion_steps), clip.config.projection_dim
+    process, width = GaussianDiffusion.sqrt(config.diffusion_steps), width_of(clip.config)
     table = torch.empty(len(vocabulary), sizes.channels)
     diffusion = TextDiffusion(student, teacher, process, width, config.diffusion_text_len, table)
     return PublishedTextDiffs(
@@ -81,9 +84,15 @@ def _published(config: ModelConfig, clip: CLIPModel, tokenizer: CLIPTokenizer | 
     )  # fmt: skip
 
 
-def _textdiffs(config: ModelConfig, clip: CLIPModel, tokenizer: CLIPTokenizer | None) -> TextDiffs:
+def video_encoder(clip: PreTrainedModel, num_frames: int) -> VideoEncoder:
+    """That of the patches of pictures of an encoder, before training."""
+    patches, width = patch_shape(clip, native_side(clip.config) or USUAL_SIDE)
+    return VideoEncoder(width, num_frames, patches)
+
+
+def _textdiffs(config: ModelConfig, clip: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> TextDiffs:
     vocabulary, sizes = _words(config)
-    encoder = VideoEncoder.of(clip.config.vision_config, config.num_frames)
+    encoder = video_encoder(clip, config.num_frames)
     sizes = replace(sizes, dropout=0.0)  # a ratio compares two readings, which must differ by the video alone
     student, table = Denoiser(sizes, len(vocabulary), video_width=encoder.width), (len(vocabulary), sizes.channels)
     process = GaussianDiffusion.sqrt(config.diffusion_steps)
@@ -99,7 +108,7 @@ BUILDERS = {
 }  # fmt: skip
 
 
-def build(config: ModelConfig, clip: CLIPModel, tokenizer: CLIPTokenizer | None) -> RetrievalModel:
+def build(config: ModelConfig, clip: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> RetrievalModel:
     """A model around a CLIP. Weights of the Diffusion-LM, and tables of words, are still to be filled in."""
     model = BUILDERS[config.arch](config, clip, tokenizer)
     model.set_preprocessing(config.preprocessing)
@@ -117,10 +126,8 @@ def create_model(config: Config) -> RetrievalModel:
     published, diffuses = config.recipe == "published", config.arch in DIFFUSION_ARCHS
     pretrained = load_teacher(config, published) if diffuses else None
     clip, tokenizer = load_clip(config.clip_arch, config.clip_path)
-    native = clip.config.vision_config.image_size
-    settled = _settled(
-        config, {"input_res": config.input_res or native}, clip.config, pretrained, _preprocessing(config, native)
-    )
+    preprocessing, side = _preprocessing(config, clip.config)
+    settled = _settled(config, {"input_res": config.input_res or side}, clip.config, pretrained, preprocessing)
     model = build(settled, clip, tokenizer)
     if pretrained is not None:
         _fill(model, pretrained)
@@ -141,7 +148,7 @@ def _fill(model: RetrievalModel, pretrained: PretrainedDiffusionLM) -> None:
 def _settled(
     config: Config,
     told: Mapping[str, Any],
-    clip_config: CLIPConfig,
+    clip_config: PreTrainedConfig,
     pretrained: PretrainedDiffusionLM | None,
     preprocessing: Preprocessing = OPENAI,
 ) -> ModelConfig:
@@ -150,7 +157,7 @@ def _settled(
     :param told: flags that something else than the command line tells.
     :raises InputError: --embed_dim is not that of the CLIP.
     """
-    width = clip_config.projection_dim
+    width = width_of(clip_config)
     if config.embed_dim not in (None, width):
         raise InputError(f"--embed_dim={config.embed_dim} is not the width of this CLIP, which is {width}")
     return ModelConfig(
@@ -162,19 +169,21 @@ def _settled(
     )
 
 
-def _preprocessing(config: Config, native: int) -> Preprocessing:
-    """That of the CLIP of a run.
+def _preprocessing(config: Config, clip_config: PreTrainedConfig) -> tuple[Preprocessing, int]:
+    """How pictures are prepared for the encoder of a run, and the side that they have unless told otherwise.
 
-    :param native: side of the pictures of its CLIP.
-    :raises InputError: it is not known here, or the files of the CLIP contradict each other.
+    :raises InputError: it is not known here, or the files of the encoder contradict each other.
     """
-    preprocessing, side = (OPENAI, None) if config.clip_path is None else read_preprocessing(config.clip_path)
-    if config.input_res is None and side not in (None, native):
+    native, source = native_side(clip_config), config.clip_path or home(config.clip_arch)
+    if config.clip_path is None and config.clip_arch in CLIP_CONFIGS:
+        return OPENAI, CLIP_INPUT_RES[config.clip_arch]
+    preprocessing, side = read_preprocessing(str(source), as_openai=clip_config.model_type == "clip")
+    if config.input_res is None and None not in (side, native) and side != native:
         raise InputError(
-            f"{config.clip_path}: its preprocessing makes pictures of {side} pixels, but its CLIP is for {native}: say "
+            f"{source}: its preprocessing makes pictures of {side} pixels, but its image network is for {native}: say "
             f"with --input_res which is right"
         )
-    return preprocessing
+    return preprocessing, native or side or USUAL_SIDE
 
 
 def take_apart(config: Config, checkpoint: Mapping[str, Any], path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -229,10 +238,10 @@ def from_published(config: Config, checkpoint: Mapping[str, Any], family: Family
         pretrained = load_teacher(config, published_first=True)
         _check_words(state, pretrained, path)
         ours[ROUNDING_TABLE] = pretrained.random_table
-    clip_config = CLIPConfig.from_dict(CLIP_CONFIGS[clip_arch])
+    clip_config = config_from(CLIP_CONFIGS[clip_arch])
     settled = _settled(config, shown, clip_config, pretrained)
     with torch.device("meta"):
-        model = build(settled, clip_of(clip_config), None)
+        model = build(settled, with_random_weights(clip_config), None)
     check_names(state, model.state_dict(), family, path)
     return {
         "epoch": checkpoint.get("epoch", 0),

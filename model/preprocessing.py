@@ -1,4 +1,4 @@
-"""What the files beside the weights of a CLIP say of its pictures: mean, standard deviation, size, resize.
+"""What the files beside the weights of an encoder say of its pictures: mean, standard deviation, size, resize.
 
 preprocessor_config.json and processor_config.json are transformers', open_clip_config.json is open_clip's.
 """
@@ -6,6 +6,7 @@ preprocessor_config.json and processor_config.json are transformers', open_clip_
 import json
 import logging
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,30 @@ OPEN_CLIP_FILE = "open_clip_config.json"
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # by Pillow's numbers
 _STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
 _SIDE = 224  # of CLIPImageProcessor, where a file says one of size and crop_size
+_HALF, _IMAGENET = (0.5, 0.5, 0.5), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_SQUARE = {"size": {"height": _SIDE, "width": _SIDE}, "do_center_crop": False}
+_LIKE_VIT = _SQUARE | {"image_mean": list(_HALF), "image_std": list(_HALF)}
+_OF_IMAGENET = {"image_mean": list(_IMAGENET[0]), "image_std": list(_IMAGENET[1])}
+# what transformers' processors do unless a file says something else, by how their names begin; {}: as CLIP's
+_USUAL: dict[str, dict[str, Any]] = {
+    "CLIP": {},
+    "ChineseCLIP": {},
+    "Bit": {},
+    "Siglip": _LIKE_VIT | {"resample": 3},
+    "Siglip2": _LIKE_VIT | {"resample": 2, "patch_size": 16, "max_num_patches": 256},
+    "ViT": _LIKE_VIT | {"resample": 2},
+    "DeiT": {"size": {"height": 256, "width": 256}} | _OF_IMAGENET,
+    "DINOv3ViT": _SQUARE | _OF_IMAGENET | {"resample": 2},
+}
 
 
-def read_preprocessing(source: str) -> tuple[Preprocessing, int | None]:
-    """The preprocessing of a CLIP, and the side of its pictures if that is said. OpenAI's where nothing is said.
+def read_preprocessing(source: str, as_openai: bool = True) -> tuple[Preprocessing, int | None]:
+    """The preprocessing of an encoder, and the side of its pictures if that is said.
 
     :param source: hub id, folder, or file with weights.
-    :raises InputError: it does something that is not done here; names the file.
+    :param as_openai: take OpenAI's where nothing is said.
+    :raises InputError: nothing is said and OpenAI's is not to be taken, or it does something that is not done here;
+        names the file.
     """
     files = (*TRANSFORMERS_FILES, OPEN_CLIP_FILE)
     if Path(source).is_file():
@@ -44,6 +62,11 @@ def read_preprocessing(source: str) -> tuple[Preprocessing, int | None]:
             values = content.get("image_processor") if name == TRANSFORMERS_FILES[0] else content
         if values:
             return _parsed(values, path)
+    if not as_openai:
+        raise InputError(
+            f"{source} does not say how its pictures are prepared: it needs {TRANSFORMERS_FILES[1]}, which transformers"
+            f" writes with `AutoImageProcessor.from_pretrained(...).save_pretrained({str(source)!r})`"
+        )
     logger.info("no file beside the weights of %s says how its pictures are prepared: OpenAI's way is taken", source)
     return OPENAI, None
 
@@ -102,13 +125,18 @@ def _as_transformers(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _parsed(values: Mapping[str, Any], path: Path) -> tuple[Preprocessing, int | None]:
-    """What CLIPImageProcessor does with these settings.
+    """What the processor of transformers that these settings are of does with them.
 
     :raises InputError: that is more, or something else, than is done here.
     """
     kind = values.get("image_processor_type") or values.get("feature_extractor_type") or "CLIP"
-    if not str(kind).startswith("CLIP"):
+    family = re.sub("(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", str(kind))
+    if family not in _USUAL:
         raise _not_done(path, str(kind))
+    values = _USUAL[family] | dict(values)
+    if family == "Siglip2":  # of as many patches as a square has
+        side = math.isqrt(values["max_num_patches"]) * values["patch_size"]
+        values = values | {"size": {"height": side, "width": side}}
     for name, value in values.items():
         if name.startswith("do_") and value and name not in _STEPS:
             raise _not_done(path, name)

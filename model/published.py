@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from diffusion_lm.weights import without_wrappers
-from model.clip import CLIP_CONFIGS
+from model.pretrained import CLIP_CONFIGS
 from utils.errors import InputError
 
 NAMES_SHOWN = 40  # of an error

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from diffusion_lm.sampling import Sampler
 from diffusion_lm.vocabulary import Vocabulary
@@ -32,8 +32,8 @@ class PublishedTextDiffs(XPool):
 
     def __init__(
         self,
-        clip: CLIPModel,
-        tokenizer: CLIPTokenizer,
+        clip: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         text_diffusion: TextDiffusion,
         vocabulary: Vocabulary,
         num_mha_heads: int = 1,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from model.clip import ClipRetrieval, EncodedVideos
 from modules.frame_pooling import FramePooling, SimplePooling
@@ -77,7 +77,9 @@ class RetrievalModel(ClipRetrieval):
     negatives = 0  # wrong videos of a batch that `similarities` looks at more closely for each text
     mean_penalties = False  # whether penalties are averaged over the pairs of a batch, not summed
 
-    def __init__(self, clip: CLIPModel, tokenizer: CLIPTokenizer, pool_frames: FramePooling | SimplePooling) -> None:
+    def __init__(
+        self, clip: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pool_frames: FramePooling | SimplePooling
+    ) -> None:
         super().__init__(clip, tokenizer)
         self.pool_frames = pool_frames
         self.loss_weights = {"retrieval": 1.0}  # of the retrieval losses of `similarities`

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from diffusion_lm.vocabulary import PAD, Vocabulary
 from model.clip import EncodedVideos
@@ -53,8 +53,8 @@ class TextDiffs(XPool):
 
     def __init__(
         self,
-        clip: CLIPModel,
-        tokenizer: CLIPTokenizer,
+        clip: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         potential: TextPotential,
         vocabulary: Vocabulary,
         num_mha_heads: int = 1,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from model.clip import EncodedVideos
 from model.retrieval import EncodedPairs
@@ -42,8 +42,8 @@ class TMass(XPool):
 
     def __init__(
         self,
-        clip: CLIPModel,
-        tokenizer: CLIPTokenizer,
+        clip: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         num_frames: int,
         prior: Prior,
         num_mha_heads: int = 1,

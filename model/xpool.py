@@ -1,7 +1,8 @@
 """X-Pool (Gorti et al. 2022): CLIP, and frames pooled by cross-attention of each text."""
 
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from model.encoders import width_of
 from model.retrieval import RetrievalModel
 from modules.frame_pooling import FramePooling
 
@@ -15,6 +16,10 @@ class XPool(RetrievalModel):
     """
 
     def __init__(
-        self, clip: CLIPModel, tokenizer: CLIPTokenizer, num_mha_heads: int = 1, transformer_dropout: float = 0.3
+        self,
+        clip: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        num_mha_heads: int = 1,
+        transformer_dropout: float = 0.3,
     ) -> None:
-        super().__init__(clip, tokenizer, FramePooling(clip.config.projection_dim, num_mha_heads, transformer_dropout))
+        super().__init__(clip, tokenizer, FramePooling(width_of(clip.config), num_mha_heads, transformer_dropout))

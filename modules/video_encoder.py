@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPVisionConfig
 
 GRID = 7  # patches of a side that are kept of a frame; finer ones are averaged, so that a gallery fits into memory
 WIDTH, LAYERS = 128, 2
@@ -38,11 +37,6 @@ class VideoEncoder(nn.Module):
         self.layers = nn.Sequential(*(MixerLayer(*self.tokens) for _ in range(LAYERS)), nn.LayerNorm(WIDTH))
         self.register_buffer("moments", _moments(num_frames, self.grid), persistent=False)
         self.place = nn.Linear(self.moments.shape[-1], WIDTH)
-
-    @classmethod
-    def of(cls, vision: CLIPVisionConfig, num_frames: int) -> "VideoEncoder":
-        """That of the patches of a CLIP, before training."""
-        return cls(vision.hidden_size, num_frames, (vision.image_size // vision.patch_size) ** 2)
 
     @property
     def tokens(self) -> tuple[int, int]:

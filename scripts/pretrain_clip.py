@@ -24,7 +24,8 @@ from transformers import get_cosine_schedule_with_warmup
 from datasets.moving_shapes import scene_of
 from datasets.moving_shapes.pictures import TRAITS, Pictures
 from datasets.moving_shapes.scene import COLOURS, SHAPES, Scene
-from model.clip import ClipRetrieval, load_clip
+from model.clip import ClipRetrieval
+from model.pretrained import load_clip
 from modules.losses import clamp_logit_scale, symmetric_infonce
 from modules.metrics import text_to_video
 from utils.command_line import MANY_FLAGS, Parser, number

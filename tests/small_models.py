@@ -9,8 +9,9 @@ from config.model_flags import ModelFlags
 from diffusion_lm.denoiser import Denoiser, DenoiserConfig
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
-from model.clip import TINY_FOLDER, build_clip
+from model.factory import video_encoder
 from model.model_config import ModelConfig
+from model.pretrained import TINY_FOLDER, build_clip
 from model.published_textdiffs import PublishedTextDiffs
 from model.retrieval import RetrievalModel
 from model.textdiffs import TextDiffs
@@ -20,7 +21,6 @@ from modules.frame_pooling import SimplePooling
 from modules.stochastic_text import Prior
 from modules.text_diffusion import TextDiffusion
 from modules.text_potential import TextPotential
-from modules.video_encoder import VideoEncoder
 
 SMALL = DenoiserConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
 
@@ -87,7 +87,7 @@ def small_textdiffs(
             student.output_down_proj[2].weight.mul_(100 if scaled else 1)
         diffusion = TextDiffusion(student, teacher, process, embed_dim, length)
         return PublishedTextDiffs(*clip, diffusion, vocabulary, **options).eval()
-    encoder = VideoEncoder.of(clip[0].config.vision_config, num_frames)
+    encoder = video_encoder(clip[0], num_frames)
     student = Denoiser(SMALL, len(vocabulary), video_width=encoder.width)
     word_table = student.word_embedding.weight.detach().clone()
     if scaled:

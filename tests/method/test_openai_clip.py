@@ -14,8 +14,9 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
 from datasets.transforms import Preprocessing
-from model.clip import HUB_IDS, TINY_FOLDER, ClipRetrieval, load_clip
+from model.clip import ClipRetrieval
 from model.preprocessing import read_preprocessing
+from model.pretrained import HUB_IDS, TINY_FOLDER, load_clip
 from tests.published_files import made_up_tokenizer
 from utils.errors import InputError
 
@@ -355,6 +356,6 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
     begun = time.perf_counter()
-    with pytest.raises(InputError, match="CLIP nobody/no-such-clip is not in the local cache and cannot be downloaded"):
+    with pytest.raises(InputError, match="nobody/no-such-clip is not in the local cache and cannot be downloaded"):
         load_clip("ViT-B/32", "nobody/no-such-clip")
     assert time.perf_counter() - begun < 10

@@ -15,9 +15,10 @@ from datasets import transforms
 from datasets.moving_shapes import render, scene_of
 from datasets.transforms import OPENAI, Preprocessing
 from evaluation.embeddings import clip_marks, differences
-from model.clip import TINY_FOLDER, ClipRetrieval, load_clip
+from model.clip import ClipRetrieval
 from model.factory import create_model, restore_model
 from model.preprocessing import read_preprocessing
+from model.pretrained import TINY_FOLDER, load_clip
 from tests.made_up import as_before
 from trainer.checkpoints import load_checkpoint, save_checkpoint
 from utils.errors import InputError
@@ -187,7 +188,7 @@ def test_frames_are_of_the_side_of_the_clip(clip96):
 
 def test_files_that_contradict_each_other_are_refused(clip96):
     says(clip96, CROP)
-    with pytest.raises(InputError, match=r"pictures of 64 pixels, but its CLIP is for 96.*--input_res"):
+    with pytest.raises(InputError, match=r"pictures of 64 pixels, but its image network is for 96.*--input_res"):
         model_of(clip96)
     assert model_of(clip96, "--input_res=96")[0].input_res == 96
 

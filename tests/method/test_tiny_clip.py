@@ -16,7 +16,8 @@ from datasets.moving_shapes import scene_of
 from datasets.moving_shapes.captions import WORDS, describe_picture
 from datasets.moving_shapes.pictures import TRAITS, Picture, Pictures, take_picture
 from datasets.moving_shapes.scene import COLOURS, SHAPES, MovingObject, Scene, figures
-from model.clip import TINY_FOLDER, ClipRetrieval, load_clip
+from model.clip import ClipRetrieval
+from model.pretrained import TINY_FOLDER, load_clip
 from tests.processes import ROOT
 from utils.errors import InputError
 
@@ -140,7 +141,7 @@ def test_the_script_makes_weights_that_load(tmp_path):
 def test_weights_of_something_else_are_refused(tmp_path):
     shutil.copytree(TINY_FOLDER, tmp_path / "clip", ignore=shutil.ignore_patterns("*.safetensors"))
     save_file({"nonsense": torch.zeros(3)}, tmp_path / "clip" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match="are not those of its CLIP"):
+    with pytest.raises(InputError, match="not those of its config"):
         load_clip("tiny", str(tmp_path / "clip"))
 
 
@@ -166,7 +167,7 @@ def test_a_folder_is_read_whatever_its_file_is(tmp_path, name, prefix, save):
         ("model.safetensors", 1000, "safetensors file that is damaged or cut short"),
         ("config.json", b"{", "config.json cannot be read"),
         ("config.json", b"[]", "config.json is not a JSON object"),
-        ("config.json", b'{"model_type": "siglip"}', "config.json is that of a siglip, not of a CLIP"),
+        ("config.json", b'{"model_type": "bert"}', "config.json is that of a bert, not of an image-text encoder"),
         ("config.json", None, "it needs config.json, model.safetensors"),
         ("model.safetensors", {"text_projection.weight": torch.zeros(3, 3)}, "is (3, 3) instead of (128, 128)"),
         ("model.safetensors", None, "it needs config.json, model.safetensors"),

@@ -10,8 +10,8 @@ from transformers import CLIPConfig, CLIPModel
 
 from diffusion_lm.denoiser import Denoiser, DenoiserConfig
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
-from model.clip import TINY_FOLDER
 from model.factory import create_model, restore_model
+from model.pretrained import TINY_FOLDER
 from model.published import TEXTDIFFS, family_of, rename_published, to_published
 from model.published_textdiffs import PublishedTextDiffs
 from modules.text_diffusion import TextDiffusion
