@@ -5,10 +5,10 @@ from typing import Literal, get_args
 
 from config.flags import flag, group
 
-ARCHS = ("clip_stochastic", "clip_tmass", "clip_transformer", "clip_baseline")
+ARCHS = ("clip_stochastic", "clip_tmass", "clip_transformer", "clip_wti", "clip_baseline")
 ARCH_ALIASES = {"clip_textdiffs": "clip_stochastic"}
-DIFFUSION_ARCHS, TMASS, BASELINE = ARCHS[:1], ARCHS[1:2], ARCHS[3:]
-CROSS_ATTENTION_ARCHS = ARCHS[:3]
+DIFFUSION_ARCHS, TMASS, BASELINE = ARCHS[:1], ARCHS[1:2], ARCHS[4:]
+CROSS_ATTENTION_ARCHS, LEARNED_ARCHS = ARCHS[:3], ARCHS[:4]  # the latter have more weights than their encoder
 CLIP_INPUT_RES = {
     "ViT-B/32": 224, "ViT-B/16": 224, "ViT-L/14": 224, "ViT-B/32-laion": 224, "siglip2-base": 224, "tiny": 64,
     "tiny-shapes": 64,
@@ -25,8 +25,8 @@ PriorKind = Literal["uniform01", "normal"]
 @dataclass(frozen=True)
 class Retrieval:
     arch: str = flag("clip_stochastic", "retrieval model: clip_stochastic or clip_textdiffs is TextDiffs, clip_tmass"
-        " T-MASS, clip_transformer X-Pool, clip_baseline CLIP with simple pooling", choices=(*ARCHS, *ARCH_ALIASES),
-        names_model=True)
+        " T-MASS, clip_transformer X-Pool, clip_wti token-wise interaction, clip_baseline CLIP with simple pooling",
+        choices=(*ARCHS, *ARCH_ALIASES), names_model=True)
     recipe: str = flag("textdiffs", "ours, or the published one in every detail", choices=("textdiffs", "published"),
         archs=DIFFUSION_ARCHS)
     clip_arch: str = flag("ViT-B/32", "encoder that is fine-tuned: OpenAI's CLIPs, LAION's, SigLIP 2; two are small and"

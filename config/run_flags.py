@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from config.flags import flag, group
-from config.model_flags import CROSS_ATTENTION_ARCHS, DIFFUSION_ARCHS, TMASS
+from config.model_flags import DIFFUSION_ARCHS, LEARNED_ARCHS, TMASS
 
 DATASETS = ("MSRVTT", "MSVD", "LSMDC", "DiDeMo", "ActivityNet", "MovingShapes", "custom")
 
@@ -46,7 +46,7 @@ class Training:
     loss: str = flag("clip", "retrieval loss: symmetric InfoNCE", choices=("clip",))
     clip_lr: float = flag(1e-6, "learning rate of CLIP", minimum=0)
     noclip_lr: float = flag(1e-5, "learning rate of everything else; a published run may lie in <datetime>_<noclip_lr>",
-        minimum=0, archs=CROSS_ATTENTION_ARCHS, programs="train test")
+        minimum=0, archs=LEARNED_ARCHS, programs="train test")
     num_epochs: int = flag(5, "passes over the training pairs", minimum=1, metavar="EPOCHS")
     weight_decay: float = flag(0.2, "weight decay of AdamW; biases, norms and scales have none", minimum=0)
     warmup_proportion: float = flag(0.1, "share of the steps, between 0 and 1, in which the learning rate rises",

@@ -149,7 +149,8 @@ class Evaluator:
             logger.info("scoring %d texts x %d videos", len(texts), len(videos))
             share = Share(distributed.rank(), distributed.size(), distributed.merge_maximum)
             block = self._block_pairs(model)
-            return similarity(model, texts, videos, self.own_text, block, rerank_topk, share, folder, workers)
+            own_text = self.own_text if model.pools else None
+            return similarity(model, texts, videos, own_text, block, rerank_topk, share, folder, workers)
 
     @torch.no_grad()
     def word_ratios(
@@ -194,8 +195,8 @@ class Evaluator:
         if chosen is not None:
             captions, features = [captions[index] for index in chosen.tolist()], features[chosen.to(features.device)]
             tokens = {name: rows[chosen] for name, rows in tokens.items()}
-        more = {name: rows.to(self.device) for name, rows in tokens.items() if name != "token_ids"}
-        texts = model.texts(captions, features.to(self.device), **more)
+        there = {name: rows.to(self.device) for name, rows in tokens.items()}
+        texts = model.texts(captions, features.to(self.device), **there)
         names = [str(clip.path) for clip in self.split.clips]
         encoded = embeddings.videos
         return texts, model.videos(EncodedVideos(encoded.frames.to(self.device), encoded.tokens), names)

@@ -97,8 +97,23 @@ def longest_text(config: PreTrainedConfig) -> int:
 
 def text_features(model: PreTrainedModel, token_ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """Token ids (N, tokens), padded behind -> text features (N, D), float32."""
+    return _read(model, token_ids, tokenizer).pooler_output.float()
+
+
+def text_parts(
+    model: PreTrainedModel, token_ids: Tensor, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids (N, tokens), padded behind -> text features (N, D) and those of the tokens, in the same space,
+    (N, tokens, D), both float32; and `given_tokens`."""
+    seen = _read(model, token_ids, tokenizer)
+    projection = getattr(model, "text_projection", None) or model.text_model.head  # SigLIP has the second
+    return seen.pooler_output.float(), projection(seen.last_hidden_state).float(), given_tokens(token_ids, tokenizer)
+
+
+def _read(model: PreTrainedModel, token_ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """What the text network gives, with the projected feature of the whole as its `pooler_output`."""
     mask = {"attention_mask": given_tokens(token_ids, tokenizer)} if kind_of(model.config).masked else {}
-    return _tensor(model.get_text_features(input_ids=token_ids, **mask)).float()
+    return model.get_text_features(input_ids=token_ids, **mask)
 
 
 def given_tokens(token_ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
@@ -189,8 +204,3 @@ def _patches(hidden: Tensor) -> Tensor:
     if hidden.ndim == 4:
         return hidden.flatten(2).mT
     return hidden[:, hidden.shape[1] - isqrt(hidden.shape[1]) ** 2 :]
-
-
-def _tensor(output: Any) -> Tensor:
-    """The projected features: transformers 5 wraps them in an output object, transformers 4 returns the tensor."""
-    return output if isinstance(output, Tensor) else output.pooler_output

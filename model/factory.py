@@ -28,6 +28,7 @@ from model.published_textdiffs import PublishedTextDiffs
 from model.retrieval import RetrievalModel
 from model.textdiffs import TextDiffs
 from model.tmass import TMass
+from model.wti import TokenWise
 from model.xpool import XPool
 from modules.frame_pooling import SimplePooling
 from modules.stochastic_text import Prior
@@ -52,6 +53,10 @@ def _tmass(config: ModelConfig, clip: PreTrainedModel, tokenizer: PreTrainedToke
         config.num_mha_heads, config.transformer_dropout, config.support_loss_weight, config.stochasic_trials,
         config.seed,
     )  # fmt: skip
+
+
+def _wti(config: ModelConfig, clip: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> TokenWise:
+    return TokenWise(clip, tokenizer)
 
 
 def _baseline(config: ModelConfig, clip: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> RetrievalModel:
@@ -104,7 +109,8 @@ def _textdiffs(config: ModelConfig, clip: PreTrainedModel, tokenizer: PreTrained
 
 
 BUILDERS = {
-    "clip_stochastic": _diffuses, "clip_tmass": _tmass, "clip_transformer": _xpool, "clip_baseline": _baseline
+    "clip_stochastic": _diffuses, "clip_tmass": _tmass, "clip_transformer": _xpool, "clip_wti": _wti,
+    "clip_baseline": _baseline,
 }  # fmt: skip
 
 

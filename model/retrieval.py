@@ -71,6 +71,7 @@ class RetrievalModel(ClipRetrieval):
     :param pool_frames: how the frames of a video become one embedding.
     """
 
+    pools = True  # whether a video becomes one embedding for a text, as the published protocol asks
     rescores = False  # whether `score_pairs` is more than `undiffused`, which then only chooses what is scored
     needs_mean_pooled = False  # whether `similarities` reads the mean over the texts of the pooled videos
     captions_read = 1  # captions of each video that `encode_pairs` reads, the pair's own included
@@ -95,8 +96,17 @@ class RetrievalModel(ClipRetrieval):
         """Memory that one pair of a block of `score_pairs` takes, about."""
         return 0
 
-    def texts(self, captions: Sequence[str], features: Tensor, word_ids: Tensor | None = None) -> Texts:
-        """Captions and their features (N, D), ready to be scored."""
+    def texts(
+        self,
+        captions: Sequence[str],
+        features: Tensor,
+        word_ids: Tensor | None = None,
+        token_ids: Tensor | None = None,
+    ) -> Texts:
+        """Captions and their features (N, D), ready to be scored.
+
+        :param word_ids: what `tokenize` gave of them, `token_ids` likewise: on the device, for archs that read it.
+        """
         return Texts(captions, features, self.pool_frames.queries(features), word_ids)
 
     def videos(self, encoded: EncodedVideos, names: Sequence[str] | None = None) -> Videos:

@@ -143,7 +143,13 @@ class TextDiffs(XPool):
                     matrix[rows] += more
 
     @torch.no_grad()
-    def texts(self, captions: Sequence[str], features: Tensor, word_ids: Tensor | None = None) -> Texts:
+    def texts(
+        self,
+        captions: Sequence[str],
+        features: Tensor,
+        word_ids: Tensor | None = None,
+        token_ids: Tensor | None = None,
+    ) -> Texts:
         """Captions and their features (N, D), with the prior of their words (N, l)."""
         assert word_ids is not None  # as `tokenize` gives them
         texts = super().texts(captions, features, without_padding(word_ids))

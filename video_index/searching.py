@@ -210,7 +210,6 @@ class Searcher:
     def _texts(self, sentences: Sequence[str], features: Tensor) -> Texts:
         """Sentences and what stands for them (N, D), ready to be scored."""
         tokens = self.model.tokenize(sentences)
-        del tokens["token_ids"]
         return self.model.texts(sentences, features, **{name: rows.to(self.device) for name, rows in tokens.items()})
 
     def _held(self, clips: Sequence[IndexedClip]) -> EncodedVideos:

@@ -170,7 +170,14 @@ def place(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "more", [["--arch=clip_transformer"], ["--arch=clip_tmass", "--rerank_topk=1"], [], ["--rerank_topk=1"]]
+    "more",
+    [
+        ["--arch=clip_transformer"],
+        ["--arch=clip_wti"],
+        ["--arch=clip_tmass", "--rerank_topk=1"],
+        [],
+        ["--rerank_topk=1"],
+    ],
 )
 def test_every_arch_is_scored_on_twins(place, more, monkeypatch, capfd):
     """results.json holds the scores of the saved matrices; those of pairs that were not reranked are of all pairs."""

@@ -102,7 +102,7 @@ def slow_scores(model, captions, text_features, encoded, own_text=None):
 
 
 def assert_close(actual, expected):
-    torch.testing.assert_close(torch.tensor(actual), torch.as_tensor(expected), atol=2e-5, rtol=0)
+    torch.testing.assert_close(torch.as_tensor(actual), torch.as_tensor(expected), atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

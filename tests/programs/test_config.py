@@ -260,7 +260,7 @@ def test_pooling_of_the_baseline():
         ("--pooling_type=topk --k=3 --attention_temperature=0.1",
          "--attention_temperature has no effect without --pooling_type=attention"),
         ("--noclip_lr=1e-7", "--noclip_lr has no effect with --arch=clip_baseline: it belongs to clip_stochastic, "
-         "clip_tmass, clip_transformer"),
+         "clip_tmass, clip_transformer, clip_wti"),
     ):  # fmt: skip
         assert parse(f"{baseline} {line}").notes() == [said]
     for line, said in (

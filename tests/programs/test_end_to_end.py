@@ -192,6 +192,7 @@ def test_same_seed_same_run(place, trained, monkeypatch, capfd):
 @pytest.mark.parametrize(
     "more",
     [["--arch=clip_transformer"], ["--arch=clip_tmass", "--stochastic_trials=3", "--grad_accum=2", "--batch_size=2"],
+     ["--arch=clip_wti", "--grad_accum=2", "--batch_size=2"],
      ["--arch=clip_baseline"], ["--arch=clip_baseline", "--pooling_type=topk", "--k=2"],
      ["--arch=clip_baseline", "--pooling_type=attention"], ["--recipe=published"],
      ["--recipe=published", "--sampler=ddim", "--sampling_steps=4"],

@@ -248,7 +248,12 @@ def test_reranking_marks_what_was_not_diffused(evaluate):
 
 @pytest.mark.parametrize(
     ("run", "more"),
-    [(None, ["--arch=clip_tmass", "--rerank_topk=3"]), (None, ["--arch=clip_baseline"]), ("published", [])],
+    [
+        (None, ["--arch=clip_tmass", "--rerank_topk=3"]),
+        (None, ["--arch=clip_baseline"]),
+        (None, ["--arch=clip_wti"]),
+        ("published", []),
+    ],
 )
 def test_scores_that_do_not_read_words(evaluate, run, more):
     page, _, _ = evaluate(*more, run=run)

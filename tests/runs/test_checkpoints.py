@@ -25,7 +25,7 @@ from utils.errors import InputError
 
 ARCHS = ["--arch=clip_stochastic", "--arch=clip_stochastic --recipe=published", "--arch=clip_transformer",
          "--arch=clip_tmass --stochastic_prior=normal --stochastic_prior_std=0.5",
-         "--arch=clip_baseline --pooling_type=topk --k=2"]  # fmt: skip
+         "--arch=clip_wti", "--arch=clip_baseline --pooling_type=topk --k=2"]  # fmt: skip
 
 
 # round trip
