@@ -215,7 +215,17 @@ def restore_model(config: Config, checkpoint: Mapping[str, Any], path: Path) -> 
     :raises InputError: as `take_apart`.
     """
     settled, state = take_apart(config, checkpoint, path)
-    model = build(settled, *build_clip(settled.clip_config, tokenizer_source(settled.clip_arch, settled.clip_path)))
+    return assembled(settled, state, tokenizer_source(settled.clip_arch, settled.clip_path), path)
+
+
+def assembled(settled: ModelConfig, state: dict[str, Tensor], tokenizer: str | Path, path: Path) -> RetrievalModel:
+    """A model of its configuration and its weights.
+
+    :param tokenizer: where it lies, a folder or a hub id.
+    :param path: where the weights come from, for messages.
+    :raises InputError: the tokenizer is not there, or the weights do not fit.
+    """
+    model = build(settled, *build_clip(settled.clip_config, tokenizer))
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
