@@ -60,7 +60,7 @@ WIDTH = 256  # of the common space
 MEAN_SHARE, IN_TANH = 100.0, 0.1
 SPLITS = ("train", "val", "test")
 PROJECTIONS_LR, HEADS_LR, TOWERS_LR = 1e-3, 3e-4, 1e-4
-PROJECTIONS_BATCH = 512
+PROJECTIONS_BATCH, IMAGE_DROPOUT, TEXT_DROPOUT = 512, 0.6, 0.2
 WEIGHT_DECAY, WARMUP, GRADIENT_NORM = 0.05, 0.05, 1.0
 CPU = torch.device("cpu")
 AT_ONCE = 256  # pictures, without gradients
@@ -214,12 +214,21 @@ def pooled(model: ClipRetrieval, data: Captioned, dtype: torch.dtype) -> tuple[T
     tokens, images, texts = model.tokenize(data.captions), [], []
     with autocast(CPU, dtype):
         for pixels in data.pixels.split(AT_ONCE):
-            images.append(model.clip.vision_model(model.pixels(pixels)).pooler_output.flatten(1).float())
+            images.append(image_pooled(model, pixels))
         for rows in torch.arange(len(data.captions)).split(AT_ONCE):
-            ids = model.select(tokens, rows)["token_ids"]
-            given = given_tokens(ids, model.tokenizer)
-            texts.append(model.clip.text_model(ids, attention_mask=given).pooler_output.float())
+            texts.append(text_pooled(model, model.select(tokens, rows)["token_ids"]))
     return torch.cat(images), torch.cat(texts)
+
+
+def image_pooled(model: ClipRetrieval, pixels: Tensor) -> Tensor:
+    """Pictures uint8 (N, 3, R, R) -> features before the projection (N, 1280), float32."""
+    return model.clip.vision_model(model.pixels(pixels)).pooler_output.flatten(1).float()
+
+
+def text_pooled(model: ClipRetrieval, token_ids: Tensor) -> Tensor:
+    """Token ids (N, tokens) -> features before the projection (N, 384), float32."""
+    given = given_tokens(token_ids, model.tokenizer)
+    return model.clip.text_model(token_ids, attention_mask=given).pooler_output.float()
 
 
 def cosines_of(texts: Tensor, images: Tensor) -> Tensor:
@@ -252,11 +261,11 @@ class Aligner:
         """The projections alone, by features that stay as they are."""
         images, texts = pooled(self.model, self.data, self.dtype)
         clip = self.model.clip
-        self._begin({PROJECTIONS_LR: [*clip.visual_projection.parameters(), *clip.text_projection.parameters()]}, steps)
+        heads = (*clip.visual_projection.parameters(), *clip.text_projection.parameters(), clip.logit_scale)
+        self._begin({PROJECTIONS_LR: list(heads)}, steps)
         for _ in progress(range(steps), "projections", steps, "steps"):
             pictures = torch.randperm(len(images))[:PROJECTIONS_BATCH]
-            chosen = clip.text_projection(texts[self._captions(pictures)]), clip.visual_projection(images[pictures])
-            self._step(*chosen)
+            self._step(texts[self._captions(pictures)], images[pictures])
 
     def everything(self, epochs: int) -> Iterator[int]:
         """All weights; yields the number of each epoch behind it."""
@@ -274,8 +283,8 @@ class Aligner:
             for pictures in progress(order, f"epoch {epoch}/{epochs}", count, "steps"):
                 pixels = torch.stack([augment(self.data.pixels[picture]) for picture in pictures.tolist()])
                 with autocast(CPU, self.dtype):  # of each step: what it has cast of the weights ends with it
-                    texts = self.model.encode_texts(**self.model.select(tokens, self._captions(pictures)))
-                    images = self.model.frame_features(pixels[:, None])[0][:, 0]
+                    texts = text_pooled(self.model, self.model.select(tokens, self._captions(pictures))["token_ids"])
+                    images = image_pooled(self.model, pixels)
                 self._step(texts, images)
             yield epoch
 
@@ -289,8 +298,14 @@ class Aligner:
         self.schedule = get_cosine_schedule_with_warmup(self.optimizer, round(WARMUP * steps), steps)
 
     def _step(self, texts: Tensor, images: Tensor) -> None:
-        """One step by the features of pictures (B, D) and of a caption of each (B, D)."""
-        loss = symmetric_infonce(cosines_of(texts, images), self.model.clip.logit_scale)
+        """One step by features before the projections, of pictures (B, 1280) and of a caption of each (B, 384).
+
+        Many of them are dropped: a few thousand pictures are soon known by heart.
+        """
+        clip = self.model.clip
+        texts = clip.text_projection(F.dropout(texts, TEXT_DROPOUT))
+        images = clip.visual_projection(F.dropout(images, IMAGE_DROPOUT))
+        loss = symmetric_infonce(cosines_of(texts, images), clip.logit_scale)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_NORM)
