@@ -175,8 +175,10 @@ def write(folder: Path, rows: list[dict[str, Any]], dataset: str) -> None:
 
 def markdown(rows: list[dict[str, Any]], dataset: str) -> str:
     """The table for people: mean and, for several seeds, standard deviation over the seeds."""
-    head = ["method", *(f"{metric} {FIGURES[name]}" for metric, name in COLUMNS), "published t2v R@1", "published v2t R@1",
-            "parameters", "train s", "test s", "seeds"]  # fmt: skip
+    head = [
+        "method", *(f"{metric} {FIGURES[name]}" for metric, name in COLUMNS), "published t2v R@1", "published v2t R@1",
+        "parameters", "train s", "test s", "seeds",
+    ]  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for name in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == name]

@@ -189,7 +189,7 @@ def read_captioned(captions: Path, images: Path, side: int) -> dict[str, Caption
         raise InputError(f"--captions={captions} needs the columns image, caption and split")
     cut, found = test_transform(side, Preprocessing(HALF, HALF)), {}
     for split in SPLITS:
-        chosen = [row for row in rows if row["split"] == split]
+        chosen = sorted((row for row in rows if row["split"] == split), key=lambda row: row["image"])
         names = list(dict.fromkeys(row["image"] for row in chosen))
         if len(names) < 2:
             raise InputError(f"--captions={captions} has {len(names)} pictures with split {split}; two are needed")
@@ -255,7 +255,9 @@ class Aligner:
     def __init__(self, model: ClipRetrieval, data: Captioned, batch_size: int, dtype: torch.dtype) -> None:
         self.model, self.data, self.dtype = model, data, dtype
         self.batch_size = min(batch_size, len(data.pixels))
-        self.of_picture = [np.flatnonzero(data.owner == picture) for picture in range(len(data.pixels))]
+        self.count = np.bincount(data.owner)  # captions of each picture, which stand together
+        self.first = np.cumsum(self.count) - self.count
+        self.chance = np.random.default_rng(torch.initial_seed())
 
     def projections(self, steps: int) -> None:
         """The projections alone, by features that stay as they are."""
@@ -290,7 +292,8 @@ class Aligner:
 
     def _captions(self, pictures: Tensor) -> Tensor:
         """One caption of each picture, by chance."""
-        return torch.tensor([int(np.random.choice(self.of_picture[picture])) for picture in pictures.tolist()])
+        number = self.chance.integers(self.count[pictures.numpy()])
+        return torch.from_numpy(self.first[pictures.numpy()] + number)
 
     def _begin(self, rates: dict[float, list[nn.Parameter]], steps: int) -> None:
         groups = [{"params": parameters, "lr": rate} for rate, parameters in rates.items()]
