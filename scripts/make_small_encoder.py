@@ -284,9 +284,9 @@ class Aligner:
             order = torch.randperm(len(self.data.pixels))[: count * self.batch_size].split(self.batch_size)
             for pictures in progress(order, f"epoch {epoch}/{epochs}", count, "steps"):
                 pixels = torch.stack([augment(self.data.pixels[picture]) for picture in pictures.tolist()])
+                images = image_pooled(self.model, pixels)  # in float32: convolutions in bf16 are slow backward
                 with autocast(CPU, self.dtype):  # of each step: what it has cast of the weights ends with it
                     texts = text_pooled(self.model, self.model.select(tokens, self._captions(pictures))["token_ids"])
-                    images = image_pooled(self.model, pixels)
                 self._step(texts, images)
             yield epoch
 
