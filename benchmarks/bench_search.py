@@ -38,6 +38,7 @@ from datasets.moving_shapes import generate
 from diffusion_lm.denoiser import DENOISERS, Denoiser
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
+from evaluation.embeddings import TOKENS_DTYPE
 from model.clip import EncodedVideos
 from model.factory import video_encoder
 from model.pretrained import TINY_FOLDER, build_clip
@@ -49,7 +50,7 @@ from utils.command_line import Parser, home_path
 from utils.device import set_up
 from utils.errors import InputError
 from utils.program import run_program
-from video_index.encoding import TOKENS_DTYPE, Encoder, features_of, update
+from video_index.encoding import Encoder, features_of, update
 from video_index.files import listing
 from video_index.head import Head
 from video_index.names import follow, missing, root_at

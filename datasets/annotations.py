@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
-from datasets import moving_shapes
 from datasets.annotation_file import AnnotationFile, first_of, report
 from datasets.files import find_videos, split_name
 from utils.errors import InputError
@@ -288,6 +287,8 @@ def _activitynet(data_dir: Path, split: str, train_file: str) -> Entries:
 
 def _moving_shapes(data_dir: Path, split: str, train_file: str) -> Entries:
     """MovingShapes, the embedded data set."""
+    from datasets import moving_shapes  # which draws, and is needed for this set alone
+
     more = {LARGE_TEST: (moving_shapes.LARGE, "test"), MOTION_TEST: (moving_shapes.MOTION, "motion")}
     file, listed = more.get(split, (moving_shapes.ANNOTATIONS, split))
     for entry in AnnotationFile(data_dir / file).json()[listed]:
@@ -295,6 +296,8 @@ def _moving_shapes(data_dir: Path, split: str, train_file: str) -> Entries:
 
 
 def _ensure_moving_shapes(data_dir: Path, split: str) -> None:
+    from datasets import moving_shapes
+
     ensure = {LARGE_TEST: moving_shapes.ensure_large, MOTION_TEST: moving_shapes.ensure_motion}
     ensure.get(split, moving_shapes.ensure)(data_dir)
 

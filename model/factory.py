@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.initialization import no_init_weights
 
 from config import Config
 from config.flags import flags_of
@@ -215,7 +216,9 @@ def restore_model(config: Config, checkpoint: Mapping[str, Any], path: Path) -> 
     :raises InputError: as `take_apart`.
     """
     settled, state = take_apart(config, checkpoint, path)
-    model = build(settled, *build_clip(settled.clip_config, tokenizer_source(settled.clip_arch, settled.clip_path)))
+    source = tokenizer_source(settled.clip_arch, settled.clip_path)
+    with no_init_weights():  # the checkpoint has all of them, and drawing them takes longer than reading it
+        model = build(settled, *build_clip(settled.clip_config, source))
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -15,6 +15,7 @@ from datasets.files import shown
 from datasets.loading import FilmClips, Sample, film_loader
 from datasets.timeline import timeline
 from datasets.video import is_picture
+from evaluation.embeddings import TOKENS_DTYPE
 from model.clip import EncodedVideos
 from model.retrieval import RetrievalModel, join_rows, split_rows
 from modules.similarity import check_finite
@@ -28,7 +29,6 @@ from video_index.store import Features, Span, Store
 
 logger = logging.getLogger(__name__)
 
-TOKENS_DTYPE = torch.bfloat16  # of what is kept
 FILMS_AT_ONCE = 32  # whose frames are timed before they are encoded
 CPU_BATCH = 4  # clips at once, so that an interruption costs few; on a CPU more are no faster
 

@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from config import SearchConfig
+from evaluation.embeddings import TOKENS_DTYPE
 from model.clip import EncodedVideos
 from model.retrieval import RetrievalModel, Texts, Videos
 from modules.similarity import automatic_block, check_finite
 from utils.device import autocast
 from utils.errors import InputError
 from utils.threads import map_in_order, one_thread_per_item
-from video_index.encoding import TOKENS_DTYPE, Encoder, Part, spans_of
 from video_index.files import state_of
 from video_index.query import Query
 from video_index.ranking import Ranking, combined, moment, nearest, shares
@@ -69,7 +69,6 @@ class Searcher:
         self, model: RetrievalModel, store: Store, config: SearchConfig, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.model, self.store, self.config, self.device, self.dtype = model, store, config, device, dtype
-        self.encoder = Encoder(model, config, device, dtype)
         self.clips: list[IndexedClip] = []
         self.parts: dict[tuple[int, int], int] = {}  # the index of each clip by video and part
         with self.current():
@@ -184,10 +183,12 @@ class Searcher:
         held = [clip for clip in self.clips if clip.video == known]
         if held and len(held) == held[0].parts:
             return held, self._held(held)
+        from video_index.encoding import Encoder, Part, spans_of  # FFmpeg and OpenCV, which most queries do without
+
         spans = spans_of(file, self.store.head.window)
         parts = [Part(file, span) for span in spans]
         clips = [IndexedClip(0, 0, file, *span, state.st_mtime_ns) for span in spans]
-        return clips, self.encoder.all(parts)
+        return clips, Encoder(self.model, self.config, self.device, self.dtype).all(parts)
 
     def _of_index(self, id: int) -> tuple[list[IndexedClip], EncodedVideos]:
         """A clip of the index.
