@@ -214,7 +214,7 @@ def found_first(index: Path, figures: Figures) -> str:
     searcher = Searcher(model, store, config, CPU, torch.float32)
     lines, ranks = [], []
     for query in QUERIES:
-        names = [Path(hit.clip.file).name for hit in searcher.by_text(query["query"])]
+        names = [Path(hit.segment.file).name for hit in searcher.by_text(query["query"])]
         if query["video"] not in names:
             raise InputError(f"--index={index} does not hold {query['video']}")
         ranks.append(names.index(query["video"]) + 1)
@@ -224,7 +224,9 @@ def found_first(index: Path, figures: Figures) -> str:
         "right_first": first / len(ranks),
         "right_in_first_5": sum(r <= 5 for r in ranks) / len(ranks),
     }
-    lines.append(f"{first} of {len(ranks)} right first, median rank {median(ranks):g}, {len(searcher.clips)} clips")
+    lines.append(
+        f"{first} of {len(ranks)} right first, median rank {median(ranks):g}, {len(searcher.segments)} segments"
+    )
     return "\n".join(["rank", *lines])
 
 

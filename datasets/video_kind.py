@@ -27,7 +27,7 @@ class VideoKind:
         """By the headers of some of its videos, the same ones each time; None where none of them opens."""
         from datasets.container import picture_of  # FFmpeg, which a search does without
 
-        paths = sorted({clip.path for clip in split.clips})
+        paths = sorted({segment.path for segment in split.segments})
         seen = []
         for index in np.random.default_rng(0).permutation(len(paths))[:LOOKED_AT]:
             try:

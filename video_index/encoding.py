@@ -10,14 +10,15 @@ from typing import NamedTuple
 import torch
 
 from config import SearchConfig
-from datasets.annotations import Clip
+from datasets.annotations import Segment
 from datasets.files import shown
-from datasets.loading import FilmClips, Sample, film_loader
+from datasets.loading import FilmSegments, Sample, film_loader
 from datasets.timeline import timeline
 from datasets.video import is_picture
 from evaluation.embeddings import TOKENS_DTYPE
 from model.clip import EncodedVideos
 from model.retrieval import RetrievalModel, join_rows, split_rows
+from modules.frame_pooling import mean_of_frames
 from modules.similarity import check_finite
 from utils.device import autocast
 from utils.errors import InputError
@@ -30,18 +31,18 @@ from video_index.store import Features, Span, Store
 logger = logging.getLogger(__name__)
 
 FILMS_AT_ONCE = 32  # whose frames are timed before they are encoded
-CPU_BATCH = 4  # clips at once, so that an interruption costs few; on a CPU more are no faster
+CPU_BATCH = 4  # segments at once, so that an interruption costs few; on a CPU more are no faster
 
 
 class Part(NamedTuple):
-    """A clip that is to be encoded."""
+    """A segment that is to be encoded."""
 
     file: str
     span: Span
 
 
 class Encoder:
-    """Encodes clips, each as an evaluation encodes a test video.
+    """Encodes segments, each as an evaluation encodes a test video.
 
     :param config: frames, batch size, workers.
     :param dtype: of the matrix products.
@@ -52,16 +53,16 @@ class Encoder:
 
     @torch.no_grad()
     def __call__(self, parts: Sequence[Part]) -> Iterator[tuple[Part, EncodedVideos | InputError]]:
-        """Each clip with its features as a video (1, ...) on the CPU, tokens in half precision, or why it has none.
+        """Each segment with its features as a video (1, ...) on the CPU, tokens in half precision, or why it has none.
 
-        Clips of one film are decoded together and come in order, films in any.
+        Segments of one film are decoded together and come in order, films in any.
 
         :param parts: those of a film one after the other.
         :raises RunError: features are NaN or infinite.
         """
         config, on_cpu = self.config, self.device.type == "cpu"
         preprocessing = self.model.preprocessing
-        films = FilmClips(list(map(_as_read, parts)), config.num_frames, config.input_res, preprocessing)
+        films = FilmSegments(list(map(_as_read, parts)), config.num_frames, config.input_res, preprocessing)
         batch_size = min(config.batch_size, CPU_BATCH) if on_cpu else config.batch_size
         workers = config.num_workers if len(parts) > batch_size else 0  # starting them costs more than a batch
         loader = film_loader(films, batch_size, workers, not on_cpu)
@@ -70,9 +71,9 @@ class Encoder:
                 yield from ((parts[index], video) for index, video in batch)
 
     def all(self, parts: Sequence[Part]) -> EncodedVideos:
-        """What is encoded of the clips of one video, in their order.
+        """What is encoded of the segments of one video, in their order.
 
-        :raises InputError: a clip does not decode.
+        :raises InputError: a segment does not decode.
         """
         videos = dict(self(parts))
         for item in videos.values():
@@ -93,10 +94,10 @@ class Encoder:
         return encoded
 
 
-def _as_read(part: Part) -> Clip:
+def _as_read(part: Part) -> Segment:
     """A video of one part is read whole, as an evaluation reads it."""
     bounds = (None, None) if part.span.parts == 1 else (part.span.start, part.span.end)
-    return Clip(part.file, Path(part.file), (), *bounds)
+    return Segment(part.file, Path(part.file), (), *bounds)
 
 
 def spans_of(file: str, window: float) -> list[Span]:
@@ -116,13 +117,13 @@ def features_of(encoded: EncodedVideos) -> Features:
     """What is kept of one video (1, ...)."""
     frames, tokens = encoded
     halves = None if tokens is None else tokens.contiguous().view(torch.int16).numpy().tobytes()
-    return Features(frames.mean(1).numpy().tobytes(), frames.contiguous().numpy().tobytes(), halves)
+    return Features(mean_of_frames(frames).numpy().tobytes(), frames.contiguous().numpy().tobytes(), halves)
 
 
 def update(store: Store, films: Sequence[Film], encode: Encoder) -> int:
-    """Encode what an index does not hold; each clip is in it as soon as it is encoded.
+    """Encode what an index does not hold; each segment is in it as soon as it is encoded.
 
-    :return: clips that were encoded.
+    :return: segments that were encoded.
     """
     encoded, done = 0, 0.0
     minutes = sum(film.seconds for film in films) / 60
@@ -146,7 +147,7 @@ def update(store: Store, films: Sequence[Film], encode: Encoder) -> int:
 
 
 def _keep(store: Store, film: Film, span: Span, video: EncodedVideos | InputError, failed: set[int]) -> bool:
-    """Put a clip into an index, or why there is none, once for each film. Tells whether it was put there."""
+    """Put a segment into an index, or why there is none, once for each film. Tells whether it was put there."""
     if film.video in failed:
         return False
     problem = str(video) if isinstance(video, InputError) else None
