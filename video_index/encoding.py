@@ -34,7 +34,7 @@ FILMS_AT_ONCE = 32  # whose frames are timed before they are encoded
 CPU_BATCH = 4  # segments at once, so that an interruption costs few; on a CPU more are no faster
 
 
-class Part(NamedTuple):
+class NewSegment(NamedTuple):
     """A segment that is to be encoded."""
 
     file: str
@@ -52,34 +52,34 @@ class Encoder:
         self.model, self.config, self.device, self.dtype = model, config, device, dtype
 
     @torch.no_grad()
-    def __call__(self, parts: Sequence[Part]) -> Iterator[tuple[Part, EncodedVideos | InputError]]:
+    def __call__(self, segments: Sequence[NewSegment]) -> Iterator[tuple[NewSegment, EncodedVideos | InputError]]:
         """Each segment with its features as a video (1, ...) on the CPU, tokens in half precision, or why it has none.
 
         Segments of one film are decoded together and come in order, films in any.
 
-        :param parts: those of a film one after the other.
+        :param segments: those of a film one after the other.
         :raises RunError: features are NaN or infinite.
         """
         config, on_cpu = self.config, self.device.type == "cpu"
         preprocessing = self.model.preprocessing
-        films = FilmSegments(list(map(_as_read, parts)), config.num_frames, config.input_res, preprocessing)
+        films = FilmSegments(list(map(_as_read, segments)), config.num_frames, config.input_res, preprocessing)
         batch_size = min(config.batch_size, CPU_BATCH) if on_cpu else config.batch_size
-        workers = config.num_workers if len(parts) > batch_size else 0  # starting them costs more than a batch
+        workers = config.num_workers if len(segments) > batch_size else 0  # starting them costs more than a batch
         loader = film_loader(films, batch_size, workers, not on_cpu)
         with autocast(self.device, self.dtype), one_thread_per_item(self.device) as threads:
             for batch in map_in_order(self._encode, loader, threads):
-                yield from ((parts[index], video) for index, video in batch)
+                yield from ((segments[index], video) for index, video in batch)
 
-    def all(self, parts: Sequence[Part]) -> EncodedVideos:
+    def all(self, segments: Sequence[NewSegment]) -> EncodedVideos:
         """What is encoded of the segments of one video, in their order.
 
         :raises InputError: a segment does not decode.
         """
-        videos = dict(self(parts))
+        videos = dict(self(segments))
         for item in videos.values():
             if isinstance(item, InputError):
                 raise item
-        return join_rows([videos[part] for part in parts])
+        return join_rows([videos[segment] for segment in segments])
 
     def _encode(self, batch: list) -> list[tuple[int, EncodedVideos | InputError]]:
         good = [sample for sample in batch if isinstance(sample, Sample)]
@@ -94,14 +94,14 @@ class Encoder:
         return encoded
 
 
-def _as_read(part: Part) -> Segment:
-    """A video of one part is read whole, as an evaluation reads it."""
-    bounds = (None, None) if part.span.parts == 1 else (part.span.start, part.span.end)
-    return Segment(part.file, Path(part.file), (), *bounds)
+def _as_read(segment: NewSegment) -> Segment:
+    """A video of one segment is read whole, as an evaluation reads it."""
+    bounds = (None, None) if segment.span.parts == 1 else (segment.span.start, segment.span.end)
+    return Segment(segment.file, Path(segment.file), (), *bounds)
 
 
 def spans_of(file: str, window: float) -> list[Span]:
-    """A video in parts of about `window` seconds; a last one of less than half of that belongs to the one before."""
+    """A video in segments of about `window` seconds; a last one of less than half of that belongs to the one before."""
     if is_picture(Path(file)):
         return [Span(0, 1, None, None)]
     try:
@@ -134,14 +134,14 @@ def update(store: Store, films: Sequence[Film], encode: Encoder) -> int:
         for start in range(0, len(films), FILMS_AT_ONCE):
             some = films[start : start + FILMS_AT_ONCE]
             spans = pool.map(lambda film: spans_of(film.file, store.head.window), some)
-            owner, parts = {}, []
+            owner, segments = {}, []
             for film, of_film in zip(some, spans, strict=True):
                 owner[film.file] = film
-                parts += [Part(film.file, span) for span in of_film if span.part not in film.held]
+                segments += [NewSegment(film.file, span) for span in of_film if span.part not in film.held]
             failed: set[int] = set()
-            for part, video in encode(parts):
-                encoded += _keep(store, owner[part.file], part.span, video, failed)
-                done += ((part.span.end or 0) - (part.span.start or 0)) / 60
+            for segment, video in encode(segments):
+                encoded += _keep(store, owner[segment.file], segment.span, video, failed)
+                done += ((segment.span.end or 0) - (segment.span.start or 0)) / 60
                 bar.update(int(done) - bar.n)
     return encoded
 

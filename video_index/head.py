@@ -22,7 +22,7 @@ class Head:
     :param made_with: the model, for people.
     :param model: marks of it by the name that a message can use.
     :param flags: those that build it again.
-    :param window: seconds of a part of a long video.
+    :param window: seconds of a segment of a long video.
     :param frames: F, D of the features of a segment.
     :param tokens: S, W of its tokens, None for models without.
     """

@@ -47,7 +47,7 @@ def status(store: Store) -> list[str]:
     megabytes = sum(path.stat().st_size for path in store.folder.glob(f"{DATABASE}*")) / 1e6
     lines = [
         f"{videos} videos of {seconds / 60:.1f} minutes in {segments} segments, {megabytes:.1f} MB",
-        f"model: {store.head.made_with}; parts of about {store.head.window:g} s",
+        f"model: {store.head.made_with}; segments of about {store.head.window:g} s",
         "files: " + ", ".join(f"{count} {state}" for state, count in counts.items() if count),
     ]
     for root in store.roots():

@@ -196,14 +196,14 @@ def _drop_moved(store: Store, root: Root, path: bytes, content: _Content) -> Non
 
 @dataclass(frozen=True)
 class Film:
-    """A video of which parts are not in an index."""
+    """A video of which segments are not in an index."""
 
     video: int
     file: str
     size: int
     mtime_ns: int
     seconds: float  # about
-    held: frozenset[int]  # parts that the index has
+    held: frozenset[int]  # the parts that the index has
 
 
 def missing(store: Store, roots: Sequence[Root], all_of: bool = False) -> list[Film]:

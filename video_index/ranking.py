@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from video_index.store import IndexedSegment
 
 MINUS = 0.5  # how much a text counts that is not wanted, where one that is wanted counts 1
-JOINED = 0.75  # a neighbour belongs to a moment if it stands out of the library so much as a share of the best part
+JOINED = 0.75  # a neighbour belongs to a moment if it stands out of the library so much as a share of the best segment
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ def combined(texts: Tensor, minus: Tensor, like: Tensor | None) -> Tensor:
     is not. Its length is that of the first text, as T-MASS samples around it by its length.
 
     :param texts: (n, D), n may be 0; `minus` (m, D) likewise.
-    :param like: the parts of a video (W, D), of which the nearest counts; None where there is none.
-    :return: (W, D), a vector for each part; (1, D) without a video.
+    :param like: the segments of a video (W, D), of which the nearest counts; None where there is none.
+    :return: (W, D), a vector for each of them; (1, D) without a video.
     """
     if len(texts) == 1 and not len(minus) and like is None:
         return texts

@@ -95,8 +95,8 @@ class Searcher:
         return self.search(Query((text,)))
 
     def like(self, video: str) -> list[Hit]:
-        """The best --topk segments of other videos by the cosine of the mean-pooled features; of a long video, the part
-        that is most like the segment counts.
+        """The best --topk segments of other videos by the cosine of the mean-pooled features; of a long video, the
+        segment that is most like one of theirs counts.
 
         :raises InputError: the video is not in the index and does not decode.
         """
@@ -157,7 +157,7 @@ class Searcher:
 
     @torch.no_grad()
     def describe(self, video: str, sentences: Sequence[str]) -> list[Hit]:
-        """The best --topk of N sentences for a video; of a long video, the part that fits a sentence best counts.
+        """The best --topk of N sentences for a video; of a long video, the segment that fits a sentence best counts.
 
         :raises InputError: the video is not in the index and does not decode.
         """
@@ -184,12 +184,16 @@ class Searcher:
         held = [segment for segment in self.segments if segment.video == known]
         if held and len(held) == held[0].parts:
             return held, self._held(held)
-        from video_index.encoding import Encoder, Part, spans_of  # FFmpeg and OpenCV, which most queries do without
+        from video_index.encoding import (
+            Encoder,
+            NewSegment,
+            spans_of,
+        )  # FFmpeg and OpenCV, which most queries do without
 
         spans = spans_of(file, self.store.head.window)
-        parts = [Part(file, span) for span in spans]
+        encoder = Encoder(self.model, self.config, self.device, self.dtype)
         segments = [IndexedSegment(0, 0, file, *span, state.st_mtime_ns) for span in spans]
-        return segments, Encoder(self.model, self.config, self.device, self.dtype).all(parts)
+        return segments, encoder.all([NewSegment(file, span) for span in spans])
 
     def _of_index(self, id: int) -> tuple[list[IndexedSegment], EncodedVideos]:
         """A segment of the index.

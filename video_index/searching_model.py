@@ -76,6 +76,6 @@ def _refuse_another(config: SearchConfig, head: Head, here: Head) -> None:
         )
     if head.window != here.window:
         raise InputError(
-            f"--index={config.index} has parts of --window={head.window:g} seconds, not {here.window:g}: leave the "
+            f"--index={config.index} has segments of --window={head.window:g} seconds, not {here.window:g}: leave the "
             "flag out or give another folder"
         )

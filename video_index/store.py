@@ -26,12 +26,12 @@ from video_index.lock import only_writer
 
 @dataclass(frozen=True)
 class IndexedSegment:
-    """A video, or one of its parts, with the names under which it is found."""
+    """A segment of a video, or all of it, with the names under which it is found."""
 
     id: int
     video: int
     file: str  # absolute
-    part: int = 0
+    part: int = 0  # the number of the segment, of so many of the video
     parts: int = 1
     start: float | None = None  # seconds; None: of the whole video, whose length is not known
     end: float | None = None
@@ -49,10 +49,10 @@ class Root(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Which part of a video a segment is."""
+    """Where in its video a segment lies."""
 
-    part: int
-    parts: int
+    part: int  # its number, from 0
+    parts: int  # segments of the video
     start: float | None  # seconds
     end: float | None
 
@@ -213,7 +213,7 @@ class Store:
         return None
 
     def is_whole(self, video: int) -> bool:
-        """Whether all parts of a video are encoded."""
+        """Whether all segments of a video are encoded."""
         query = "SELECT parts = (SELECT count(*) FROM segments WHERE video = videos.id) FROM videos WHERE id = ?"
         return bool(self.rows(query, (video,))[0][0])
 
