@@ -145,14 +145,17 @@ def prune(config: SearchConfig) -> None:
 
 def verify(config: SearchConfig) -> None:
     """Look for damage in an index, and take it out."""
+    from video_index.head import read_head
     from video_index.lock import only_writer
     from video_index.maintenance import verify
 
     folder = Path(config.index)
+    with suppress(InputError):  # it may be damaged
+        read_head(folder)  # which brings one of an earlier version up to date
     with only_writer(folder):
         lacking = verify(folder)
     again = f": `python search.py index --index={folder}` encodes them" if lacking else ""
-    logger.info("%s is whole now; %d clips are to be encoded%s", folder, lacking, again)
+    logger.info("%s is whole now; %d segments are to be encoded%s", folder, lacking, again)
 
 
 def _searcher(config: SearchConfig) -> "Searcher":
@@ -169,7 +172,7 @@ def _searcher(config: SearchConfig) -> "Searcher":
     device = choose_device(config.gpu)
     config, model, _ = load_model(config, store.head, device)
     searcher = Searcher(model, store, config, device, choose_precision(config.precision, device))
-    logger.info("%d clips, model: %s", len(searcher.clips), store.head.made_with)
+    logger.info("%d segments, model: %s", len(searcher.segments), store.head.made_with)
     return searcher
 
 

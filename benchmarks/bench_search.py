@@ -38,6 +38,7 @@ from datasets.moving_shapes import generate
 from diffusion_lm.denoiser import DENOISERS, Denoiser
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
+from evaluation.embeddings import TOKENS_DTYPE
 from model.clip import EncodedVideos
 from model.factory import video_encoder
 from model.pretrained import TINY_FOLDER, build_clip
@@ -49,7 +50,7 @@ from utils.command_line import Parser, home_path
 from utils.device import set_up
 from utils.errors import InputError
 from utils.program import run_program
-from video_index.encoding import TOKENS_DTYPE, Encoder, features_of, update
+from video_index.encoding import Encoder, features_of, update
 from video_index.files import listing
 from video_index.head import Head
 from video_index.names import follow, missing, root_at
@@ -213,7 +214,7 @@ def found_first(index: Path, figures: Figures) -> str:
     searcher = Searcher(model, store, config, CPU, torch.float32)
     lines, ranks = [], []
     for query in QUERIES:
-        names = [Path(hit.clip.file).name for hit in searcher.by_text(query["query"])]
+        names = [Path(hit.segment.file).name for hit in searcher.by_text(query["query"])]
         if query["video"] not in names:
             raise InputError(f"--index={index} does not hold {query['video']}")
         ranks.append(names.index(query["video"]) + 1)
@@ -223,7 +224,9 @@ def found_first(index: Path, figures: Figures) -> str:
         "right_first": first / len(ranks),
         "right_in_first_5": sum(r <= 5 for r in ranks) / len(ranks),
     }
-    lines.append(f"{first} of {len(ranks)} right first, median rank {median(ranks):g}, {len(searcher.clips)} clips")
+    lines.append(
+        f"{first} of {len(ranks)} right first, median rank {median(ranks):g}, {len(searcher.segments)} segments"
+    )
     return "\n".join(["rank", *lines])
 
 

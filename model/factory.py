@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.initialization import no_init_weights
 
 from config import Config
 from config.flags import flags_of
@@ -225,7 +226,8 @@ def assembled(settled: ModelConfig, state: dict[str, Tensor], tokenizer: str | P
     :param path: where the weights come from, for messages.
     :raises InputError: the tokenizer is not there, or the weights do not fit.
     """
-    model = build(settled, *build_clip(settled.clip_config, tokenizer))
+    with no_init_weights():  # they are all there, and drawing others takes longer than reading them
+        model = build(settled, *build_clip(settled.clip_config, tokenizer))
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

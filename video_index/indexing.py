@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 class Outcome:
     """What a run has done."""
 
-    encoded: int  # clips
+    encoded: int  # segments
     failed: int  # videos that were to be encoded and are not
     broken: int  # videos that did not decode in runs before, and have not changed
     changes: list[Changes]  # of each folder
@@ -106,7 +106,7 @@ def _encode(config: SearchConfig, store: Store, films: list[Film], encoder: obje
             worker.terminate()  # else it is waited for
         logger.info("what is encoded is kept; the same command goes on")
         raise
-    logger.info("%d clips encoded in %.1f s", encoded, time.perf_counter() - started)
+    logger.info("%d segments encoded in %.1f s", encoded, time.perf_counter() - started)
     return encoded
 
 
