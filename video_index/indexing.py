@@ -14,7 +14,7 @@ from utils.errors import InputError, RunError
 from utils.imports import quick_imports
 from video_index.files import EXTENSIONS, Listing, listing
 from video_index.head import Head
-from video_index.names import Changes, Film, follow, missing, root_at
+from video_index.names import Changes, Unfinished, follow, missing, root_at
 from video_index.store import Store, named_folder
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def _encoder(config: SearchConfig, head: Head | None) -> tuple[object, Head]:
     return Encoder(model, config, device, choose_precision(config.precision, device)), made
 
 
-def _encode(config: SearchConfig, store: Store, films: list[Film], encoder: object | None) -> int:
+def _encode(config: SearchConfig, store: Store, films: list[Unfinished], encoder: object | None) -> int:
     from video_index.encoding import update
 
     minutes = sum(film.seconds for film in films) / 60
