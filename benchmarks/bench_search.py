@@ -63,6 +63,7 @@ from video_index.head import Head
 from video_index.names import follow, missing, root_at
 from video_index.page.library import Library
 from video_index.page.server import PageServer
+from video_index.query import Query
 from video_index.ranking import nearest
 from video_index.searching import Searcher
 from video_index.searching_model import load_model
@@ -125,8 +126,8 @@ def new_store(folder: Path, model: RetrievalModel, frames: int) -> Store:
 def query_seconds(model: RetrievalModel, folder: Path, frames: int) -> tuple[float, list[float]]:
     """Seconds to load an index, and of each query."""
     loading, searcher = timed(lambda: Searcher(model, Store(folder), settings(folder, frames), CPU, torch.float32))
-    searcher.by_text("a first query, which starts threads")
-    return loading, [timed(lambda text=query["query"]: searcher.by_text(text))[0] for query in QUERIES]
+    searcher.search(Query(("a first query, which starts threads",)))
+    return loading, [timed(lambda text=query["query"]: searcher.search(Query((text,))))[0] for query in QUERIES]
 
 
 def real_videos(folder: Path, count: int, figures: Figures) -> str:
@@ -277,7 +278,7 @@ def found_first(index: Path, figures: Figures) -> str:
     searcher = Searcher(model, store, config, CPU, torch.float32)
     lines, ranks = [], []
     for query in QUERIES:
-        names = [Path(hit.segment.file).name for hit in searcher.by_text(query["query"])]
+        names = [Path(hit.segment.file).name for hit in searcher.search(Query((query["query"],)))]
         if query["video"] not in names:
             raise InputError(f"--index={index} does not hold {query['video']}")
         ranks.append(names.index(query["video"]) + 1)

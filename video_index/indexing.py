@@ -4,7 +4,6 @@ import logging
 import multiprocessing
 import os
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,12 +114,8 @@ def _tell_left_out(found: Listing) -> None:
     for line in found.left_out:
         logger.warning("left out: %s", line)
     if found.other:
-        counts = (f"{count} {f'.{kind}' if kind else 'without one'}" for kind, count in _most_first(found.other))
+        counts = (f"{count} {f'.{kind}' if kind else 'without one'}" for kind, count in found.other.most_common())
         logger.info("left out by extension: %s", ", ".join(counts))
-
-
-def _most_first(counts: Counter[str]) -> list[tuple[str, int]]:
-    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _tell(changes: Changes, folder: str) -> None:

@@ -221,20 +221,21 @@ def test_a_damaged_file_is_healed(made, search, videos, tmp_path, how):
 def test_an_open_query_follows_the_index(tmp_path):
     from config import SearchConfig
     from tests.video_index.test_search import MODELS
+    from video_index.query import Query
     from video_index.searching import Searcher
 
     store = new_store(tmp_path / "index", ["a"], torch.randn(1, FRAMES, 128))
     store.close()
     config = SearchConfig.parse(["query", "x", f"--index={tmp_path / 'index'}"], prog="search.py")
     searcher = Searcher(MODELS["mean"](), Store(tmp_path / "index"), config, torch.device("cpu"), torch.float32)
-    assert [hit.segment.file for hit in searcher.by_text("a")] == ["/videos/a"]
+    assert [hit.segment.file for hit in searcher.search(Query(("a",)))] == ["/videos/a"]
     writer = Store(tmp_path / "index", writing=True)
     add(writer, ["b"], torch.randn(1, FRAMES, 128))
-    assert {hit.segment.file for hit in searcher.by_text("a")} == {"/videos/a", "/videos/b"}
+    assert {hit.segment.file for hit in searcher.search(Query(("a",)))} == {"/videos/a", "/videos/b"}
     with writer.transaction():
         writer.rows("DELETE FROM files WHERE path = ?", (b"a",))
         writer.drop_unnamed()
-    assert [hit.segment.file for hit in searcher.by_text("a")] == ["/videos/b"]
+    assert [hit.segment.file for hit in searcher.search(Query(("a",)))] == ["/videos/b"]
 
 
 def test_an_index_in_a_folder_that_cannot_be_written_is_searched(tmp_path):
