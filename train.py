@@ -30,6 +30,7 @@ def main(build: "Callable[[Config], RetrievalModel] | None" = None) -> None:
     from datasets.data_record import same_data
     from datasets.holdout import training_splits  # after parsing, so that --help and bad flags answer at once
     from model.factory import create_model, restore_model
+    from trainer.model_card import write_card
     from trainer.resume import resume_together
     from trainer.run_folder import MetricsWriter, training_folder
     from trainer.trainer import Trainer
@@ -76,6 +77,8 @@ def main(build: "Callable[[Config], RetrievalModel] | None" = None) -> None:
             done = (checkpoint["step"], checkpoint.get("evaluated", True)) if checkpoint else ()
             with closing(MetricsWriter(folder, tensorboard, *done)) if here.is_main else nullcontext() as writer:
                 Trainer(model, config, splits, device, dtype, folder, writer, checkpoint, data).train()
+            if here.is_main:
+                write_card(folder, config, model.model_config, splits.train)
             logger.info("checkpoints are in %s", folder)
 
 

@@ -11,7 +11,7 @@ MODELS = Path(__file__).resolve().parent.parent / "Diffusion-LM" / "diffusion_mo
 MIN_TEXT_LEN, MAX_TEXT_LEN = 3, 512  # START, a word, END; the positions of a denoiser
 
 
-class Recipe(NamedTuple):
+class SizeDefaults(NamedTuple):
     """What suits a size of denoiser."""
 
     steps: int
@@ -19,16 +19,16 @@ class Recipe(NamedTuple):
     dropout: float
 
 
-RECIPES = {
-    "base": Recipe(steps=200_000, lr=1e-4, dropout=0.1),  # as published
-    "small": Recipe(steps=50_000, lr=3e-4, dropout=0.1),
-    "tiny": Recipe(steps=12_000, lr=3e-3, dropout=0.0),  # too small to memorise captions
+BY_SIZE = {
+    "base": SizeDefaults(steps=200_000, lr=1e-4, dropout=0.1),  # as published
+    "small": SizeDefaults(steps=50_000, lr=3e-4, dropout=0.1),
+    "tiny": SizeDefaults(steps=12_000, lr=3e-3, dropout=0.0),  # too small to memorise captions
 }
 
 
 def _by_size(name: str) -> str:
     """What the help says of a default that follows from --denoiser."""
-    return ", ".join(f"{size} {getattr(recipe, name)}" for size, recipe in RECIPES.items())
+    return ", ".join(f"{size} {getattr(defaults, name)}" for size, defaults in BY_SIZE.items())
 
 
 # A flag takes the lines that its words need.
@@ -51,7 +51,7 @@ class Captions:
 @group("network", "Its size, and the lengths that its retrieval model shares.", role="shape")
 @dataclass(frozen=True)
 class Network:
-    denoiser: str = flag("base", "size of the network; base is that of BERT base", choices=tuple(RECIPES))
+    denoiser: str = flag("base", "size of the network; base is that of BERT base", choices=tuple(BY_SIZE))
     diffusion_steps: int = flag(10, "T, steps of the diffusion", minimum=1, metavar="STEPS")
     text_len: int = flag(64, "L, tokens of a caption; as --diffusion_text_len of the retrieval", minimum=MIN_TEXT_LEN,
         maximum=MAX_TEXT_LEN, metavar="TOKENS")
@@ -107,8 +107,8 @@ class PretrainingConfig(Captions, Network, Optimiser, Written):
             raise InputError("what it learns from is --dataset_name or --captions: give one of them")
         if config.dataset_name == "custom" and config.annotations is None:
             raise InputError("--annotations is missing: the annotation file of --dataset_name=custom")
-        recipe = RECIPES[config.denoiser]._asdict().items()
-        return replace(config, **{name: value for name, value in recipe if getattr(config, name) is None})
+        defaults = BY_SIZE[config.denoiser]._asdict().items()
+        return replace(config, **{name: value for name, value in defaults if getattr(config, name) is None})
 
     @property
     def source(self) -> str:

@@ -216,9 +216,18 @@ def restore_model(config: Config, checkpoint: Mapping[str, Any], path: Path) -> 
     :raises InputError: as `take_apart`.
     """
     settled, state = take_apart(config, checkpoint, path)
-    source = tokenizer_source(settled.clip_arch, settled.clip_path)
-    with no_init_weights():  # the checkpoint has all of them, and drawing them takes longer than reading it
-        model = build(settled, *build_clip(settled.clip_config, source))
+    return assembled(settled, state, tokenizer_source(settled.clip_arch, settled.clip_path), path)
+
+
+def assembled(settled: ModelConfig, state: dict[str, Tensor], tokenizer: str | Path, path: Path) -> RetrievalModel:
+    """A model of its configuration and its weights.
+
+    :param tokenizer: where it lies, a folder or a hub id.
+    :param path: where the weights come from, for messages.
+    :raises InputError: the tokenizer is not there, or the weights do not fit.
+    """
+    with no_init_weights():  # all of them are there, and drawing them takes longer than reading them
+        model = build(settled, *build_clip(settled.clip_config, tokenizer))
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -34,7 +34,8 @@ logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parent.parent
 DONE = "comparison.json"  # in the folder of a run: its figures
 FROZEN = ("text_diffusion.teacher.", "potential.word_table")  # what stays as it was pre-trained
-COLUMNS = (("t2v", "R1"), ("t2v", "R5"), ("v2t", "R1"), ("v2t", "R5"))
+FIGURES = {"R1": "R@1", "R5": "R@5", "R10": "R@10", "MedR": "MedR"}
+COLUMNS = [(metric, name) for metric in ("t2v", "v2t") for name in FIGURES]
 
 
 @dataclass(frozen=True)
@@ -174,8 +175,10 @@ def write(folder: Path, rows: list[dict[str, Any]], dataset: str) -> None:
 
 def markdown(rows: list[dict[str, Any]], dataset: str) -> str:
     """The table for people: mean and, for several seeds, standard deviation over the seeds."""
-    head = ["method", *(f"{metric} R@{name[1:]}" for metric, name in COLUMNS), "published t2v R@1", "published v2t R@1",
-            "parameters", "train s", "test s", "seeds"]  # fmt: skip
+    head = [
+        "method", *(f"{metric} {FIGURES[name]}" for metric, name in COLUMNS), "published t2v R@1", "published v2t R@1",
+        "parameters", "train s", "test s", "seeds",
+    ]  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for name in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == name]

@@ -8,6 +8,7 @@ from torch.optim import AdamW
 
 from config import Config
 from model.retrieval import RetrievalModel
+from utils.errors import InputError
 
 ADAM_BETAS, ADAM_EPS = (0.9, 0.98), 1e-6  # CLIP's (Radford et al. 2021, table 18)
 MOMENTUM = 0.95
@@ -18,8 +19,18 @@ ADAM_SHARE = 0.3  # of the rate of Muon's matrices, for the vectors and tables b
 
 
 def make_optimizer(model: RetrievalModel, config: Config) -> "MuonAdamW":
-    """The optimizer of a run."""
-    return MuonAdamW(parameter_groups(model, config), betas=ADAM_BETAS, eps=ADAM_EPS, fused=True)
+    """The optimizer of a run. What has a rate of 0 is frozen: no gradient goes through it.
+
+    :raises InputError: that is everything.
+    """
+    groups = parameter_groups(model, config)
+    if not any(group["lr"] for group in groups):
+        raise InputError(f"--clip_lr={config.clip_lr} leaves nothing to train in --arch={config.arch}")
+    for group in groups:
+        if not group["lr"]:
+            for parameter in group["params"]:
+                parameter.requires_grad_(False)
+    return MuonAdamW(groups, betas=ADAM_BETAS, eps=ADAM_EPS, fused=True)
 
 
 def parameter_groups(model: RetrievalModel, config: Config) -> list[dict]:

@@ -120,10 +120,11 @@ def test_a_run_that_fails_ends_the_comparison_and_keeps_what_is_done(run, workpl
 
 
 def test_one_seed_has_no_deviation_and_many_captions_no_published_score():
-    row = {"method": "m", "seed": 1, "metric": "t2v", "protocol": "strict", "R1": 12.34, "R5": 50.0, "queries": 9,
-           "gallery": 3, "parameters": 2_500_000, "train_seconds": 10.4, "test_seconds": 1.6}  # fmt: skip
+    row = {"method": "m", "seed": 1, "metric": "t2v", "protocol": "strict", "R1": 12.34, "R5": 50.0, "R10": 75.0,
+           "MedR": 3.0, "queries": 9, "gallery": 3, "parameters": 2_500_000, "train_seconds": 10.4,
+           "test_seconds": 1.6}  # fmt: skip
     line = markdown([row, row | {"metric": "v2t"}], "any").splitlines()[2]
-    assert line == "| m | 12.3 | 50.0 | 12.3 | 50.0 | - | - | 2.50 M | 10 | 2 | 1 |"
+    assert line == "| m | 12.3 | 50.0 | 75.0 | 3.0 | 12.3 | 50.0 | 75.0 | 3.0 | - | - | 2.50 M | 10 | 2 | 1 |"
 
 
 def test_methods_and_seeds():

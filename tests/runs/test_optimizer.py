@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Muon
 
-from trainer.optimizer import ADAM_BETAS, MuonAdamW, orthogonalised
+from model.factory import create_model
+from trainer.optimizer import ADAM_BETAS, MuonAdamW, make_optimizer, orthogonalised
+from utils.errors import InputError
 
 SHAPES = ((8, 8), (8, 24), (24, 8), (8, 8))
 
@@ -99,3 +101,31 @@ def test_the_scaler_of_fp16_leaves_out_a_step_that_is_not_finite():
     scaler.step(optimizer)
     for parameter, before in zip(params, parameters(), strict=True):
         assert torch.equal(parameter, before)
+
+
+@pytest.mark.parametrize("arch", ["clip_transformer", "clip_stochastic"])
+def test_a_rate_of_zero_freezes_and_moves_the_rest_alike(parse, arch):
+    """CLIP gets no gradient, and what has a rate gets the one that it would have had."""
+    gradients = []
+    for rate in ("0", "1e-9"):
+        config = parse(f"--arch={arch} --clip_lr={rate} --noclip_lr=1e-3")
+        torch.manual_seed(0)
+        model = create_model(config).eval()
+        make_optimizer(model, config)
+        frames = torch.randint(0, 256, (3, config.num_frames, 3, 64, 64), dtype=torch.uint8)
+        captions = ["a dog", "two balls", "a red car"]
+        tokens = model.select(model.tokenize(captions), torch.arange(3))
+        pairs = model.encode_pairs(frames, **tokens, noise=model.draw_noise(0, range(3)))
+        model.similarities(pairs, pairs.videos, torch.arange(3)).square().sum().backward()
+        named = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        gradients.append({name: grad for name, grad in named.items() if not name.startswith("clip.")})
+        assert (len(gradients[-1]) == len(named)) == (rate == "0")
+    frozen, moved = gradients
+    assert frozen.keys() == moved.keys() and frozen
+    assert all(torch.equal(frozen[name], moved[name]) for name in frozen)
+
+
+def test_nothing_to_train_is_refused(parse):
+    config = parse("--arch=clip_baseline --clip_lr=0")
+    with pytest.raises(InputError, match="leaves nothing to train"):
+        make_optimizer(create_model(config), config)
