@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 def main() -> None:
     config = SearchConfig.parse(prog="search.py", description=__doc__.splitlines()[0])
     commands = {
-        "index": index, "query": query, "serve": serve, "status": status, "list": list_files, "forget": forget,
+        "index": index, "query": query, "serve": serve, "status": tell, "list": tell, "forget": forget,
         "prune": prune, "verify": verify,
     }  # fmt: skip
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -104,20 +104,12 @@ def serve(config: SearchConfig) -> None:
         server.serve_forever()
 
 
-def status(config: SearchConfig) -> None:
-    """Say what is in an index."""
-    from video_index.maintenance import status
+def tell(config: SearchConfig) -> None:
+    """Say what is in an index, or show its files."""
+    from video_index.maintenance import listed, status
     from video_index.store import Store
 
-    logger.info("\n".join(status(Store(Path(config.index)))))
-
-
-def list_files(config: SearchConfig) -> None:
-    """Show the files of an index."""
-    from video_index.maintenance import listed
-    from video_index.store import Store
-
-    for line in listed(Store(Path(config.index))):
+    for line in (status if config.command == "status" else listed)(Store(Path(config.index))):
         logger.info(line)
 
 

@@ -155,17 +155,8 @@ class SearchConfig(Config):
         if self.captions is None:
             raise InputError("--captions is missing: the file of the sentences that --describe ranks")
         others = (
-            "plus",
-            "without",
-            "like",
-            "folder",
-            "since",
-            "until",
-            "per_video",
-            "min_score",
-            "contact_sheet",
-            "cut",
-        )
+            "plus", "without", "like", "folder", "since", "until", "per_video", "min_score", "contact_sheet", "cut"
+        )  # fmt: skip
         if given := next((name for name in others if name in self.explicit), None):
             raise InputError(
                 f"--{'in' if given == 'folder' else given} is about videos, but --describe ranks sentences"

@@ -26,7 +26,7 @@ SEEK_COST = 6  # what a seek costs, in frames that could have been decoded inste
 ENOUGH = 512  # pixels of a photo
 LONG = 256  # frames from which on a film is worth the start of the decoder's threads
 
-Span = tuple[float | None, float | None]  # of a segment: start and end in seconds, None for those of the film
+Times = tuple[float | None, float | None]  # of a segment: start and end in seconds, None for those of the film
 
 
 def part_bounds(n: int, num_frames: int) -> np.ndarray:
@@ -80,7 +80,7 @@ def read_frames(
 
 
 def read_segments(
-    path: Path, num_frames: int, spans: Sequence[Span], rng: np.random.Generator | None = None
+    path: Path, num_frames: int, spans: Sequence[Times], rng: np.random.Generator | None = None
 ) -> Iterator[ReadSegment]:
     """Decode F frames of each of several segments of a video.
 
@@ -126,7 +126,7 @@ def decode_segment(
     return next(decode_segments(path, choose, [(start, end)]))
 
 
-def decode_segments(path: Path, choose: Callable[[int], np.ndarray], spans: Sequence[Span]) -> Iterator[SegmentFrames]:
+def decode_segments(path: Path, choose: Callable[[int], np.ndarray], spans: Sequence[Times]) -> Iterator[SegmentFrames]:
     """Decode chosen frames of segments of one film, one segment after the other, with as few other frames as possible.
 
     A frame is reached by decoding on or by a seek to a key frame before it, whichever is cheaper, and is known by its
@@ -154,7 +154,9 @@ def decode_segments(path: Path, choose: Callable[[int], np.ndarray], spans: Sequ
 class _Reader:
     """Frames of a film by their numbers, for segments whose frames are known beforehand."""
 
-    def __init__(self, path: Path, clock: Timeline, choose: Callable[[int], np.ndarray], spans: Sequence[Span]) -> None:
+    def __init__(
+        self, path: Path, clock: Timeline, choose: Callable[[int], np.ndarray], spans: Sequence[Times]
+    ) -> None:
         self.path, self.clock, self.spans = path, clock, spans
         self.bounds = [clock.between(*span) for span in spans]
         self.chosen = [np.unique(choose(high - low)) for low, high in self.bounds]

@@ -226,7 +226,7 @@ def assembled(settled: ModelConfig, state: dict[str, Tensor], tokenizer: str | P
     :param path: where the weights come from, for messages.
     :raises InputError: the tokenizer is not there, or the weights do not fit.
     """
-    with no_init_weights():  # they are all there, and drawing others takes longer than reading them
+    with no_init_weights():  # all of them are there, and drawing them takes longer than reading them
         model = build(settled, *build_clip(settled.clip_config, tokenizer))
     try:
         model.load_state_dict(state)

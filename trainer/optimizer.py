@@ -46,7 +46,7 @@ def parameter_groups(model: RetrievalModel, config: Config) -> list[dict]:
         if of_potential:
             rate = config.potential_lr * (1 if matrix else ADAM_SHARE)
         else:
-            rate = config.clip_lr if name.startswith("segment.") else config.noclip_lr
+            rate = config.clip_lr if name.startswith("clip.") else config.noclip_lr
         groups.setdefault((rate, matrix, matrix and of_potential), []).append(parameter)
     return [
         {

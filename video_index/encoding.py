@@ -25,7 +25,7 @@ from utils.errors import InputError
 from utils.machine import cores
 from utils.progress import progress
 from utils.threads import map_in_order, one_thread_per_item
-from video_index.names import MOST_TRIES, Film
+from video_index.names import MOST_TRIES, Unfinished
 from video_index.store import Features, Span, Store
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def features_of(encoded: EncodedVideos) -> Features:
     return Features(mean_of_frames(frames).numpy().tobytes(), frames.contiguous().numpy().tobytes(), halves)
 
 
-def update(store: Store, films: Sequence[Film], encode: Encoder) -> int:
+def update(store: Store, films: Sequence[Unfinished], encode: Encoder) -> int:
     """Encode what an index does not hold; each segment is in it as soon as it is encoded.
 
     :return: segments that were encoded.
@@ -146,7 +146,7 @@ def update(store: Store, films: Sequence[Film], encode: Encoder) -> int:
     return encoded
 
 
-def _keep(store: Store, film: Film, span: Span, video: EncodedVideos | InputError, failed: set[int]) -> bool:
+def _keep(store: Store, film: Unfinished, span: Span, video: EncodedVideos | InputError, failed: set[int]) -> bool:
     """Put a segment into an index, or why there is none, once for each film. Tells whether it was put there."""
     if film.video in failed:
         return False
@@ -167,7 +167,7 @@ def _keep(store: Store, film: Film, span: Span, video: EncodedVideos | InputErro
     return False
 
 
-def _is_as_it_was(film: Film) -> bool:
+def _is_as_it_was(film: Unfinished) -> bool:
     try:
         state = os.stat(film.file)
     except OSError:

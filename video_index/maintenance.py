@@ -8,6 +8,7 @@ from pathlib import Path
 
 from datasets.files import shown
 from utils.errors import InputError
+from video_index.answers import clock
 from video_index.database import DATABASE, connect, create, speaking
 from video_index.head import head_rows, read_head
 from video_index.store import Store, checksum
@@ -61,14 +62,9 @@ def status(store: Store) -> list[str]:
 def listed(store: Store) -> list[str]:
     """A line for each file: its state, its name, and why it does not decode."""
     return [
-        f"{state:<16}{clock_minutes(seconds):>8}  {shown(file)}{f'  ({error})' if error else ''}"
+        f"{state:<16}{clock(seconds) if seconds else '':>9}  {shown(file)}{f'  ({error})' if error else ''}"
         for file, state, seconds, error in files_of(store)
     ]
-
-
-def clock_minutes(seconds: float) -> str:
-    """Minutes and seconds; empty where the length is not known."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02}" if seconds else ""
 
 
 def forget(store: Store, names: Sequence[str]) -> int:

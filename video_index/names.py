@@ -195,7 +195,7 @@ def _drop_moved(store: Store, root: Root, path: bytes, content: _Content) -> Non
 
 
 @dataclass(frozen=True)
-class Film:
+class Unfinished:
     """A video of which segments are not in an index."""
 
     video: int
@@ -206,7 +206,7 @@ class Film:
     held: frozenset[int]  # the parts that the index has
 
 
-def missing(store: Store, roots: Sequence[Root], all_of: bool = False) -> list[Film]:
+def missing(store: Store, roots: Sequence[Root], all_of: bool = False) -> list[Unfinished]:
     """The videos below some roots that are not whole in an index, each once.
 
     :param all_of: those that do not decode, too.
@@ -222,5 +222,5 @@ def missing(store: Store, roots: Sequence[Root], all_of: bool = False) -> list[F
             file = os.path.join(root.folder, os.fsdecode(path))
             if video not in films and os.path.isfile(file):
                 held = (part for (part,) in store.rows("SELECT part FROM segments WHERE video = ?", (video,)))
-                films[video] = Film(video, file, *rest, frozenset(held))
+                films[video] = Unfinished(video, file, *rest, frozenset(held))
     return list(films.values())

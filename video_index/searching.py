@@ -90,18 +90,6 @@ class Searcher:
                 raise InputError(f"--index={self.store.folder} holds no video: index some first")
             yield
 
-    def by_text(self, text: str) -> list[Hit]:
-        """The best --topk segments for a text."""
-        return self.search(Query((text,)))
-
-    def like(self, video: str) -> list[Hit]:
-        """The best --topk segments of other videos by the cosine of the mean-pooled features; of a long video, the
-        segment that is most like one of theirs counts.
-
-        :raises InputError: the video is not in the index and does not decode.
-        """
-        return self.search(Query(like=video))
-
     @torch.no_grad()
     def search(self, query: Query) -> list[Hit]:
         """The best segments for a query. Without a text there is the first stage alone.

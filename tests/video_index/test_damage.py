@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import search as entry_point
+from modules.frame_pooling import mean_of_frames
 from tests.made_up import write_video
 from tests.video_index.made_up import FRAMES, add, checkpoint, held, inserted, new_store, slow_features
 from utils.program import run_program
@@ -106,7 +107,7 @@ class Reader(threading.Thread):
             frames = store.frames([segment.id for segment in segments])
         self.looks += 1
         now = {(segment.file, segment.part): row for segment, row in zip(segments, frames, strict=True)}
-        if not np.allclose(frames.mean(1), means, atol=1e-6):
+        if not np.allclose(mean_of_frames(torch.from_numpy(frames)), means, atol=1e-6):
             self.problems.append("a mean is not that of its frames")
         for key, before in self.seen.items():
             if not np.array_equal(now.get(key), before):
@@ -220,20 +221,21 @@ def test_a_damaged_file_is_healed(made, search, videos, tmp_path, how):
 def test_an_open_query_follows_the_index(tmp_path):
     from config import SearchConfig
     from tests.video_index.test_search import MODELS
+    from video_index.query import Query
     from video_index.searching import Searcher
 
     store = new_store(tmp_path / "index", ["a"], torch.randn(1, FRAMES, 128))
     store.close()
     config = SearchConfig.parse(["query", "x", f"--index={tmp_path / 'index'}"], prog="search.py")
     searcher = Searcher(MODELS["mean"](), Store(tmp_path / "index"), config, torch.device("cpu"), torch.float32)
-    assert [hit.segment.file for hit in searcher.by_text("a")] == ["/videos/a"]
+    assert [hit.segment.file for hit in searcher.search(Query(("a",)))] == ["/videos/a"]
     writer = Store(tmp_path / "index", writing=True)
     add(writer, ["b"], torch.randn(1, FRAMES, 128))
-    assert {hit.segment.file for hit in searcher.by_text("a")} == {"/videos/a", "/videos/b"}
+    assert {hit.segment.file for hit in searcher.search(Query(("a",)))} == {"/videos/a", "/videos/b"}
     with writer.transaction():
         writer.rows("DELETE FROM files WHERE path = ?", (b"a",))
         writer.drop_unnamed()
-    assert [hit.segment.file for hit in searcher.by_text("a")] == ["/videos/b"]
+    assert [hit.segment.file for hit in searcher.search(Query(("a",)))] == ["/videos/b"]
 
 
 def test_an_index_in_a_folder_that_cannot_be_written_is_searched(tmp_path):

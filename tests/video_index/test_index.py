@@ -276,7 +276,7 @@ def test_a_folder_does_not_push_another_one_out(made, search, drawn, tmp_path, i
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_long_video_is_searched_in_parts(made, search, runs, three_colours, tmp_path, index, precision):
+def test_a_long_video_is_searched_in_segments(made, search, runs, three_colours, tmp_path, index, precision):
     (tmp_path / "videos").mkdir()
     shutil.copy(three_colours / "long.mp4", tmp_path / "videos")
     assert "3 segments encoded" in made(tmp_path / "videos", "--window=2", f"--precision={precision}")
@@ -289,7 +289,7 @@ def test_a_long_video_is_searched_in_parts(made, search, runs, three_colours, tm
     assert (best["start"], best["end"]) == (2, 4)
     refused = search("index", f"--videos_dir={tmp_path / 'videos'}", f"--index={index}", "--window=3")
     assert refused.code == 2
-    assert "parts of --window=2 seconds, not 3" in refused.err
+    assert "segments of --window=2 seconds, not 3" in refused.err
 
 
 def test_parts_are_of_about_the_window(three_colours):

@@ -34,6 +34,7 @@ from video_index.answers import clock
 from video_index.contact_sheet import GREY, thumbnail
 from video_index.database import create
 from video_index.head import FORMAT, read_head
+from video_index.query import Query
 from video_index.ranking import nearest
 from video_index.searching import Hit, Searcher
 from video_index.store import IndexedSegment, Store
@@ -82,7 +83,7 @@ def test_exact_ranking_is_that_of_the_models_own_score(name, tmp_path, precision
     with autocast(precision):
         scores = slow_scores(model, SENTENCES, encoded)
     for sentence, expected in zip(SENTENCES, scores, strict=True):
-        hits = searcher.by_text(sentence)
+        hits = searcher.search(Query((sentence,)))
         assert len({hit.segment.file for hit in hits}) == 25
         found = torch.tensor([hit.score for hit in hits])
         ordered = torch.stack([expected[int(hit.segment.file[8:-4])] for hit in hits])
@@ -104,7 +105,7 @@ def test_stages_narrow_down(name, tmp_path):
     by_pooling = means[:15][pooled[means[:15]].argsort(descending=True)]
     rescored = slow_scores(model, SENTENCES[:1], encoded)[0]
     expected = [*by_pooling[:4][rescored[by_pooling[:4]].argsort(descending=True)], *by_pooling[4:], *means[15:20]]
-    hits = searcher.by_text(SENTENCES[0])
+    hits = searcher.search(Query((SENTENCES[0],)))
     assert [hit.segment.file for hit in hits] == [f"/videos/{int(index)}.mp4" for index in expected]
     assert [hit.stage for hit in hits] == ["rescored"] * 4 + ["pooled"] * 11 + ["mean_pooled"] * 5
 
@@ -115,7 +116,7 @@ def test_tokens_are_read_of_the_clips_of_the_third_stage_alone(tmp_path, monkeyp
     searcher, _ = searcher_of(MODELS["textdiffs"](), tmp_path / "index", 40, *flags)
     read, tokens = set(), Store.tokens
     monkeypatch.setattr(Store, "tokens", lambda self, ids: read.update(ids) or tokens(self, ids))
-    hits = searcher.by_text(SENTENCES[0])
+    hits = searcher.search(Query((SENTENCES[0],)))
     assert read == {hit.segment.id for hit in hits if hit.stage == "rescored"}
     assert len(read) == 4
 

@@ -171,7 +171,7 @@ class Library:
 
 
 def _suffix(file: str) -> str:
-    return split_name(os.path.basename(file))[1].lower()
+    return split_name(file)[1].lower()
 
 
 def _open_plain(path: str) -> int:
