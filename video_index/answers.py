@@ -6,11 +6,13 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets.files import shown
-from video_index.searching import Hit
 from video_index.store import IndexedSegment
+
+if TYPE_CHECKING:  # torch takes a second, and a list of files does without it
+    from video_index.searching import Hit
 
 STAGES = {
     "rescored": "by how well they explain the words",
@@ -29,7 +31,7 @@ class Answer:
 
     kind: str  # "query", "like" or "describe"
     query: str  # a sentence, or the name of a video
-    hits: Sequence[Hit]
+    hits: "Sequence[Hit]"
     seconds: float
     with_it: dict[str, Any] = field(default_factory=dict)
 
@@ -137,7 +139,7 @@ def named(segment: IndexedSegment) -> str:
     return f"{shown(segment.file)}{more}{'' if os.path.lexists(segment.file) else '  (not there now)'}"
 
 
-def time_of(hit: Hit) -> str:
+def time_of(hit: "Hit") -> str:
     """From when to when the moment is, as 1:02:03.4; empty where its length is not known."""
     if hit.start is None or hit.end is None:
         return ""

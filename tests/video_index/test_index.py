@@ -225,7 +225,7 @@ def test_files_as_they_are(made, videos, found, drawn, tmp_path):
     assert f"left out: {videos / 'pipe.mp4'} is no file" in printed
     for name in ("out", "out.mp4"):
         assert f"left out: {videos / name} is a link that leads out of the folder" in printed
-    assert "left out by extension: 1 without one, 1 .srt" in printed
+    assert "left out by extension: 1 .srt, 1 without one" in printed
     names = {os.path.relpath(file, videos): others for file, others in found().items()}
     assert names.keys() == {
         "clip1.mp4", "clip2.mp4", "clip3.mp4", "clip4.mp4", "clip5.mp4", "deeper/clip0.mp4", "photo.jpg"
