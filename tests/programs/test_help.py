@@ -38,6 +38,7 @@ NEEDED = {
     "Diffusion-LM/train.py": "--captions=a", 
     "scripts/compare.py": "--method=a:",
     "scripts/make_tiny_clip.py": "a", "scripts/pretrain_clip.py": "--output=a",
+    "scripts/make_small_encoder.py": "--captions=a --images=b --output=c",
 }  # fmt: skip
 SHELL_SCRIPTS = [".ci/run", *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("scripts/*.sh")))]
 
