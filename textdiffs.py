@@ -5,6 +5,7 @@ docs/PYTHON.md has the ten lines that most people need.
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from model.retrieval import RetrievalModel, join_rows
 from modules.similarity import check_finite, similarity
 from trainer.checkpoints import BEST, load_checkpoint
 from trainer.model_card import CARD_FILE, model_card
-from utils.device import autocast, choose_device, choose_precision, set_up
+from utils.device import autocast, choose_device, choose_precision
 from utils.errors import InputError
 from utils.threads import map_in_order, one_thread_per_item
 from video_index.encoding import Encoder, NewSegment
@@ -190,7 +191,8 @@ class TextVideoModel(ModelHubMixin):
             state = load_file(folder / WEIGHTS_FILE)
         except (OSError, SafetensorError) as error:
             raise InputError(f"{folder / WEIGHTS_FILE} cannot be read: {error}") from error
-        model = assembled(settled, state, folder / TOKENIZER_FOLDER, folder)
+        with _own_random_numbers():
+            model = assembled(settled, state, folder / TOKENIZER_FOLDER, folder)
         return cls(model, device, precision, _card_beside(folder / CONFIG_FILE))
 
 
@@ -210,17 +212,23 @@ def load_model(
     :raises InputError: there is no such model.
     """
     flags = [] if clip_path is None else [f"--clip_path={clip_path}"]
-    set_up(choose_device(device), 24)
     if source is None:
-        model = create_model(Config.parse(["--arch=clip_baseline", *flags]))
+        with _own_random_numbers():
+            model = create_model(Config.parse(["--arch=clip_baseline", *flags]))
         return TextVideoModel(model, device, precision)
     path = Path(source).expanduser()
     if path.is_dir() and (path / BEST).is_file():
         path = path / BEST
     if not path.is_file():
         return TextVideoModel.from_pretrained(str(source), device=device, precision=precision)
-    model = restore_model(Config.parse(flags), load_checkpoint(path), path)
+    with _own_random_numbers():
+        model = restore_model(Config.parse(flags), load_checkpoint(path), path)
     return TextVideoModel(model, device, precision, _card_beside(path))
+
+
+def _own_random_numbers() -> AbstractContextManager:
+    """Networks draw weights before theirs are read; the stream of the caller stays where it is."""
+    return torch.random.fork_rng(devices=[])
 
 
 def _card_beside(path: Path) -> str | None:

@@ -211,6 +211,15 @@ def test_bad_input_is_named_in_one_line(model_of, files, tmp_path, monkeypatch):
         assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_loading_leaves_the_random_numbers_of_others(model_of):
+    folder = model_of("--arch=clip_stochastic")
+    torch.manual_seed(3)
+    load_model(folder, device="cpu")
+    found = torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.equal(found, torch.rand(1))
+
+
 def test_a_device_that_is_not_there(model_of):
     folder = model_of("--arch=clip_baseline")
     with pytest.raises(InputError, match="--gpu=x"):
