@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 def main() -> None:
     config = SearchConfig.parse(prog="search.py", description=__doc__.splitlines()[0])
     commands = {
-        "index": index, "query": query, "serve": serve, "status": status, "list": list_files, "forget": forget,
+        "index": index, "query": query, "serve": serve, "status": tell, "list": tell, "forget": forget,
         "prune": prune, "verify": verify,
     }  # fmt: skip
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -104,20 +104,12 @@ def serve(config: SearchConfig) -> None:
         server.serve_forever()
 
 
-def status(config: SearchConfig) -> None:
-    """Say what is in an index."""
-    from video_index.maintenance import status
+def tell(config: SearchConfig) -> None:
+    """Say what is in an index, or show its files."""
+    from video_index.maintenance import listed, status
     from video_index.store import Store
 
-    logger.info("\n".join(status(Store(Path(config.index)))))
-
-
-def list_files(config: SearchConfig) -> None:
-    """Show the files of an index."""
-    from video_index.maintenance import listed
-    from video_index.store import Store
-
-    for line in listed(Store(Path(config.index))):
+    for line in (status if config.command == "status" else listed)(Store(Path(config.index))):
         logger.info(line)
 
 
@@ -145,14 +137,17 @@ def prune(config: SearchConfig) -> None:
 
 def verify(config: SearchConfig) -> None:
     """Look for damage in an index, and take it out."""
+    from video_index.head import read_head
     from video_index.lock import only_writer
     from video_index.maintenance import verify
 
     folder = Path(config.index)
+    with suppress(InputError):  # it may be damaged
+        read_head(folder)  # which brings one of an earlier version up to date
     with only_writer(folder):
         lacking = verify(folder)
     again = f": `python search.py index --index={folder}` encodes them" if lacking else ""
-    logger.info("%s is whole now; %d clips are to be encoded%s", folder, lacking, again)
+    logger.info("%s is whole now; %d segments are to be encoded%s", folder, lacking, again)
 
 
 def _searcher(config: SearchConfig) -> "Searcher":
@@ -169,7 +164,7 @@ def _searcher(config: SearchConfig) -> "Searcher":
     device = choose_device(config.gpu)
     config, model, _ = load_model(config, store.head, device)
     searcher = Searcher(model, store, config, device, choose_precision(config.precision, device))
-    logger.info("%d clips, model: %s", len(searcher.clips), store.head.made_with)
+    logger.info("%d segments, model: %s", len(searcher.segments), store.head.made_with)
     return searcher
 
 

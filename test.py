@@ -91,7 +91,7 @@ def counts(evaluation: "Evaluation", split: "Split") -> str:
     """How much was evaluated, and how long it took."""
     seconds = f"{evaluation.seconds:.1f} s of which {evaluation.similarity_seconds:.1f} s"
     pairs = f"{seconds} for {evaluation.pairs_diffused} diffused pairs"
-    return f"{len(split.captions)} texts, {len(split.clips)} videos, {pairs}"
+    return f"{len(split.captions)} texts, {len(split.segments)} videos, {pairs}"
 
 
 def read_split(config: Config) -> "Split":

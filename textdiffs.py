@@ -30,7 +30,7 @@ from trainer.model_card import CARD_FILE, model_card
 from utils.device import autocast, choose_device, choose_precision, set_up
 from utils.errors import InputError
 from utils.threads import map_in_order, one_thread_per_item
-from video_index.encoding import Encoder, Part
+from video_index.encoding import Encoder, NewSegment
 from video_index.store import Span
 
 CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FOLDER = "config.json", "model.safetensors", "tokenizer"
@@ -130,13 +130,13 @@ class TextVideoModel(ModelHubMixin):
         names = tuple(map(str, _listed(paths, "video")))
         size = {"num_frames": self.config.num_frames, "input_res": self.config.input_res}
         settings = SearchConfig(**size, batch_size=batch_size, num_workers=num_workers)
-        parts = [Part(name, Span(0, 1, None, None)) for name in names]
+        segments = [NewSegment(name, Span(0, 1, None, None)) for name in names]
         found = {}
-        for part, video in Encoder(self.model, settings, self.device, self.dtype)(list(dict.fromkeys(parts))):
+        for segment, video in Encoder(self.model, settings, self.device, self.dtype)(list(dict.fromkeys(segments))):
             if isinstance(video, InputError):
                 raise video
-            found[part] = video
-        return VideoEmbeddings(names, join_rows([found[part] for part in parts]))
+            found[segment] = video
+        return VideoEmbeddings(names, join_rows([found[segment] for segment in segments]))
 
     @torch.no_grad()
     def rank(self, texts: TextEmbeddings, videos: VideoEmbeddings, rerank_topk: int = 0) -> Ranking:

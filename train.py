@@ -71,7 +71,7 @@ def main(build: "Callable[[Config], RetrievalModel] | None" = None) -> None:
         writes = training_folder(config, config.resume is not None) if here.is_main else nullcontext(config.run_dir)
         with writes as folder:
             logger.info("run folder %s, device %s, %s", folder, device, dtype)
-            logger.info("%d training pairs of %d videos", len(splits.train.captions), len(splits.train.clips))
+            logger.info("%d training pairs of %d videos", len(splits.train.captions), len(splits.train.segments))
             logger.info("model_best.pth is %s", splits.selection)
             tensorboard = None if config.no_tensorboard else Path(config.tb_log_dir or folder / "tensorboard")
             done = (checkpoint["step"], checkpoint.get("evaluated", True)) if checkpoint else ()

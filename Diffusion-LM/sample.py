@@ -69,8 +69,8 @@ def captions_of_video(args: Sampling, device: torch.device) -> list[str]:
     """
     from config import Config
     from config.model_flags import DIFFUSION_ARCHS
-    from datasets.annotations import Clip
-    from datasets.loading import FilmClips, Sample
+    from datasets.annotations import Segment
+    from datasets.loading import FilmSegments, Sample
     from model.factory import restore_model
     from model.textdiffs import TextDiffs
     from trainer.checkpoints import load_checkpoint
@@ -87,8 +87,8 @@ def captions_of_video(args: Sampling, device: torch.device) -> list[str]:
     model.to(device).eval()
 
     # 2. video
-    clip = Clip(args.video.name, args.video, ())
-    (sample,) = FilmClips([clip], config.num_frames, config.input_res, model.preprocessing)
+    segment = Segment(args.video.name, args.video, ())
+    (sample,) = FilmSegments([segment], config.num_frames, config.input_res, model.preprocessing)
     if not isinstance(sample, Sample):
         raise sample[1]
     video = model.videos(model.encode_videos(sample.frames[None].to(device)))

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from datasets.annotations import Clip, Split
+from datasets.annotations import Segment, Split
 from datasets.frame_cache import CacheSettings
 from datasets.loading import TestVideos, batches, test_loader
 from datasets.transforms import PIXEL_MEAN, PIXEL_STD
@@ -109,8 +109,8 @@ def by_turns(paths: list[Path], *functions: Callable[[Path], object]) -> list[fl
 
 def dataset(paths: list[Path], cache: CacheSettings | None = None) -> TestVideos:
     """The real thing."""
-    clips = tuple(Clip(path.stem, path, ("a caption",)) for path in paths)
-    return TestVideos(Split("bench", "test", clips), FRAMES, RESOLUTION, cache)
+    segments = tuple(Segment(path.stem, path, ("a caption",)) for path in paths)
+    return TestVideos(Split("bench", "test", segments), FRAMES, RESOLUTION, cache)
 
 
 def videos_per_second(paths: list[Path], cache: CacheSettings | None, workers: int) -> float:

@@ -5,7 +5,6 @@
 Each encoder runs in a process of its own, so that its peak of memory is its own. The median of --repeats calls.
 """
 
-import argparse
 import json
 import logging
 import resource
@@ -18,7 +17,9 @@ import torch
 from transformers import CLIPConfig, SiglipConfig
 
 from model.encoders import image_features, with_random_weights
+from utils.command_line import Parser, number
 from utils.device import autocast, choose_device, choose_precision, precision_name
+from utils.program import run_program
 
 logger = logging.getLogger(__name__)
 
@@ -55,14 +56,13 @@ def measure(name: str, precision: str, repeats: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--one", choices=SHAPES, help=argparse.SUPPRESS)
+    parser = Parser("benchmarks/bench_encoders.py", __doc__.splitlines()[0], "python %(prog)s [--flag=VALUE]")
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="arithmetic")
+    parser.add_argument("--threads", type=number(int, least=1), default=2, help="of each encoder")
+    parser.add_argument("--repeats", type=number(int, least=1), default=5, help="calls, of which the median counts")
+    parser.add_argument("--one", choices=tuple(SHAPES), help="measure it in this process, as JSON (default: all)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
     if args.one:
         logger.info(json.dumps(measure(args.one, args.precision, args.repeats)))
         return
@@ -79,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program("bench_encoders.py", main))

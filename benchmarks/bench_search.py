@@ -1,12 +1,15 @@
 """Seconds that search.py takes to index and to query.
 
-    python benchmarks/bench_search.py [--quick] [--json FILE] [--index DIR]
+    python benchmarks/bench_search.py [--quick] [--json FILE] [--films | --index DIR]
 
 100 entries are videos of MovingShapes, which are drawn, decoded, encoded and written. Of 1,000 and 10,000 the features
 are synthetic, so indexing them is writing alone. A query is all that happens from a sentence to its ranking once the
 index is loaded: by TextDiffs of the demo's sizes on the tiny CLIP (untrained, which costs the same), and by X-Pool with
 features as wide and of as many frames as those of ViT-B/32. The first stage is measured on its own among 200,000
-vectors, too, and the same queries are asked of the page's server.
+vectors, too, and the same queries are asked of the page's server. Programs are started with the tiny CLIP, and with a
+checkpoint of ViT-B/32 with random weights.
+
+With --films, films of 10 and of 40 minutes (160x96, 25 fps) are indexed in each container by the program.
 
 With --index, the queries of search_queries.json are searched for in an index, and the ranks of the right videos shown:
 
@@ -17,6 +20,7 @@ With --index, the queries of search_queries.json are searched for in an index, a
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,32 +33,37 @@ from threading import Thread
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
+import imageio_ffmpeg
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional as F
 from transformers import CLIPConfig
 
-from config import SearchConfig
+from config import Config, SearchConfig
 from datasets.moving_shapes import generate
 from diffusion_lm.denoiser import DENOISERS, Denoiser
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
+from evaluation.embeddings import TOKENS_DTYPE
 from model.clip import EncodedVideos
-from model.factory import video_encoder
-from model.pretrained import TINY_FOLDER, build_clip
+from model.factory import create_model, video_encoder
+from model.pretrained import CLIP_CONFIGS, TINY_FOLDER, build_clip
 from model.retrieval import RetrievalModel
 from model.textdiffs import TextDiffs
 from model.xpool import XPool
 from modules.text_potential import TextPotential
+from trainer.checkpoints import BEST, save_checkpoint
 from utils.command_line import Parser, home_path
 from utils.device import set_up
 from utils.errors import InputError
 from utils.program import run_program
-from video_index.encoding import TOKENS_DTYPE, Encoder, features_of, update
+from video_index.encoding import Encoder, features_of, update
 from video_index.files import listing
 from video_index.head import Head
 from video_index.names import follow, missing, root_at
 from video_index.page.library import Library
 from video_index.page.server import PageServer
+from video_index.query import Query
 from video_index.ranking import nearest
 from video_index.searching import Searcher
 from video_index.searching_model import load_model
@@ -67,7 +76,16 @@ CPU = torch.device("cpu")
 FRAMES, LENGTH, STEPS, DENOISER = 6, 20, 10, "tiny"  # of the demo
 WIDE_FRAMES, WIDE = 12, 512  # of ViT-B/32
 SEARCH = Path(__file__).resolve().parent.parent / "search.py"
-STARTS = 3
+STARTS = 5
+MINUTES = (10, 40)  # of the films
+ENCODINGS = {  # of the pictures, and the containers that they are put into
+    "libx264 -preset ultrafast -bf 2 -g 48": ("mp4", "mov", "mkv", "flv", "ts", "m2ts"),
+    "mpeg4 -g 24 -bf 2": ("avi", "3gp"),
+    "mpeg2video -g 12 -bf 2 -b:v 1M": ("mpg", "vob", "mxf"),
+    "libvpx-vp9 -g 48 -deadline realtime -cpu-used 8": ("webm",),
+    "wmv2 -g 48": ("wmv",),
+    "libtheora -g 48": ("ogv",),
+}
 MOST_SECONDS = 1.0  # that a query among 10,000 may take
 Figures = dict[str, dict[str, float]]
 
@@ -108,8 +126,8 @@ def new_store(folder: Path, model: RetrievalModel, frames: int) -> Store:
 def query_seconds(model: RetrievalModel, folder: Path, frames: int) -> tuple[float, list[float]]:
     """Seconds to load an index, and of each query."""
     loading, searcher = timed(lambda: Searcher(model, Store(folder), settings(folder, frames), CPU, torch.float32))
-    searcher.by_text("a first query, which starts threads")
-    return loading, [timed(lambda text=query["query"]: searcher.by_text(text))[0] for query in QUERIES]
+    searcher.search(Query(("a first query, which starts threads",)))
+    return loading, [timed(lambda text=query["query"]: searcher.search(Query((text,))))[0] for query in QUERIES]
 
 
 def real_videos(folder: Path, count: int, figures: Figures) -> str:
@@ -197,12 +215,59 @@ def start_up(folder: Path, figures: Figures) -> str:
         "start_index_again": ["index", index],
         "start_query": ["query", "a red circle", index, "--gpu=cpu"],
     }
+    large, named = f"--index={folder / 'large'}", large_checkpoint(folder / "outputs")
+    program("index", f"--videos_dir={folder / 'data'}", large, *named, "--gpu=cpu")
+    commands["start_query_large"] = ["query", "a red circle", large, "--gpu=cpu"]
     for name, command in commands.items():
-        call = partial(subprocess.run, [sys.executable, SEARCH, *command], check=True, capture_output=True)
-        times = [timed(call)[0] for _ in range(1 if name == "start_index" else STARTS)]
+        times = [program(*command) for _ in range(1 if name == "start_index" else STARTS)]
         figures["seconds"][name] = median(times)
     told = ", ".join(f"{name} {figures['seconds'][name]:.2f} s" for name in commands)
     return f"as programs, median of {STARTS}: {told}"
+
+
+def program(*arguments: str) -> float:
+    """Seconds of a call of search.py."""
+    return timed(partial(subprocess.run, [sys.executable, SEARCH, *arguments], check=True, capture_output=True))[0]
+
+
+def large_checkpoint(outputs: Path) -> list[str]:
+    """Write that of a run of X-Pool on a ViT-B/32 with random weights and the words of the tiny CLIP; the flags that
+    name it."""
+    folder = outputs / "clip"
+    clip, tokenizer = build_clip(CLIP_CONFIGS["ViT-B/32"], TINY_FOLDER)
+    for part in (clip.config, tokenizer):
+        part.save_pretrained(folder)
+    save_file(clip.state_dict(), folder / "model.safetensors")
+    config = Config.parse([f"--clip_path={folder}", "--arch=clip_transformer"])
+    (outputs / "exp" / "large").mkdir(parents=True)
+    save_checkpoint(outputs / "exp" / "large" / BEST, create_model(config), config, 1, 1)
+    return [f"--output_dir={outputs}", "--datetime=large"]
+
+
+def films(folder: Path, figures: Figures) -> str:
+    """Index a film of each length in each container; a line for each."""
+    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", "-y"]
+    lines = [f"{'container':<12}" + "".join(f"{f'{minutes} min, s':>12}" for minutes in MINUTES)]
+    for encoding, containers in ENCODINGS.items():
+        source = folder / "source.mkv"
+        pictures = f"testsrc2=size=160x96:rate=25:duration={60 * max(MINUTES)}"
+        made = [*ffmpeg, "-f", "lavfi", "-i", pictures, "-c:v", *encoding.split(), "-pix_fmt", "yuv420p", source]
+        subprocess.run(made, check=True)
+        for container in containers:
+            spent = [_film_seconds(folder, [*ffmpeg, "-i", source], container, minutes) for minutes in MINUTES]
+            figures["seconds"] |= {f"film_{container}_{minutes}": s for minutes, s in zip(MINUTES, spent, strict=True)}
+            lines.append(f"{container:<12}" + "".join(f"{seconds:12.2f}" for seconds in spent))
+    return "\n".join(lines)
+
+
+def _film_seconds(folder: Path, ffmpeg: list, container: str, minutes: int) -> float:
+    """Seconds of the program with so many minutes of the film in a container."""
+    videos, index = folder / "film", folder / "film-index"
+    for path in (videos, index):
+        shutil.rmtree(path, ignore_errors=True)
+    videos.mkdir()
+    subprocess.run([*ffmpeg, "-t", str(60 * minutes), "-c", "copy", videos / f"film.{container}"], check=True)
+    return program("index", f"--videos_dir={videos}", f"--index={index}", "--clip_arch=tiny-shapes", "--gpu=cpu")
 
 
 def found_first(index: Path, figures: Figures) -> str:
@@ -213,7 +278,7 @@ def found_first(index: Path, figures: Figures) -> str:
     searcher = Searcher(model, store, config, CPU, torch.float32)
     lines, ranks = [], []
     for query in QUERIES:
-        names = [Path(hit.clip.file).name for hit in searcher.by_text(query["query"])]
+        names = [Path(hit.segment.file).name for hit in searcher.search(Query((query["query"],)))]
         if query["video"] not in names:
             raise InputError(f"--index={index} does not hold {query['video']}")
         ranks.append(names.index(query["video"]) + 1)
@@ -223,7 +288,9 @@ def found_first(index: Path, figures: Figures) -> str:
         "right_first": first / len(ranks),
         "right_in_first_5": sum(r <= 5 for r in ranks) / len(ranks),
     }
-    lines.append(f"{first} of {len(ranks)} right first, median rank {median(ranks):g}, {len(searcher.clips)} clips")
+    lines.append(
+        f"{first} of {len(ranks)} right first, median rank {median(ranks):g}, {len(searcher.segments)} segments"
+    )
     return "\n".join(["rank", *lines])
 
 
@@ -234,6 +301,7 @@ def main() -> None:
     parser.add_argument(
         "--index", type=home_path, help="search it for the queries of search_queries.json (default: time it all)"
     )
+    parser.add_argument("--films", action="store_true", help="time long films in each container alone")
     arguments = parser.parse_args()
     set_up(CPU, 0)
     figures: Figures = {"seconds": {}, "ratios": {}, "memory_gb": {}, "errors": {}}
@@ -242,7 +310,10 @@ def main() -> None:
     else:
         logger.info("%d threads, torch %s", torch.get_num_threads(), torch.__version__)
         with tempfile.TemporaryDirectory() as folder:
-            measure(Path(folder), arguments.quick, figures)
+            if arguments.films:
+                logger.info(films(Path(folder), figures))
+            else:
+                measure(Path(folder), arguments.quick, figures)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 

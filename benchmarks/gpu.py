@@ -45,7 +45,7 @@ from benchmarks.bench_similarity import (
 )
 from benchmarks.bench_train import flops_per_pair
 from config import Config
-from datasets.annotations import Clip, Split
+from datasets.annotations import Segment, Split
 from datasets.holdout import Selection, TrainingSplits
 from diffusion_lm.denoiser import DENOISERS, Denoiser
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
@@ -370,17 +370,18 @@ class Steps:
         side = model.clip.config.vision_config.image_size
         generator = torch.Generator().manual_seed(1)
         words = torch.randint(len(WORDS), (batch, CAPTIONS_OF_VIDEO, CAPTION_WORDS), generator=generator).tolist()
-        clips = []
+        segments = []
         for video, captions in enumerate(words):
             path = folder / f"{video}.mp4"
             path.touch()  # nobody reads it
-            clips.append(Clip(str(video), path, tuple(" ".join(WORDS[i] for i in caption) for caption in captions)))
+            texts = tuple(" ".join(WORDS[i] for i in caption) for caption in captions)
+            segments.append(Segment(str(video), path, texts))
         recipe = {} if name == "X-Pool" else {"recipe": name}
         config = Config(
             arch=MODELS[name], batch_size=batch, num_frames=FRAMES, input_res=side, num_workers=0, compile=compiled,
             **recipe,
         )  # fmt: skip
-        splits = TrainingSplits(Split("custom", "train", tuple(clips)), None, None, Selection(None, "by nothing"))
+        splits = TrainingSplits(Split("custom", "train", tuple(segments)), None, None, Selection(None, "by nothing"))
         self.trainer = Trainer(model, config, splits, bench.device, dtype, folder, MetricsWriter(folder, None))
         self.trainer.profile = None
         self.dtype, self.warm_up = dtype, 1 if bench.quick else 3

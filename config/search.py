@@ -48,8 +48,8 @@ class SearchConfig(Config):
     exclude: str | None = flag(None, "names or paths of files and folders that are left out, patterns (*, ?) with"
         " commas between them; they are kept for later runs", metavar="PATTERNS", unset="those of the run before",
         **INDEX_ONLY)
-    window: float | None = flag(None, "videos longer than this are searched in parts of about this length", minimum=1,
-        metavar="SECONDS", unset="30, or that of the index", **INDEX_ONLY)
+    window: float | None = flag(None, "videos longer than this are searched in segments of about this length",
+        minimum=1, metavar="SECONDS", unset="30, or that of the index", **INDEX_ONLY)
     queries: str | None = flag(None, "file with a query in each line; - is standard input", metavar="FILE")
     plus: tuple[str, ...] = flag((), "what hits should show as well; may be given again", metavar="TEXT")
     without: tuple[str, ...] = flag((), "what hits should not show, which counts half; may be given again",
@@ -66,7 +66,7 @@ class SearchConfig(Config):
         " 2024-05-31 or 2024-05-31T18:30", metavar="DATE")
     until: str | None = flag(None, "or at this time at the latest, the whole year, month or day", metavar="DATE")
     topk: int = flag(10, "hits that are shown", minimum=1)
-    per_video: bool = flag(False, "one hit for each video: its best part, with the neighbours that fit nearly as well")
+    per_video: bool = flag(False, "one hit for each video: its best segment, with neighbours that fit nearly as well")
     min_score: float = flag(0.0, "hits alone that are before so much of the library", minimum=0, maximum=100,
         metavar="PERCENT")
     pool_topk: int = flag(500, "all videos are ranked by the mean of their frames, then the frames of the best N are"
@@ -155,17 +155,8 @@ class SearchConfig(Config):
         if self.captions is None:
             raise InputError("--captions is missing: the file of the sentences that --describe ranks")
         others = (
-            "plus",
-            "without",
-            "like",
-            "folder",
-            "since",
-            "until",
-            "per_video",
-            "min_score",
-            "contact_sheet",
-            "cut",
-        )
+            "plus", "without", "like", "folder", "since", "until", "per_video", "min_score", "contact_sheet", "cut"
+        )  # fmt: skip
         if given := next((name for name in others if name in self.explicit), None):
             raise InputError(
                 f"--{'in' if given == 'folder' else given} is about videos, but --describe ranks sentences"

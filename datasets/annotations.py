@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
-from datasets import moving_shapes
 from datasets.annotation_file import AnnotationFile, first_of, report
 from datasets.files import find_videos, split_name
 from utils.errors import InputError
@@ -16,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Clip:
+class Segment:
     """A video, or the part of it from `start` to `end` seconds, and what people wrote about it."""
 
     video_id: str
@@ -28,24 +27,24 @@ class Clip:
 
 @dataclass(frozen=True)
 class Split:
-    """The clips of one split of a data set."""
+    """The segments of one split of a data set."""
 
     dataset: str
     name: str  # "train", "val", "test"; of MovingShapes also "test-large" and "test-motion"
-    clips: tuple[Clip, ...]
+    segments: tuple[Segment, ...]
     flip: bool = True  # whether a mirrored video still fits its captions
     missing: tuple[str, ...] = ()  # videos with annotations but no file
     unannotated: tuple[str, ...] = ()  # videos that the data set lists without annotating them
 
     @property
     def captions(self) -> list[str]:
-        """All captions, clip by clip."""
-        return [caption for clip in self.clips for caption in clip.captions]
+        """All captions, segment by segment."""
+        return [caption for segment in self.segments for caption in segment.captions]
 
     @property
-    def clip_of_caption(self) -> list[int]:
-        """For each caption of `captions` the index of its clip."""
-        return [index for index, clip in enumerate(self.clips) for _ in clip.captions]
+    def segment_of_caption(self) -> list[int]:
+        """For each caption of `captions` the index of its segment."""
+        return [index for index, segment in enumerate(self.segments) for _ in segment.captions]
 
 
 LARGE_TEST, MOTION_TEST = "test-large", "test-motion"  # of MovingShapes
@@ -76,10 +75,10 @@ def load_split(
     """
     read = read_split(dataset, split, data_dir, videos_dir, train_file)
     if read.missing:
-        videos = len({clip.video_id for clip in read.clips}) + len(read.missing)
+        videos = len({segment.video_id for segment in read.segments}) + len(read.missing)
         what = f"{len(read.missing)} of {videos} {split} videos of {dataset} are not in {videos_dir}"
-        if not (allow_missing and read.clips):
-            remedy = " (--allow_missing goes on without them)" if read.clips else ""
+        if not (allow_missing and read.segments):
+            remedy = " (--allow_missing goes on without them)" if read.segments else ""
             raise InputError(f"{what}: {first_of(read.missing)}{remedy}")
         report(f"--allow_missing: {what}", read.missing)
     return read
@@ -110,10 +109,10 @@ def read_split(dataset: str, split: str, data_dir: Path, videos_dir: Path | None
     if doubtful:
         chosen = tuple(path.relative_to(videos_dir).as_posix() for path in doubtful)
         report(f"{len(doubtful)} videos of {dataset} are in {videos_dir} more than once, taken are", chosen)
-    clips = tuple(Clip(name, found[name], *rest) for name, *rest in entries if name in found)
+    segments = tuple(Segment(name, found[name], *rest) for name, *rest in entries if name in found)
     missing = tuple(dict.fromkeys(name for name, *_ in entries if name not in found))
     flip = dataset != "MovingShapes"  # its captions say left and right
-    return Split(dataset, split, clips, flip, missing, unannotated)
+    return Split(dataset, split, segments, flip, missing, unannotated)
 
 
 OWN_VALIDATION = ("MSVD", "DiDeMo", "custom")
@@ -133,12 +132,12 @@ def _check_name(dataset: str) -> None:
 
 
 def load_annotations(dataset: str, split: str, data_dir: Path, train_file: str = "9k") -> Split:
-    """A split without its videos: the path of a clip is only its id."""
+    """A split without its videos: the path of a segment is only its id."""
     _check_name(dataset)
     if dataset == "MovingShapes":
         _ensure_moving_shapes(Path(data_dir), split)
     entries = DATASETS[dataset](Path(data_dir), split, train_file)
-    return Split(dataset, split, tuple(Clip(name, Path(name), *rest) for name, *rest in entries if rest[0]))
+    return Split(dataset, split, tuple(Segment(name, Path(name), *rest) for name, *rest in entries if rest[0]))
 
 
 def load_captions(dataset: str, data_dir: Path, train_file: str = "9k") -> list[str]:
@@ -234,7 +233,7 @@ LSMDC_FILES = {"train": "LSMDC16_annos_training.csv", "test": "LSMDC16_challenge
 
 
 def _lsmdc(data_dir: Path, split: str, train_file: str) -> Entries:
-    """LSMDC: one caption a clip, in files of six tab-separated columns: clip, four times, sentence."""
+    """LSMDC: one caption a segment, in files of six tab-separated columns: segment, four times, sentence."""
     file = AnnotationFile(data_dir / LSMDC_FILES[split])
     for line, text in file.lines():
         if not text and line > 1:  # what follows the last line
@@ -288,6 +287,8 @@ def _activitynet(data_dir: Path, split: str, train_file: str) -> Entries:
 
 def _moving_shapes(data_dir: Path, split: str, train_file: str) -> Entries:
     """MovingShapes, the embedded data set."""
+    from datasets import moving_shapes  # which draws, and is needed for this set alone
+
     more = {LARGE_TEST: (moving_shapes.LARGE, "test"), MOTION_TEST: (moving_shapes.MOTION, "motion")}
     file, listed = more.get(split, (moving_shapes.ANNOTATIONS, split))
     for entry in AnnotationFile(data_dir / file).json()[listed]:
@@ -295,6 +296,8 @@ def _moving_shapes(data_dir: Path, split: str, train_file: str) -> Entries:
 
 
 def _ensure_moving_shapes(data_dir: Path, split: str) -> None:
+    from datasets import moving_shapes
+
     ensure = {LARGE_TEST: moving_shapes.ensure_large, MOTION_TEST: moving_shapes.ensure_motion}
     ensure.get(split, moving_shapes.ensure)(data_dir)
 
@@ -306,7 +309,7 @@ CUSTOM_SPLITS = ("train", "val", "test")
 def _custom(path: Path, split: str, train_file: str) -> Entries:
     """Your own videos: rows of video, caption and, if wanted, start and end in seconds and split.
 
-    Rows of the same video and times are one clip with several captions. Where no row has a split, all are taken for
+    Rows of the same video and times are one segment with several captions. Where no row has a split, all are taken for
     training and test, none for validation.
     """
     file = AnnotationFile(path)
@@ -316,7 +319,7 @@ def _custom(path: Path, split: str, train_file: str) -> Entries:
         rows = ((line, file.json_of(text, line)) for line, text in file.lines() if text.strip())
     else:
         raise InputError(f"annotation file {path} is neither .csv nor .jsonl (JSON Lines)")
-    clips: dict[tuple[str | None, str, float | None, float | None], list[str]] = {}
+    segments: dict[tuple[str | None, str, float | None, float | None], list[str]] = {}
     of_none = []  # lines of the rows without a split
     for line, row in rows:
         if isinstance(row, dict):
@@ -325,16 +328,16 @@ def _custom(path: Path, split: str, train_file: str) -> Entries:
             of_split, video, start, end, caption = _custom_row(row)
         except ValueError as error:
             raise file.error(line, str(error)) from error
-        clips.setdefault((of_split, video, start, end), []).append(caption)
+        segments.setdefault((of_split, video, start, end), []).append(caption)
         of_none += [str(line)] if of_split is None else []
-    undivided = all(of_split is None for of_split, *_ in clips)
+    undivided = all(of_split is None for of_split, *_ in segments)
     if undivided and split == "val":
         return
-    if undivided and clips:
+    if undivided and segments:
         logger.warning("%s has no column split: all of it is used for the %s split", path, split)
     elif of_none and split == "train":
         report(f"{path}: {len(of_none)} rows have no split and are for training, from line", tuple(of_none))
-    for (of_split, video, start, end), captions in clips.items():
+    for (of_split, video, start, end), captions in segments.items():
         if undivided or (of_split or "train") == split:
             yield video, tuple(captions), start, end
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets.annotations import Clip, Split
+from datasets.annotations import Segment, Split
 from utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -24,8 +24,10 @@ Record = dict[str, dict[str, Tensor]]  # by split; tensors, because checkpoints 
 
 
 def content_digest(split: Split) -> str:
-    """SHA-256 of the clips of a split in their order: their videos by name, their captions, their times."""
-    return _sha256([(clip.video_id, clip.captions, clip.start, clip.end) for clip in split.clips]).hex()
+    """SHA-256 of the segments of a split in their order: their videos by name, their captions, their times."""
+    return _sha256(
+        [(segment.video_id, segment.captions, segment.start, segment.end) for segment in split.segments]
+    ).hex()
 
 
 def same_data(checkpoint: dict[str, Any] | None, path: Path | None, *splits: Split | None) -> Record:
@@ -54,14 +56,16 @@ def same_data(checkpoint: dict[str, Any] | None, path: Path | None, *splits: Spl
 
 
 def _record(split: Split) -> dict[str, Tensor]:
-    """Of N clips: their videos (JSON, compressed, as bytes), times (N, 2; -1: none), the first 8 bytes of a hash of
+    """Of N segments: their videos (JSON, compressed, as bytes), times (N, 2; -1: none), the first 8 bytes of a hash of
     their captions (N,), and the bytes of their files (N,), which a moved copy has as well and a smaller one has not."""
-    names = zlib.compress(json.dumps([clip.video_id for clip in split.clips]).encode())
+    names = zlib.compress(json.dumps([segment.video_id for segment in split.segments]).encode())
     return {
         "videos": torch.frombuffer(bytearray(names), dtype=torch.uint8),
-        "times": torch.tensor([[_time(clip.start), _time(clip.end)] for clip in split.clips], dtype=torch.float64),
-        "captions": torch.tensor([_hash(clip) for clip in split.clips]),
-        "bytes": torch.tensor([_size(clip.path) for clip in split.clips]),
+        "times": torch.tensor(
+            [[_time(segment.start), _time(segment.end)] for segment in split.segments], dtype=torch.float64
+        ),
+        "captions": torch.tensor([_hash(segment) for segment in split.segments]),
+        "bytes": torch.tensor([_size(segment.path) for segment in split.segments]),
     }
 
 
@@ -69,16 +73,19 @@ def _difference(before: dict[str, Tensor], here: dict[str, Tensor], name: str) -
     """What differs between two records of a split, in words; empty: nothing."""
     if all(torch.equal(tensor, here[part]) for part, tensor in before.items()):
         return ""
-    old, new = _by_clip(before), _by_clip(here)
-    gone, added = [clip[0] for clip in old.keys() - new.keys()], [clip[0] for clip in new.keys() - old.keys()]
+    old, new = _by_segment(before), _by_segment(here)
+    gone, added = (
+        [segment[0] for segment in old.keys() - new.keys()],
+        [segment[0] for segment in new.keys() - old.keys()],
+    )
     both = old.keys() & new.keys()
     told = [
         _told("with other times", set(gone) & set(added)),
         _told("gone", set(gone) - set(added)),
         _told("new", set(added) - set(gone)),
-        _told("with other captions", {clip[0] for clip in both if old[clip][0] != new[clip][0]}),
+        _told("with other captions", {segment[0] for segment in both if old[segment][0] != new[segment][0]}),
     ]
-    resized = {clip[0] for clip in both if old[clip][1] != new[clip][1]}
+    resized = {segment[0] for segment in both if old[segment][1] != new[segment][1]}
     sizes = _told("with files of another size", resized)
     if len(resized) > max(1, MENDED * len(old)):
         told.append(sizes)
@@ -89,17 +96,17 @@ def _difference(before: dict[str, Tensor], here: dict[str, Tensor], name: str) -
     return f"{name} videos: " + (", ".join(filter(None, told)) or "in another order")
 
 
-def _by_clip(record: dict[str, Tensor]) -> dict[tuple, tuple[int, int]]:
-    """Hash of the captions and bytes of each clip, by video, times and which one of these it is."""
+def _by_segment(record: dict[str, Tensor]) -> dict[tuple, tuple[int, int]]:
+    """Hash of the captions and bytes of each segment, by video, times and which one of these it is."""
     videos = json.loads(zlib.decompress(record["videos"].numpy().tobytes()))
     columns = (record[name].tolist() for name in ("times", "captions", "bytes"))
     seen: Counter[tuple] = Counter()
-    clips = {}
+    segments = {}
     for video, times, captions, size in zip(videos, *columns, strict=True):
-        clip = (video, *times)
-        clips[(*clip, seen[clip])] = captions, size
-        seen[clip] += 1
-    return clips
+        segment = (video, *times)
+        segments[(*segment, seen[segment])] = captions, size
+        seen[segment] += 1
+    return segments
 
 
 def _told(what: str, videos: Iterable[str]) -> str:
@@ -112,8 +119,8 @@ def _time(seconds: float | None) -> float:
     return -1.0 if seconds is None else seconds
 
 
-def _hash(clip: Clip) -> int:
-    return int.from_bytes(_sha256(clip.captions)[:8], "little", signed=True)
+def _hash(segment: Segment) -> int:
+    return int.from_bytes(_sha256(segment.captions)[:8], "little", signed=True)
 
 
 def _sha256(value: Any) -> bytes:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
-from datasets.annotations import Clip
+from datasets.annotations import Segment
 from datasets.files import identity
 
 MAX_REPLACEMENTS = 10  # of one sample; that many draws from a set with 1 % bad videos never fail
@@ -156,10 +156,11 @@ def _take(counter: Counter, value: int) -> bool:
     return True
 
 
-def same_videos(clips: Sequence[Clip]) -> list[int]:
-    """For each clip the first one of the same pixels: the same file from the same start to the same end. Clips of one
-    film with other bounds are others."""
+def same_videos(segments: Sequence[Segment]) -> list[int]:
+    """For each segment the first one of the same pixels: the same file from the same start to the same end. Segments of
+    one film with other bounds are others."""
     first: dict[tuple, int] = {}
     return [
-        first.setdefault((identity(clip.path), clip.start or 0.0, clip.end), index) for index, clip in enumerate(clips)
+        first.setdefault((identity(segment.path), segment.start or 0.0, segment.end), index)
+        for index, segment in enumerate(segments)
     ]

@@ -9,7 +9,7 @@ from utils.errors import InputError
 logger = logging.getLogger(__name__)
 
 TOLERATED = 0.01
-TOLD = 5  # clips that are named
+TOLD = 5  # segments that are named
 
 
 class FailedVideos:
@@ -50,25 +50,25 @@ class FailedVideos:
 
 
 class TimesBeyond:
-    """Clips of a split whose times are not in their videos: their frames are the last of the video, again and again."""
+    """Segments of a split whose times are not in their videos: their frames are the last of the video, all the time."""
 
     def __init__(self, split: Split) -> None:
         self.split = split
-        self.reasons: dict[int, str] = {}  # by clip
+        self.reasons: dict[int, str] = {}  # by segment
 
     def of_caption(self, index: int, reason: str) -> None:
-        """Note the clip of a caption."""
-        self.of_clip(self.split.clip_of_caption[index], reason)
+        """Note the segment of a caption."""
+        self.of_segment(self.split.segment_of_caption[index], reason)
 
-    def of_clip(self, index: int, reason: str) -> None:
-        """Note a clip."""
-        self.reasons[index] = f"{self.split.clips[index].video_id} ({reason})"
+    def of_segment(self, index: int, reason: str) -> None:
+        """Note a segment."""
+        self.reasons[index] = f"{self.split.segments[index].video_id} ({reason})"
 
     def summary(self) -> str:
         """How many there are, and the first ones."""
         told = [self.reasons[index] for index in sorted(self.reasons)[:TOLD]]
         return (
-            f"{len(self.reasons)} of {len(self.split.clips)} clips of the {self.split.name} split have times that are "
-            f"not in their videos, so only a last frame is seen of them: {'; '.join(told)}"
+            f"{len(self.reasons)} of {len(self.split.segments)} segments of the {self.split.name} split have times "
+            f"that are not in their videos, so only a last frame is seen of them: {'; '.join(told)}"
             f"{'; ...' if len(self.reasons) > TOLD else ''} (preprocess/check_data.py lists them all)"
         )

@@ -1,15 +1,16 @@
 """Decoded frames on disk, so that an epoch decodes nothing.
 
-One safetensors file holds the frames that a clip may be asked for, scaled down to a short side: `pixels` (k, H, W, 3)
-uint8, their `numbers` (k,), and of how many frames they are in its metadata. Its name is a hash of what it was made of
-(video file with size and time, clip, sampling), so a video that changed is decoded again. It is written beside its
-place and moved there, so many processes and machines may fill a cache at once; a file that is cut short is taken for
-absent.
+One safetensors file holds the frames that a segment may be asked for, scaled down to a short side: `pixels`
+(k, H, W, 3) uint8, their `numbers` (k,), and of how many frames they are in its metadata. Its name is a hash of what it
+was made of (video file with size and time, segment, sampling), so a video that changed is decoded again. It is written
+beside its place and moved there, so many processes and machines may fill a cache at once; a file that is cut short is
+taken for absent.
 
-With random sampling a part of a clip (DESIGN.md, section 2) with at most CANDIDATES frames is kept whole, and training
-sees the very frames that it would see without a cache. Of a longer part CANDIDATES frames are kept, drawn once for each
-clip, and one of them is drawn each time: every single draw is still a random frame of its part, but the draws of
-different epochs fall on these few. Short clips and 3 fps copies of a minute lose nothing, and disk space is bounded.
+With random sampling a part of a segment (DESIGN.md, section 2) with at most CANDIDATES frames is kept whole, and
+training sees the very frames that it would see without a cache. Of a longer part CANDIDATES frames are kept, drawn once
+for each segment, and one of them is drawn each time: every single draw is still a random frame of its part, but the
+draws of different epochs fall on these few. Short segments and 3 fps copies of a minute lose nothing, and disk space is
+bounded.
 """
 
 import copy
@@ -30,8 +31,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from config import Config
-from datasets.annotations import Clip
-from datasets.video import ClipFrames, ReadClip, decode_clip, frame_indices, part_bounds
+from datasets.annotations import Segment
+from datasets.video import ReadSegment, SegmentFrames, decode_segment, frame_indices, part_bounds
 from utils.errors import InputError
 from utils.files import written_whole
 
@@ -50,8 +51,8 @@ class Entry:
     """A file of the cache."""
 
     path: Path
-    count: int  # n, frames of the clip
-    indices: np.ndarray  # numbers in the clip of the frames that are kept, increasing, (k,)
+    count: int  # n, frames of the segment
+    indices: np.ndarray  # numbers in the segment of the frames that are kept, increasing, (k,)
     shape: tuple[int, int, int, int]  # of their pixels
 
     @classmethod
@@ -100,7 +101,7 @@ class CacheSettings:
 
 
 class FrameCache:
-    """Frames of clips, from the disk where they are there and from the video where not.
+    """Frames of segments, from the disk where they are there and from the video where not.
 
     :param settings: where and how.
     :param num_frames: F.
@@ -120,36 +121,36 @@ class FrameCache:
         except OSError as error:
             raise InputError(f"--frame_cache={settings.folder} cannot be written: {error.strerror}") from error
 
-    def read(self, clip: Clip, rng: np.random.Generator | None) -> ReadClip:
-        """Frames of a clip, as `datasets.video.read_clips` gives them but scaled down to the short side.
+    def read(self, segment: Segment, rng: np.random.Generator | None) -> ReadSegment:
+        """Frames of a segment, as `datasets.video.read_segments` gives them but scaled down to the short side.
 
         :param rng: for "rand"; None for "uniform".
-        :raises InputError: the clip is not in the cache and cannot be decoded.
+        :raises InputError: the segment is not in the cache and cannot be decoded.
         """
-        path = self._path(clip)
+        path = self._path(segment)
         if (entry := Entry.open(path)) is not None:
-            return ReadClip(entry.read(self._rows(entry.count, entry.indices, rng)))
-        frames = self._decode(clip, rng if self.full else None)
+            return ReadSegment(entry.read(self._rows(entry.count, entry.indices, rng)))
+        frames = self._decode(segment, rng if self.full else None)
         if not self.full:
             self._write(path, frames)
-        stored = self._stored(clip, frames.count)
+        stored = self._stored(segment, frames.count)
         wanted = stored[self._rows(frames.count, stored, rng)]
-        return ReadClip(frames.pixels[np.searchsorted(frames.indices, wanted)], frames.beyond)
+        return ReadSegment(frames.pixels[np.searchsorted(frames.indices, wanted)], frames.beyond)
 
-    def holds(self, clip: Clip) -> bool:
-        """Whether the frames of a clip are there."""
-        return Entry.open(self._path(clip)) is not None
+    def holds(self, segment: Segment) -> bool:
+        """Whether the frames of a segment are there."""
+        return Entry.open(self._path(segment)) is not None
 
-    def store(self, clip: Clip) -> str:
-        """Decode a clip into the cache, unless it is there or the cache is full.
+    def store(self, segment: Segment) -> str:
+        """Decode a segment into the cache, unless it is there or the cache is full.
 
-        :return: why its times cannot be those of a clip of its video; empty where they can.
+        :return: why its times cannot be those of a segment of its video; empty where they can.
         :raises InputError: it cannot be decoded.
         """
-        if self.full or self.holds(clip):
+        if self.full or self.holds(segment):
             return ""
-        frames = self._decode(clip, None)
-        self._write(self._path(clip), frames)
+        frames = self._decode(segment, None)
+        self._write(self._path(segment), frames)
         return frames.beyond
 
     def scan(self) -> None:
@@ -168,33 +169,33 @@ class FrameCache:
                 except FileNotFoundError:  # moved or removed by another process meanwhile
                     continue
 
-    def _path(self, clip: Clip) -> Path:
+    def _path(self, segment: Segment) -> Path:
         try:
-            stat = os.stat(clip.path)
+            stat = os.stat(segment.path)
         except OSError as error:
-            raise InputError(f"video {clip.path} cannot be read: {error.strerror}") from error
+            raise InputError(f"video {segment.path} cannot be read: {error.strerror}") from error
         made_of = (
-            VERSION, os.path.abspath(clip.path), stat.st_size, stat.st_mtime_ns, clip.start, clip.end,
+            VERSION, os.path.abspath(segment.path), stat.st_size, stat.st_mtime_ns, segment.start, segment.end,
             self.num_frames, self.sample_type, CANDIDATES * (self.sample_type == "rand"), self.settings.short_side,
         )  # fmt: skip
         name = _hash(made_of).hex()[:40]
         return self.settings.folder / name[:2] / f"{name[2:]}{SUFFIX}"
 
-    def _decode(self, clip: Clip, only: np.random.Generator | None) -> ClipFrames:
-        """The frames that a cache keeps of a clip, or of those only the ones that this generator would draw."""
+    def _decode(self, segment: Segment, only: np.random.Generator | None) -> SegmentFrames:
+        """The frames that a cache keeps of a segment, or of those only the ones that this generator would draw."""
 
         def choose(n: int) -> np.ndarray:
-            stored = self._stored(clip, n)
+            stored = self._stored(segment, n)
             return stored if only is None else stored[self._rows(n, stored, copy.deepcopy(only))]
 
-        frames = decode_clip(clip.path, choose, clip.start, clip.end)
+        frames = decode_segment(segment.path, choose, segment.start, segment.end)
         return replace(frames, pixels=scale_down(frames.pixels, self.settings.short_side))
 
-    def _stored(self, clip: Clip, n: int) -> np.ndarray:
-        """Numbers of the frames that are kept of a clip of n frames, increasing; the same on every machine."""
+    def _stored(self, segment: Segment, n: int) -> np.ndarray:
+        """Numbers of the frames that are kept of a segment of n frames, increasing; the same on every machine."""
         if self.sample_type == "uniform":
             return np.unique(frame_indices(n, self.num_frames))
-        seed = _hash((clip.video_id, clip.start, clip.end, self.num_frames))
+        seed = _hash((segment.video_id, segment.start, segment.end, self.num_frames))
         return candidates(n, self.num_frames, np.random.default_rng(list(seed[:16])))
 
     def _rows(self, n: int, stored: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
@@ -205,10 +206,10 @@ class FrameCache:
         rows = rng.integers(starts[:-1], starts[1:])  # where all frames are stored, the draw of frame_indices
         return np.concatenate([rows, np.full(self.num_frames - len(rows), rows[-1])])
 
-    def _write(self, path: Path, frames: ClipFrames) -> None:
+    def _write(self, path: Path, frames: SegmentFrames) -> None:
         """Add an entry, unless the cache is full; a disk that is full is reported once and ends the adding.
 
-        A clip whose times are wrong is not kept, so that every reading tells of it. What another process has added
+        A segment whose times are wrong is not kept, so that every reading tells of it. What another process has added
         meanwhile stays, as it may still be read.
         """
         if frames.beyond or Entry.open(path) is not None or not self._fits(frames.pixels.nbytes):

@@ -39,7 +39,7 @@ class Selection:
     @classmethod
     def by(cls, split: Split, how: str) -> "Selection":
         """By the evaluations of a split."""
-        return cls(split.name, how, len(split.clips), len(split.captions))
+        return cls(split.name, how, len(split.segments), len(split.captions))
 
     def to_dict(self) -> dict[str, str | int | None]:
         """The fields that are known."""
@@ -85,10 +85,10 @@ def training_splits(config: Config) -> TrainingSplits:
     else:
         train, val = hold_out(train, config.seed)
         how = f"held out of the training videos by --seed={config.seed}"
-    if len(val.clips) < FEW:
+    if len(val.segments) < FEW:
         logger.warning(
             "model_best.pth is chosen on only %d validation video(s): R@1 among so few tells little; %s",
-            len(val.clips),
+            len(val.segments),
             TEST_CHOOSES,
         )
     return TrainingSplits(train, val, test, Selection.by(val, how))
@@ -111,8 +111,8 @@ def hold_out(train: Split, seed: int) -> tuple[Split, Split]:
         )
     number = min(MOST, max(1, len(films) // SHARE))
     names: dict[Hashable, str] = {}  # which, unlike the paths of custom, are the same wherever the videos lie
-    for clip, film in zip(train.clips, films, strict=True):
-        names[film] = min(clip.video_id, names.get(film, clip.video_id))
+    for segment, film in zip(train.segments, films, strict=True):
+        names[film] = min(segment.video_id, names.get(film, segment.video_id))
     order = sorted(sizes, key=lambda film: hashlib.sha256(f"{seed} {names[film]}".encode()).digest())
     held, left = set(), number
     for film in order:
@@ -130,22 +130,22 @@ def apart(val: Split, train: Split) -> Split:
     :raises InputError: none is left.
     """
     films, trained = films_of(val), set(films_of(train))
-    both = sorted({clip.video_id for clip, film in zip(val.clips, films, strict=True) if film in trained})
+    both = sorted({segment.video_id for segment, film in zip(val.segments, films, strict=True) if film in trained})
     if not both:
         return val
     what = f"{len(both)} val videos of {val.dataset} are of films that are in training: {', '.join(both[:5])}"
     rest = _part(val, films, set(films) - trained)
-    if not rest.clips:
+    if not rest.segments:
         raise InputError(f"all {what}; {TEST_CHOOSES}")
     logger.warning("%s; validation leaves them out", what)
     return rest
 
 
 def films_of(split: Split) -> list[Hashable]:
-    """For each clip of a split the film that it is of: the part of its name before the times, its file for custom."""
+    """For each segment of a split its film: the part of its name before the times, its file for custom."""
     if split.dataset == "custom":  # a file may have several names: with and without folder and extension, and links
-        return [identity(clip.path) for clip in split.clips]
-    names = [clip.video_id for clip in split.clips]
+        return [identity(segment.path) for segment in split.segments]
+    names = [segment.video_id for segment in split.segments]
     if split.dataset == "LSMDC":
         return [NUMBER_AND_ARTICLE.sub("", TIME_STAMP.sub("", name).lower()) for name in names]
     if split.dataset == "MSVD":
@@ -154,5 +154,5 @@ def films_of(split: Split) -> list[Hashable]:
 
 
 def _part(split: Split, films: list[Hashable], wanted: Container[Hashable]) -> Split:
-    """The clips of these films."""
-    return replace(split, clips=tuple(c for c, film in zip(split.clips, films, strict=True) if film in wanted))
+    """The segments of these films."""
+    return replace(split, segments=tuple(c for c, film in zip(split.segments, films, strict=True) if film in wanted))

@@ -1,4 +1,4 @@
-"""Batches of frames: torch datasets and loaders over the clips of a split.
+"""Batches of frames: torch datasets and loaders over the segments of a split.
 
 What is random in a sample (frames, crop, flip, what replaces a video that does not decode) is a function of (seed,
 epoch, sample), so it does not depend on the number of workers or processes, nor on where a run was resumed.
@@ -20,19 +20,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from datasets.annotations import Clip, Split
+from datasets.annotations import Segment, Split
 from datasets.epochs import EpochSampler, Key, same_videos
 from datasets.failures import FailedVideos
 from datasets.frame_cache import CacheSettings, FrameCache
 from datasets.timeline import timeline
 from datasets.transforms import OPENAI, Preprocessing, apply_seeded, test_transform, train_transform
-from datasets.video import ReadClip, read_clips
+from datasets.video import ReadSegment, read_segments
 from utils.errors import InputError
 from utils.machine import cores
 
 logger = logging.getLogger(__name__)
 
-RUN_CLIPS = 16  # of a long film, that one worker reads
+RUN_SEGMENTS = 16  # of a long film, that one worker reads
 PARENT_SECONDS = 0.5  # after which a worker looks whether the main process is still there
 WAITS_FOR_SIGNALS = hasattr(signal, "sigwaitinfo")  # which macOS does not have
 
@@ -43,7 +43,7 @@ class Sample(NamedTuple):
     frames: Tensor  # uint8 (F, 3, R, R)
     index: int  # of its caption
     failed: tuple[InputError, ...] = ()  # what was said of the videos that it replaces
-    beyond: str = ""  # why its times cannot be those of a clip of its video
+    beyond: str = ""  # why its times cannot be those of a segment of its video
 
 
 class TrainPairs(Dataset):
@@ -67,19 +67,19 @@ class TrainPairs(Dataset):
         cache: CacheSettings | None = None,
         preprocessing: Preprocessing = OPENAI,
     ) -> None:
-        self.clips, self.clip_of_caption = split.clips, split.clip_of_caption
+        self.segments, self.segment_of_caption = split.segments, split.segment_of_caption
         self.sample_type, self.seed = sample_type, seed
         self.read = _reader(num_frames, sample_type, cache)
         self.transform = train_transform(input_res, split.flip, preprocessing)
 
     def __len__(self) -> int:
-        return len(self.clip_of_caption)
+        return len(self.segment_of_caption)
 
     @cached_property
     def videos(self) -> list[int]:
         """The video of each pair, by `same_videos`."""
-        owner = same_videos(self.clips)
-        return [owner[clip] for clip in self.clip_of_caption]
+        owner = same_videos(self.segments)
+        return [owner[segment] for segment in self.segment_of_caption]
 
     def __getitem__(self, key: Key) -> Sample | InputError:
         epoch, first, spare = Key(*key)
@@ -96,8 +96,8 @@ class TrainPairs(Dataset):
         return InputError(f"{failed[0]}; no video can take its place, as the batch has all others: lower --batch_size")
 
     def _frames(self, index: int, rng: np.random.Generator) -> tuple[Tensor, str]:
-        clip = self.clips[self.clip_of_caption[index]]
-        read = self.read(clip, rng if self.sample_type == "rand" else None)
+        segment = self.segments[self.segment_of_caption[index]]
+        read = self.read(segment, rng if self.sample_type == "rand" else None)
         seed = int(rng.integers(2**62))
         return apply_seeded(self.transform, _channels_first(read.frames), seed).contiguous(), read.beyond
 
@@ -107,7 +107,7 @@ class TestVideos(Dataset):
 
     :param cache: settings of the frame cache, None for none.
     :param preprocessing: of the model that will see the frames.
-    :return: of `[index]`: uint8 frames (F, 3, R, R) and the index of the clip, or an InputError.
+    :return: of `[index]`: uint8 frames (F, 3, R, R) and the index of the segment, or an InputError.
     """
 
     __test__ = False  # not a pytest class
@@ -120,36 +120,36 @@ class TestVideos(Dataset):
         cache: CacheSettings | None = None,
         preprocessing: Preprocessing = OPENAI,
     ) -> None:
-        self.clips = split.clips
+        self.segments = split.segments
         self.read = _reader(num_frames, "uniform", cache)
         self.transform = test_transform(input_res, preprocessing)
 
     def __len__(self) -> int:
-        return len(self.clips)
+        return len(self.segments)
 
     def __getitem__(self, index: int) -> Sample | InputError:
         try:
-            read = self.read(self.clips[index], None)
+            read = self.read(self.segments[index], None)
             return Sample(self.transform(_channels_first(read.frames)).contiguous(), index, beyond=read.beyond)
         except InputError as error:
             return error
 
 
-class FilmClips(IterableDataset):
-    """Clips that lie side by side in films, so that each film is decoded about once for all of its clips.
+class FilmSegments(IterableDataset):
+    """Segments that lie side by side in films, so that each film is decoded about once for all of its segments.
 
-    :param clips: those of a film one after the other, in the order of their times.
-    :return: of an iteration: samples, an index that of a clip; (index, InputError) for one that does not decode.
+    :param segments: those of a film one after the other, in the order of their times.
+    :return: of an iteration: samples, an index that of a segment; (index, InputError) for one that does not decode.
     """
 
     def __init__(
-        self, clips: Sequence[Clip], num_frames: int, input_res: int, preprocessing: Preprocessing = OPENAI
+        self, segments: Sequence[Segment], num_frames: int, input_res: int, preprocessing: Preprocessing = OPENAI
     ) -> None:
-        self.clips, self.num_frames = clips, num_frames
+        self.segments, self.num_frames = segments, num_frames
         self.transform = test_transform(input_res, preprocessing)
 
     def __len__(self) -> int:
-        return len(self.clips)
+        return len(self.segments)
 
     def __iter__(self) -> Iterator[Sample | tuple[int, InputError]]:
         worker = get_worker_info()
@@ -159,19 +159,19 @@ class FilmClips(IterableDataset):
                 yield from self._samples(indices)
 
     def _runs(self, split: bool) -> list[Sequence[int]]:
-        """The clips of each film; those of a long one in several parts, where workers can seek to them."""
+        """The segments of each film; those of a long one in several parts, where workers can seek to them."""
         runs = []
-        for _, group in groupby(range(len(self.clips)), key=lambda index: self.clips[index].path):
+        for _, group in groupby(range(len(self.segments)), key=lambda index: self.segments[index].path):
             indices = list(group)
             length = len(indices)
-            if split and length > RUN_CLIPS and _seeks(self.clips[indices[0]].path):
-                length = RUN_CLIPS
+            if split and length > RUN_SEGMENTS and _seeks(self.segments[indices[0]].path):
+                length = RUN_SEGMENTS
             runs += [indices[start : start + length] for start in range(0, len(indices), length)]
         return runs
 
     def _samples(self, indices: Sequence[int]) -> Iterator[Sample | tuple[int, InputError]]:
-        clips = [self.clips[index] for index in indices]
-        read = read_clips(clips[0].path, self.num_frames, [(clip.start, clip.end) for clip in clips])
+        segments = [self.segments[index] for index in indices]
+        read = read_segments(segments[0].path, self.num_frames, [(segment.start, segment.end) for segment in segments])
         for index in indices:
             try:
                 frames = next(read).frames
@@ -189,20 +189,20 @@ def _seeks(path: Path) -> bool:
 
 
 class _Decoder:
-    """Reads the frames of clips from their videos."""
+    """Reads the frames of segments from their videos."""
 
     def __init__(self, num_frames: int) -> None:
         self.num_frames = num_frames
 
-    def read(self, clip: Clip, rng: np.random.Generator | None) -> ReadClip:
+    def read(self, segment: Segment, rng: np.random.Generator | None) -> ReadSegment:
         """Its F frames."""
-        return next(read_clips(clip.path, self.num_frames, [(clip.start, clip.end)], rng))
+        return next(read_segments(segment.path, self.num_frames, [(segment.start, segment.end)], rng))
 
 
 def _reader(
     num_frames: int, sample_type: str, cache: CacheSettings | None
-) -> Callable[[Clip, np.random.Generator | None], ReadClip]:
-    """What gives the frames of a clip: the frame cache, or the decoder itself."""
+) -> Callable[[Segment, np.random.Generator | None], ReadSegment]:
+    """What gives the frames of a segment: the frame cache, or the decoder itself."""
     return (_Decoder(num_frames) if cache is None else FrameCache(cache, num_frames, sample_type)).read
 
 
@@ -253,16 +253,16 @@ def train_loader(
 
 
 def test_loader(videos: Dataset, batch_size: int, num_workers: int, pin_memory: bool) -> DataLoader:
-    """TestVideos, or some of them, in batches (frames uint8 (B, F, 3, R, R), clip indices (B,)) in order."""
+    """TestVideos, or some of them, in batches (frames uint8 (B, F, 3, R, R), segment indices (B,)) in order."""
     return _loader(videos, batch_size, num_workers, pin_memory)
 
 
 test_loader.__test__ = False  # not a pytest function
 
 
-def film_loader(films: FilmClips, batch_size: int, num_workers: int, pin_memory: bool) -> DataLoader:
-    """Lists of samples, with (index, InputError) in the place of each that does not decode. Clips of one film come in
-    order, films in any."""
+def film_loader(films: FilmSegments, batch_size: int, num_workers: int, pin_memory: bool) -> DataLoader:
+    """Lists of samples, with (index, InputError) in the place of each that does not decode. Segments of one film come
+    in order, films in any."""
     return _loader(films, batch_size, num_workers, pin_memory, collate_fn=list)
 
 

@@ -20,8 +20,10 @@ from datasets.files import shown
 from utils.errors import InputError
 
 TOLERANCE = 0.5e-3  # seconds; time stamps of some containers are whole milliseconds
-STANDS = 1.0  # seconds that a picture must still stand to belong to a clip that begins while it is shown
-FAR = 60.0  # seconds; a clip that ends as far behind twice the length of its film is not timed in seconds of this film
+STANDS = 1.0  # seconds that a picture must still stand to belong to a segment that begins while it is shown
+FAR = (
+    60.0  # seconds; a segment that ends as far behind twice the length of its film is not timed in seconds of this film
+)
 REMEMBERED_FRAMES = 4_000_000  # of each process, at 8 bytes
 DISORDER = 0.1  # share of the frames that may have no time stamp, or one out of order
 MOMENT = 1.0  # seconds; what goes farther back is the beginning of another recording
@@ -46,10 +48,10 @@ class Timeline:
         return self.pts * self.unit - self.origin
 
     def between(self, start: float | None, end: float | None) -> tuple[int, int]:
-        """Frames [low, high) of a clip, at least one: those that begin in [start, end) seconds.
+        """Frames [low, high) of a segment, at least one: those that begin in [start, end) seconds.
 
-        The picture that is on screen when the clip begins belongs to it where it stands for STANDS of it, or no other
-        one begins in it. Behind the last frame it is the last.
+        The picture that is on screen when the segment begins belongs to it where it stands for STANDS of it, or no
+        other one begins in it. Behind the last frame it is the last.
         """
         n = len(self.pts)
         low = 0 if start is None else int(np.searchsorted(self.pts, math.ceil(self._stamp(start - TOLERANCE))))
@@ -61,13 +63,13 @@ class Timeline:
         return low, max(high, low + 1)
 
     def beyond(self, start: float | None, end: float | None) -> str:
-        """Why times cannot be those of a clip of this film: it begins behind the end, or ends far behind it; else
+        """Why times cannot be those of a segment of this film: it begins behind the end, or ends far behind it; else
         empty. Times in another unit than seconds show here."""
         behind = start is not None and start > self.end - TOLERANCE
         if not behind and (end is None or end <= 2 * self.end + FAR):
             return ""
         until = "its end" if end is None else f"{end:g}"
-        return f"a clip from {start or 0:g} to {until} s, of a film of {self.end:.1f} s"
+        return f"a segment from {start or 0:g} to {until} s, of a film of {self.end:.1f} s"
 
     def number_at(self, time: float) -> int:
         """The frame on screen at a time in seconds; before the first one that is shown, that."""

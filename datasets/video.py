@@ -26,7 +26,7 @@ SEEK_COST = 6  # what a seek costs, in frames that could have been decoded inste
 ENOUGH = 512  # pixels of a photo
 LONG = 256  # frames from which on a film is worth the start of the decoder's threads
 
-Span = tuple[float | None, float | None]  # of a clip: start and end in seconds, None for those of the film
+Times = tuple[float | None, float | None]  # of a segment: start and end in seconds, None for those of the film
 
 
 def part_bounds(n: int, num_frames: int) -> np.ndarray:
@@ -49,20 +49,20 @@ def frame_indices(n: int, num_frames: int, rng: np.random.Generator | None = Non
 
 
 @dataclass(frozen=True)
-class ClipFrames:
-    """Frames of a clip: the chosen ones, and how many there are to choose from."""
+class SegmentFrames:
+    """Frames of a segment: the chosen ones, and how many there are to choose from."""
 
-    count: int  # n, frames of the clip
-    indices: np.ndarray  # numbers in the clip of the frames below, increasing, (k,)
+    count: int  # n, frames of the segment
+    indices: np.ndarray  # numbers in the segment of the frames below, increasing, (k,)
     pixels: np.ndarray  # RGB uint8 (k, H, W, 3), upright, of square pixels
-    beyond: str = ""  # why its times cannot be those of a clip of this film, see `Timeline.beyond`
+    beyond: str = ""  # why its times cannot be those of a segment of this film, see `Timeline.beyond`
 
 
-class ReadClip(NamedTuple):
-    """F frames of a clip."""
+class ReadSegment(NamedTuple):
+    """F frames of a segment."""
 
     frames: np.ndarray  # RGB uint8 (F, H, W, 3)
-    beyond: str = ""  # as of ClipFrames
+    beyond: str = ""  # as of SegmentFrames
 
 
 def read_frames(
@@ -72,29 +72,29 @@ def read_frames(
     start: float | None = None,
     end: float | None = None,
 ) -> np.ndarray:
-    """The frames of `read_clips` for one clip, RGB uint8 (F, H, W, 3).
+    """The frames of `read_segments` for one segment, RGB uint8 (F, H, W, 3).
 
-    :param start: bound of the clip in seconds, None for the beginning; `end` likewise.
+    :param start: bound of the segment in seconds, None for the beginning; `end` likewise.
     """
-    return next(read_clips(path, num_frames, [(start, end)], rng)).frames
+    return next(read_segments(path, num_frames, [(start, end)], rng)).frames
 
 
-def read_clips(
-    path: Path, num_frames: int, spans: Sequence[Span], rng: np.random.Generator | None = None
-) -> Iterator[ReadClip]:
-    """Decode F frames of each of several clips of a video.
+def read_segments(
+    path: Path, num_frames: int, spans: Sequence[Times], rng: np.random.Generator | None = None
+) -> Iterator[ReadSegment]:
+    """Decode F frames of each of several segments of a video.
 
-    :param rng: as of `frame_indices`; what it draws depends on the number of frames that a clip turns out to have. With
-        it there is one clip.
+    :param rng: as of `frame_indices`; what it draws depends on the number of frames that a segment turns out to have.
+        With it there is one segment.
     :raises InputError: the file does not open or no frame of it decodes; names it.
     """
     if is_picture(path):
         picture = read_picture(path)
-        yield from repeat(ReadClip(np.repeat(picture[None], num_frames, axis=0)), len(spans))
+        yield from repeat(ReadSegment(np.repeat(picture[None], num_frames, axis=0)), len(spans))
         return
-    for clip in decode_clips(path, lambda n: frame_indices(n, num_frames, copy.deepcopy(rng)), spans):
-        wanted = frame_indices(clip.count, num_frames, rng)
-        yield ReadClip(clip.pixels[np.searchsorted(clip.indices, wanted)], clip.beyond)
+    for segment in decode_segments(path, lambda n: frame_indices(n, num_frames, copy.deepcopy(rng)), spans):
+        wanted = frame_indices(segment.count, num_frames, rng)
+        yield ReadSegment(segment.pixels[np.searchsorted(segment.indices, wanted)], segment.beyond)
 
 
 def is_picture(path: Path) -> bool:
@@ -119,42 +119,44 @@ def read_picture(path: Path) -> np.ndarray:
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
-def decode_clip(
+def decode_segment(
     path: Path, choose: Callable[[int], np.ndarray], start: float | None = None, end: float | None = None
-) -> ClipFrames:
-    """`decode_clips` of one clip."""
-    return next(decode_clips(path, choose, [(start, end)]))
+) -> SegmentFrames:
+    """`decode_segments` of one segment."""
+    return next(decode_segments(path, choose, [(start, end)]))
 
 
-def decode_clips(path: Path, choose: Callable[[int], np.ndarray], spans: Sequence[Span]) -> Iterator[ClipFrames]:
-    """Decode chosen frames of clips of one film, one clip after the other, with as few other frames as possible.
+def decode_segments(path: Path, choose: Callable[[int], np.ndarray], spans: Sequence[Times]) -> Iterator[SegmentFrames]:
+    """Decode chosen frames of segments of one film, one segment after the other, with as few other frames as possible.
 
     A frame is reached by decoding on or by a seek to a key frame before it, whichever is cheaper, and is known by its
     time stamp. Where a film does not keep to what its packets promise it is decoded from its beginning and its frames
-    are counted, once for all clips that follow each other.
+    are counted, once for all segments that follow each other.
 
-    :param choose: n -> numbers in [0, n) of the wanted frames of a clip of n frames.
+    :param choose: n -> numbers in [0, n) of the wanted frames of a segment of n frames.
     :raises InputError: the file does not open or no frame of it decodes; names it.
     """
     reader = _Reader(path, timeline(path), choose, spans)
     try:
         for row in range(len(spans)):
-            clip = reader.clip(row)
-            if clip is None and not reader.clock.counted:
+            segment = reader.segment(row)
+            if segment is None and not reader.clock.counted:
                 reader.close()
                 reader = _Reader(path, timeline(path, decoded=True), choose, spans)
-                clip = reader.clip(row)
-            if clip is None:
+                segment = reader.segment(row)
+            if segment is None:
                 raise InputError(f"video {shown(path)} does not decode: no frame can be read")
-            yield clip
+            yield segment
     finally:
         reader.close()
 
 
 class _Reader:
-    """Frames of a film by their numbers, for clips whose frames are known beforehand."""
+    """Frames of a film by their numbers, for segments whose frames are known beforehand."""
 
-    def __init__(self, path: Path, clock: Timeline, choose: Callable[[int], np.ndarray], spans: Sequence[Span]) -> None:
+    def __init__(
+        self, path: Path, clock: Timeline, choose: Callable[[int], np.ndarray], spans: Sequence[Times]
+    ) -> None:
         self.path, self.clock, self.spans = path, clock, spans
         self.bounds = [clock.between(*span) for span in spans]
         self.chosen = [np.unique(choose(high - low)) for low, high in self.bounds]
@@ -167,8 +169,8 @@ class _Reader:
         self.last: tuple[int, np.ndarray] | None = None  # number and pixels of the last frame
         self._from_the_beginning()
 
-    def clip(self, row: int) -> ClipFrames | None:
-        """The chosen frames of a clip; None when one of them is not where its time stamp says."""
+    def segment(self, row: int) -> SegmentFrames | None:
+        """The chosen frames of a segment; None when one of them is not where its time stamp says."""
         (low, high), chosen = self.bounds[row], self.chosen[row]
         frames = []
         for number in (low + chosen).tolist():
@@ -176,7 +178,7 @@ class _Reader:
             if frame is None:
                 return None
             frames.append(frame)
-        return ClipFrames(high - low, chosen, _alike(frames), self.clock.beyond(*self.spans[row]))
+        return SegmentFrames(high - low, chosen, _alike(frames), self.clock.beyond(*self.spans[row]))
 
     def frame(self, number: int) -> np.ndarray | None:
         """A frame in RGB; None when it is not where its time stamp says."""

@@ -7,7 +7,6 @@ from statistics import median
 import numpy as np
 
 from datasets.annotations import Split
-from datasets.container import picture_of
 from utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -26,7 +25,9 @@ class VideoKind:
     @classmethod
     def of(cls, split: Split) -> "VideoKind | None":
         """By the headers of some of its videos, the same ones each time; None where none of them opens."""
-        paths = sorted({clip.path for clip in split.clips})
+        from datasets.container import picture_of  # FFmpeg, which a search does without
+
+        paths = sorted({segment.path for segment in split.segments})
         seen = []
         for index in np.random.default_rng(0).permutation(len(paths))[:LOOKED_AT]:
             try:

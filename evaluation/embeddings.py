@@ -116,14 +116,14 @@ def save_embeddings(path: Path, embeddings: Embeddings, split: Split, marks: dic
         "text_features": embeddings.texts.cpu(),
         "frame_features": embeddings.videos.frames.cpu(),
         "video_features": mean_of_frames(embeddings.videos.frames).cpu(),
-        "video_of_text": torch.tensor(split.clip_of_caption),
+        "video_of_text": torch.tensor(split.segment_of_caption),
     }
     if embeddings.videos.tokens is not None:
         tensors["video_tokens"] = embeddings.videos.tokens
     metadata = {
         "format": FORMAT,
         "captions": json.dumps(split.captions),
-        "video_ids": json.dumps([clip.video_id for clip in split.clips]),
+        "video_ids": json.dumps([segment.video_id for segment in split.segments]),
         "fingerprint": json.dumps(marks),
     }
     try:
@@ -149,7 +149,7 @@ def load_embeddings(path: Path, split: Split, marks: dict[str, str]) -> Embeddin
         tokens = file.get_tensor("video_tokens") if "video_tokens" in file.keys() else None  # noqa: SIM118 (no dict)
         videos = EncodedVideos(file.get_tensor("frame_features"), tokens)
         embeddings = Embeddings(file.get_tensor("text_features"), videos)
-    if (len(embeddings.texts), len(videos.frames)) != (len(split.captions), len(split.clips)):
+    if (len(embeddings.texts), len(videos.frames)) != (len(split.captions), len(split.segments)):
         raise InputError(f"--load_embeddings={path} does not hold one row for each text and video")
     return embeddings
 
@@ -161,8 +161,10 @@ def without_missing(path: Path, split: Split) -> Split:
     """
     with _opened(path) as file:
         there = set(json.loads(file.metadata()["video_ids"]))
-    missing = tuple(dict.fromkeys(clip.video_id for clip in split.clips if clip.video_id not in there))
-    return replace(split, clips=tuple(clip for clip in split.clips if clip.video_id in there), missing=missing)
+    missing = tuple(dict.fromkeys(segment.video_id for segment in split.segments if segment.video_id not in there))
+    return replace(
+        split, segments=tuple(segment for segment in split.segments if segment.video_id in there), missing=missing
+    )
 
 
 @contextmanager

@@ -52,10 +52,10 @@ class Evaluator:
         self, split: Split, config: Config, device: torch.device, dtype: torch.dtype, preprocessing: Preprocessing
     ) -> None:
         self.split, self.config, self.device, self.dtype = split, config, device, dtype
-        owner = split.clip_of_caption
-        single = len(owner) == len(split.clips) and len(set(owner)) == len(owner)
+        owner = split.segment_of_caption
+        single = len(owner) == len(split.segments) and len(set(owner)) == len(owner)
         self.own_text = torch.tensor(owner).argsort() if single else None
-        self.texts_of, self.videos_of = (_shares(len(all_), config.batch_size) for all_ in (owner, split.clips))
+        self.texts_of, self.videos_of = (_shares(len(all_), config.batch_size) for all_ in (owner, split.segments))
         assert config.input_res is not None  # as `Config.of_model` has it
         videos = Subset(
             TestVideos(split, config.num_frames, config.input_res, CacheSettings.of(config), preprocessing),
@@ -110,15 +110,15 @@ class Evaluator:
         with self._matrix_folder() as folder:
             scores = self.similarity(model, embeddings, self.config.rerank_topk, folder)
             if mix:
-                model.mix(scores, self.split.clip_of_caption)
+                model.mix(scores, self.split.segment_of_caption)
             seconds = time.perf_counter() - started
             if sims is not None and distributed.is_main():
-                save_similarity(sims, scores, self.split.clip_of_caption)
+                save_similarity(sims, scores, self.split.segment_of_caption)
             if look is not None and distributed.is_main():
                 look(scores)
-            results, references = evaluate_similarity(scores, self.split.clip_of_caption)
+            results, references = evaluate_similarity(scores, self.split.segment_of_caption)
             motion = self._motion(model, embeddings, scores) if self.split.name == MOTION_TEST else []
-        videos = len(self.split.clips)
+        videos = len(self.split.segments)
         return Evaluation(
             results, references, time.perf_counter() - started, seconds, scores.pairs_diffused,
             videos=videos, annotated=videos + len(self.split.missing), beyond=len(self.beyond.reasons),
@@ -197,14 +197,14 @@ class Evaluator:
             tokens = {name: rows[chosen] for name, rows in tokens.items()}
         there = {name: rows.to(self.device) for name, rows in tokens.items()}
         texts = model.texts(captions, features.to(self.device), **there)
-        names = [str(clip.path) for clip in self.split.clips]
+        names = [str(segment.path) for segment in self.split.segments]
         encoded = embeddings.videos
         return texts, model.videos(EncodedVideos(encoded.frames.to(self.device), encoded.tokens), names)
 
     def _block_pairs(self, model: RetrievalModel) -> int:
         """The same in every process: the partition into blocks is one."""
         given = self.config.batch_size_split
-        pairs = len(self.split.captions) * len(self.split.clips)
+        pairs = len(self.split.captions) * len(self.split.segments)
         automatic = min(distributed.gather_objects(automatic_block(model.pair_bytes, self.device, pairs)))
         return given or (min(SMALL_BLOCK_PAIRS, automatic) if self.config.save_memory_mode else automatic)
 
@@ -228,7 +228,7 @@ class Evaluator:
     ) -> list[EncodedVideos]:
         """All videos, in the order of the split, for each of the orders of their frames."""
         loaded = progress(
-            batches(self.loader, beyond=self.beyond.of_clip),
+            batches(self.loader, beyond=self.beyond.of_segment),
             "encoding videos",
             len(self.loader),
             "batches",
@@ -236,7 +236,7 @@ class Evaluator:
         )
         folder = Path(self.config.output_dir) if self.config.save_memory_mode else None
         shape = model.token_shape
-        tokens = [None if shape is None else new_tokens(len(self.split.clips), shape, folder) for _ in orders]
+        tokens = [None if shape is None else new_tokens(len(self.split.segments), shape, folder) for _ in orders]
 
         def encode(batch: tuple[Tensor, Tensor]) -> Tensor:
             """Frame features of a batch (B, orders, F, D); the tokens go where they are kept."""

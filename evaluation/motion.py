@@ -15,7 +15,7 @@ from utils.tables import aligned
 def twin_pairs(split: Split) -> tuple[list[str], Tensor]:
     """What the twins of P pairs differ in, and the indices of their videos (P, 2), which are those of their captions;
     without pairs of which a video is missing."""
-    place = {clip.video_id: index for index, clip in enumerate(split.clips)}
+    place = {segment.video_id: index for index, segment in enumerate(split.segments)}
     there = [pair for pair in range(PAIRS) if place.keys() >= set(video_ids(pair))]
     twins = [[place[name] for name in video_ids(pair)] for pair in there]
     return [kind_of(pair) for pair in there], torch.tensor(twins, dtype=torch.long).view(-1, 2)

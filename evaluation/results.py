@@ -39,12 +39,12 @@ class SharedCaptions:
     def of(cls, split: Split) -> "SharedCaptions":
         """Captions are equal where CLIP reads the same, see `clean_caption`."""
         owners: dict[str, Counter[int]] = defaultdict(Counter)
-        for caption, clip in zip(split.captions, split.clip_of_caption, strict=True):
-            owners[clean_caption(caption)][clip] += 1
-        shared = [clips for clips in owners.values() if len(clips) > 1]
-        wrong = sum(clips.total() - max(clips.values()) for clips in shared)
+        for caption, segment in zip(split.captions, split.segment_of_caption, strict=True):
+            owners[clean_caption(caption)][segment] += 1
+        shared = [segments for segments in owners.values() if len(segments) > 1]
+        wrong = sum(segments.total() - max(segments.values()) for segments in shared)
         texts = len(split.captions)
-        return cls(len(shared), sum(clips.total() for clips in shared), round(100 * (1 - wrong / texts), 2))
+        return cls(len(shared), sum(segments.total() for segments in shared), round(100 * (1 - wrong / texts), 2))
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Evaluation:
     pairs_diffused: int = 0
     videos: int = 0  # that were evaluated
     annotated: int = 0  # that the split has; more where --allow_missing left some out
-    beyond: int = 0  # of the videos, clips whose times are not in their files, see `datasets.failures.TimesBeyond`
+    beyond: int = 0  # of the videos, segments whose times are not in their files, see `datasets.failures.TimesBeyond`
     split: str = "test"
     shared_captions: SharedCaptions = SharedCaptions(0, 0, 100.0)
     motion: list[dict[str, Any]] = field(default_factory=list)  # Winoground scores, of the twins of MovingShapes

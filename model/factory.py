@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.initialization import no_init_weights
 
 from config import Config
 from config.flags import flags_of
@@ -21,9 +22,17 @@ from diffusion_lm.vocabulary import Vocabulary
 from diffusion_lm.weights import PretrainedDiffusionLM, without_wrappers
 from model.encoders import config_from, native_side, patch_shape, width_of, with_random_weights
 from model.model_config import ModelConfig, check_shape
+from model.other_checkpoints import (
+    ROUNDING_TABLE,
+    TEACHER,
+    Family,
+    check_names,
+    family_of,
+    shown_settings,
+    to_our_names,
+)
 from model.preprocessing import read_preprocessing
 from model.pretrained import CLIP_CONFIGS, USUAL_SIDE, build_clip, home, load_clip, tokenizer_source
-from model.published import ROUNDING_TABLE, TEACHER, Family, check_names, family_of, rename_published, shown_settings
 from model.published_textdiffs import PublishedTextDiffs
 from model.retrieval import RetrievalModel
 from model.textdiffs import TextDiffs
@@ -202,7 +211,7 @@ def take_apart(config: Config, checkpoint: Mapping[str, Any], path: Path) -> tup
     family = family_of(checkpoint)
     if family:
         logger.info("%s is a published %s checkpoint", path, family.name)
-        checkpoint = from_published(config, checkpoint, family, path)
+        checkpoint = from_another_project(config, checkpoint, family, path)
     settled, state = ModelConfig.of(checkpoint, path).as_asked(config, path), checkpoint["state_dict"]
     if settled.arch in DIFFUSION_ARCHS and settled.recipe == "textdiffs":
         state = {READ_WEIGHT: torch.tensor(2.0)} | state  # older ones did not choose it
@@ -225,7 +234,8 @@ def assembled(settled: ModelConfig, state: dict[str, Tensor], tokenizer: str | P
     :param path: where the weights come from, for messages.
     :raises InputError: the tokenizer is not there, or the weights do not fit.
     """
-    model = build(settled, *build_clip(settled.clip_config, tokenizer))
+    with no_init_weights():  # all of them are there, and drawing them takes longer than reading them
+        model = build(settled, *build_clip(settled.clip_config, tokenizer))
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -233,7 +243,7 @@ def assembled(settled: ModelConfig, state: dict[str, Tensor], tokenizer: str | P
     return model
 
 
-def from_published(config: Config, checkpoint: Mapping[str, Any], family: Family, path: Path) -> dict[str, Any]:
+def from_another_project(config: Config, checkpoint: Mapping[str, Any], family: Family, path: Path) -> dict[str, Any]:
     """A published checkpoint as one of ours. What it does not show is as the command line says; words, and the table
     that they are rounded to, come from the Diffusion-LM folder.
 
@@ -249,7 +259,7 @@ def from_published(config: Config, checkpoint: Mapping[str, Any], family: Family
     clip_arch = shown.get("clip_arch", config.clip_arch)
     if "input_res" not in config.explicit:
         shown["input_res"] = CLIP_INPUT_RES[clip_arch]
-    ours, pretrained = rename_published(state, family), None
+    ours, pretrained = to_our_names(state, family), None
     if shown["arch"] in DIFFUSION_ARCHS:
         pretrained = load_teacher(config, published_first=True)
         _check_words(state, pretrained, path)

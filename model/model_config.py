@@ -11,7 +11,7 @@ from config.flags import flags_of, names_of
 from config.model_flags import ModelFlags
 from datasets.transforms import OPENAI, Preprocessing
 from diffusion_lm.denoiser import DenoiserConfig
-from model.published import not_known
+from model.other_checkpoints import not_known
 from utils.errors import InputError
 
 PARTS = ("clip_config", "preprocessing", "denoiser", "vocabulary")  # of older checkpoints, beside their "config"

@@ -10,7 +10,7 @@ import logging
 import sys
 
 from config import Config
-from datasets.annotations import Clip
+from datasets.annotations import Segment
 from datasets.frame_cache import CacheSettings, FrameCache
 from datasets.holdout import training_splits
 from utils.errors import InputError, RunError
@@ -28,29 +28,29 @@ def main() -> None:
     failed = 0
     splits = training_splits(config)
     for split in filter(None, (splits.train, splits.val, splits.test)):
-        name, clips = split.name, split.clips
+        name, segments = split.name, split.segments
         sample_type = config.video_sample_type if name == "train" else "uniform"
-        for _, reason in each(functools.partial(store, settings, config.num_frames, sample_type), clips, name):
+        for _, reason in each(functools.partial(store, settings, config.num_frames, sample_type), segments, name):
             if reason:
                 logger.warning("%s", reason)
                 failed += 1
-        there = sum(map(FrameCache(settings, config.num_frames, sample_type).holds, clips))
-        logger.info("%s: %d of %d clips are in %s", name, there, len(clips), settings.folder)
+        there = sum(map(FrameCache(settings, config.num_frames, sample_type).holds, segments))
+        logger.info("%s: %d of %d segments are in %s", name, there, len(segments), settings.folder)
     if failed:
-        raise RunError(f"{failed} clips are not in the cache")
+        raise RunError(f"{failed} segments are not in the cache")
 
 
 # one for each process, because it counts what it adds
 process_cache = functools.cache(FrameCache)
 
 
-def store(settings: CacheSettings, num_frames: int, sample_type: str, clip: Clip) -> str:
-    """Put the frames of a clip into the cache. Returns what was wrong, if anything was."""
+def store(settings: CacheSettings, num_frames: int, sample_type: str, segment: Segment) -> str:
+    """Put the frames of a segment into the cache. Returns what was wrong, if anything was."""
     try:
-        beyond = process_cache(settings, num_frames, sample_type).store(clip)
+        beyond = process_cache(settings, num_frames, sample_type).store(segment)
     except InputError as error:
         return str(error)
-    return beyond and f"{clip.path}: {beyond}"
+    return beyond and f"{segment.path}: {beyond}"
 
 
 if __name__ == "__main__":

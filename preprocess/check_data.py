@@ -21,7 +21,7 @@ from utils.program import run_program
 
 logger = logging.getLogger(__name__)
 
-NOT_IN_VIDEO = "with times that are not in the video"  # of its clips; one line for each time
+NOT_IN_VIDEO = "with times that are not in the video"  # of its segments; one line for each time
 VIDEO_STATES = ("unreadable", "cut short", NOT_IN_VIDEO)
 
 
@@ -46,8 +46,8 @@ def main() -> None:
         logger.info(
             "%s: %d of %d videos are in order, %s%s",
             name,
-            len({shown(clip.path) for clip in split.clips} - bad),
-            len({clip.video_id for clip in split.clips}) + len(split.missing),
+            len({shown(segment.path) for segment in split.segments} - bad),
+            len({segment.video_id for segment in split.segments}) + len(split.missing),
             ", ".join(f"{counts[state]} {state}" for state in ("missing", *VIDEO_STATES)),
             f"; {counts['not annotated']} are listed but not annotated" * bool(counts["not annotated"]),
         )
@@ -73,15 +73,15 @@ def check_split(split: Split) -> list[tuple[str, str, str]]:
     found = [("not annotated", video_id, "") for video_id in split.unannotated]
     found += [("missing", video_id, "") for video_id in split.missing]
     spans: dict[Path, list[tuple[float | None, float | None]]] = {}
-    for clip in split.clips:
-        spans.setdefault(clip.path, []).append((clip.start, clip.end))
-    for (path, _), problems in each(check_clips, sorted(spans.items()), split.name):
+    for segment in split.segments:
+        spans.setdefault(segment.path, []).append((segment.start, segment.end))
+    for (path, _), problems in each(check_segments, sorted(spans.items()), split.name):
         found += [(state, shown(path), reason) for state, reason in problems]
     return found
 
 
-def check_clips(video: tuple[Path, Sequence[tuple[float | None, float | None]]]) -> list[tuple[str, str]]:
-    """State and reason of all that is not in order with a video and the times of its clips. Decodes all of it."""
+def check_segments(video: tuple[Path, Sequence[tuple[float | None, float | None]]]) -> list[tuple[str, str]]:
+    """State and reason of all that is not in order with a video and the times of its segments. Decodes all of it."""
     path, spans = video
     state, reason = check_video(path)
     problems = [] if state == "whole" else [(state, reason)]

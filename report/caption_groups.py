@@ -43,7 +43,7 @@ def drawn_captions(split: Split) -> list[Caption]:
     if split.dataset != "MovingShapes":
         return []
     kind = "motion" if split.name == MOTION_TEST else "test"
-    numbers = [int(clip.video_id.removeprefix(kind)) for clip in split.clips]
+    numbers = [int(segment.video_id.removeprefix(kind)) for segment in split.segments]
     drawn = moving_shapes.captions_of(moving_shapes.SEED, kind, max(numbers) + 1)
     captions = [caption for number in numbers for caption in drawn[number]]
     return captions if [caption.text for caption in captions] == split.captions else []

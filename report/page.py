@@ -91,7 +91,7 @@ class Report:
 
     def look(self, scores: Similarity) -> None:
         """Find what is to be told of the score matrices."""
-        self.findings = find(scores, self.split.clip_of_caption)
+        self.findings = find(scores, self.split.segment_of_caption)
 
     @torch.no_grad()
     def read_words(self, evaluator: Evaluator, model: RetrievalModel, embeddings: Embeddings) -> None:
@@ -211,7 +211,7 @@ class Report:
         )
 
     def _shown(self, queries: list[Query], thumbnails: Thumbnails) -> list[dict[str, Any]]:
-        captions, clips = self.split.captions, self.split.clips
+        captions, segments = self.split.captions, self.split.segments
         return [
             {
                 "caption": captions[query.text],
@@ -220,7 +220,7 @@ class Report:
                 "hits": [
                     asdict(hit)
                     | self._video(hit.video, thumbnails)
-                    | {"caption": clips[hit.video].captions[0], "more": clips[hit.video].captions[1:]}
+                    | {"caption": segments[hit.video].captions[0], "more": segments[hit.video].captions[1:]}
                     for hit in query.hits
                 ],
             }
@@ -228,7 +228,7 @@ class Report:
         ]
 
     def _shown_video(self, query: VideoQuery, thumbnails: Thumbnails) -> dict[str, Any]:
-        captions, owner = self.split.captions, self.split.clip_of_caption
+        captions, owner = self.split.captions, self.split.segment_of_caption
 
         def shown(hit: RankedText) -> dict[str, Any]:
             of_video = self._video(owner[hit.text], thumbnails)
@@ -236,10 +236,12 @@ class Report:
 
         return self._video(query.video, thumbnails) | {"rank": query.rank, "hits": [shown(hit) for hit in query.hits]}
 
-    def _video(self, clip: int, thumbnails: Thumbnails) -> dict[str, str | None]:
+    def _video(self, segment: int, thumbnails: Thumbnails) -> dict[str, str | None]:
         return {
-            "id": self.split.clips[clip].video_id, "thumbnail": thumbnails[clip], "link": thumbnails.link(clip)
-        }  # fmt: skip
+            "id": self.split.segments[segment].video_id,
+            "thumbnail": thumbnails[segment],
+            "link": thumbnails.link(segment),
+        }
 
     def _compared(self, direction: str) -> dict[str, Any]:
         """Metrics of this evaluation and of the other one, and the queries whose ranks differ most."""

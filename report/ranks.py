@@ -30,11 +30,12 @@ class Compared:
 
 def queries_of(split: Split) -> list[tuple[str, str, str]]:
     """IDENTITY of each text, as it asks for its video, then of each video, which is known by its first caption."""
-    clips = split.clips
+    segments = split.segments
     texts = [
-        ("t2v", clips[clip].video_id, text) for clip, text in zip(split.clip_of_caption, split.captions, strict=True)
+        ("t2v", segments[segment].video_id, text)
+        for segment, text in zip(split.segment_of_caption, split.captions, strict=True)
     ]
-    return texts + [("v2t", clip.video_id, clip.captions[0]) for clip in clips]
+    return texts + [("v2t", segment.video_id, segment.captions[0]) for segment in segments]
 
 
 def write_ranks(path: Path, split: Split, ranks: Mapping[str, Mapping[str, np.ndarray]]) -> None:

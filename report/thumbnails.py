@@ -8,7 +8,7 @@ from urllib.parse import quote
 import numpy as np
 
 from config import Config
-from datasets.annotations import Clip, Split, read_split
+from datasets.annotations import Segment, Split, read_split
 from datasets.video import read_frames
 from utils.errors import InputError
 from utils.pictures import jpeg_strip
@@ -18,35 +18,38 @@ HEIGHT = 72  # pixels
 
 
 class Thumbnails:
-    """Makes thumbnails of the clips of a split, each once.
+    """Makes thumbnails of the segments of a split, each once.
 
-    :param split: its clips need not know their files: these are then looked for, where the flags say.
+    :param split: its segments need not know their files: these are then looked for, where the flags say.
     :param folder: of the page.
     """
 
     def __init__(self, split: Split, config: Config, folder: Path) -> None:
-        self.clips, self.folder = split.clips, folder
+        self.segments, self.folder = split.segments, folder
         self.files = _files(split, config)
         self.made: dict[int, str | None] = {}
 
-    def __getitem__(self, clip: int) -> str | None:
-        """Data URI of a clip; None where its video is not there or does not decode."""
-        if clip not in self.made:
-            self.made[clip] = self._make(self.clips[clip])
-        return self.made[clip]
+    def __getitem__(self, segment: int) -> str | None:
+        """Data URI of a segment; None where its video is not there or does not decode."""
+        if segment not in self.made:
+            self.made[segment] = self._make(self.segments[segment])
+        return self.made[segment]
 
-    def link(self, clip: int) -> str | None:
-        """Address of a clip's video as seen from the page, with its times; None where the file is not there."""
-        path, (start, end) = self.files.get(self.clips[clip].video_id), (self.clips[clip].start, self.clips[clip].end)
+    def link(self, segment: int) -> str | None:
+        """Address of a segment's video as seen from the page, with its times; None where the file is not there."""
+        path, (start, end) = (
+            self.files.get(self.segments[segment].video_id),
+            (self.segments[segment].start, self.segments[segment].end),
+        )
         if path is None:
             return None
         times = "" if start is None else f"#t={start:g},{end:g}" if end is not None else f"#t={start:g}"
         return quote(Path(os.path.relpath(path.resolve(), self.folder.resolve())).as_posix()) + times
 
-    def _make(self, clip: Clip) -> str | None:
-        path = self.files.get(clip.video_id)
+    def _make(self, segment: Segment) -> str | None:
+        path = self.files.get(segment.video_id)
         try:
-            return None if path is None else strip_uri(read_frames(path, FRAMES, None, clip.start, clip.end))
+            return None if path is None else strip_uri(read_frames(path, FRAMES, None, segment.start, segment.end))
         except InputError:
             return None
 
@@ -59,9 +62,9 @@ def strip_uri(frames: np.ndarray) -> str:
 def _files(split: Split, config: Config) -> dict[str, Path]:
     """The video files by id. A split that was read without its videos (--load_embeddings) knows only the ids."""
     if not config.load_embeddings:
-        return {clip.video_id: clip.path for clip in split.clips}
+        return {segment.video_id: segment.path for segment in split.segments}
     try:
         found = read_split(config.dataset_name, split.name, config.dataset_dir, config.videos_dir)
     except InputError:
         return {}
-    return {clip.video_id: clip.path for clip in found.clips}
+    return {segment.video_id: segment.path for segment in found.segments}

@@ -84,14 +84,14 @@ def condition_use(evaluator: Evaluator, model: RetrievalModel, rerank_topk: int,
     :param seed: of what is shuffled, and of the bootstrap.
     :return: rows with metric, condition, R1, queries, and `lost`, `low`, `high`: R@1 with the own condition minus this.
     """
-    orders = frame_orders(len(evaluator.split.clips), evaluator.config.num_frames, seed)
+    orders = frame_orders(len(evaluator.split.segments), evaluator.config.num_frames, seed)
     embeddings, *others = evaluator.encode_orders(model, [None, *orders.values()])
     own = embeddings.videos
     order = other_videos(len(own.frames), seed)
     tokens = None if own.tokens is None else own.tokens[order]
     conditions = {OWN: own, "shuffled videos": EncodedVideos(own.frames[order.to(own.frames.device)], tokens)}
     conditions |= {name: other.videos for name, other in zip(orders, others, strict=True)}
-    owner, found = evaluator.split.clip_of_caption, {}
+    owner, found = evaluator.split.segment_of_caption, {}
     for name, condition in conditions.items():
         scores = evaluator.similarity(model, embeddings, rerank_topk, None, condition)
         for metric, ranks in RANKS.items():

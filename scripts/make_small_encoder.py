@@ -44,7 +44,7 @@ from model.encoders import given_tokens
 from model.pretrained import load_clip
 from modules.losses import clamp_logit_scale, symmetric_infonce
 from modules.metrics import text_to_video, video_to_text
-from utils.command_line import MANY_FLAGS, Parser, number
+from utils.command_line import Parser, number
 from utils.device import autocast, choose_precision, set_up
 from utils.errors import InputError
 from utils.files import check_writable
@@ -342,7 +342,7 @@ def told(found: dict[str, float]) -> str:
 
 
 def main() -> None:
-    parser = Parser("scripts/make_small_encoder.py", __doc__.splitlines()[0], MANY_FLAGS)
+    parser = Parser("scripts/make_small_encoder.py", __doc__.splitlines()[0], "python %(prog)s [--flag=VALUE]")
     whole = number(int, least=1)
     parser.add_argument("--captions", type=Path, required=True, metavar="FILE", help="CSV: image, caption, split")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of the pictures")
@@ -351,7 +351,7 @@ def main() -> None:
     parser.add_argument("--projection_steps", type=whole, default=1000, help="of the projections alone")
     parser.add_argument("--epochs", type=whole, default=8, help="of everything")
     parser.add_argument("--batch_size", type=whole, default=128, help="pictures of a step")
-    parser.add_argument("--seed", type=number(int), default=24)
+    parser.add_argument("--seed", type=number(int), default=24, help="of everything random")
     args = parser.parse_args()
     if args.side % 32:
         raise InputError(f"--side={args.side} is not a multiple of 32")

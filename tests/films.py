@@ -95,7 +95,7 @@ def by_ffmpeg(path: Path, condition: str = "1", video: str = "0:v:0") -> list[in
 
 
 def every(n: int) -> np.ndarray:
-    """All frames of a clip, for decode_clip."""
+    """All frames of a segment, for decode_segment."""
     return np.arange(n)
 
 

@@ -24,10 +24,10 @@ class TrainingCaptions:
     def __init__(self, split: Split, model: RetrievalModel, seed: int) -> None:
         self.split, self.model, self.seed = split, model, seed
         self.tokens = model.tokenize(split.captions)
-        self.of_clip: list[list[int]] = [[] for _ in split.clips]
-        for caption, clip in enumerate(split.clip_of_caption):
-            self.of_clip[clip].append(caption)
-        self.most = max(map(len, self.of_clip))
+        self.of_segment: list[list[int]] = [[] for _ in split.segments]
+        for caption, segment in enumerate(split.segment_of_caption):
+            self.of_segment[segment].append(caption)
+        self.most = max(map(len, self.of_segment))
         self._tell_unknown_words()
 
     def take(self, index: Tensor, step: int, rows: range) -> dict[str, Tensor]:
@@ -42,8 +42,8 @@ class TrainingCaptions:
         count = min(self.model.captions_read, self.most) - 1
         if count == 0:
             return index
-        clips, captions = self.split.clip_of_caption, index.tolist()
-        same_video = [self.of_clip[clips[caption]] for caption in captions]
+        segments, captions = self.split.segment_of_caption, index.tolist()
+        same_video = [self.of_segment[segments[caption]] for caption in captions]
         others = other_captions(captions, same_video, count, self.seed, step, rows)
         return torch.cat([index[:, None], others], dim=1)
 

@@ -86,7 +86,7 @@ def chosen_model(config: Config) -> ChosenModel:
         with distributed.main_first():  # which may download
             return ChosenModel(None, create_model(config), Selection(None, "it is the one before training"))
     path = find_checkpoint(config)
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, mapped=True)  # of which the states of the optimiser are not needed
     videos = checkpoint.get("videos")
     model = restore_model(config, checkpoint, path)
     return ChosenModel(path, model, selection_of(checkpoint, path), videos and VideoKind(**videos))
@@ -106,12 +106,13 @@ def selection_of(checkpoint: Mapping[str, Any], path: Path) -> Selection:
     return Selection("test", "the checkpoint is older than --select_on")
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
     """Read a checkpoint.
 
+    :param mapped: as of `load_tensors`.
     :raises InputError: it does not exist, is cut short or is no checkpoint; names it.
     """
-    checkpoint = load_tensors(path)
+    checkpoint = load_tensors(path, mapped)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise InputError(f"{path} is no checkpoint: it has no state_dict")
     return checkpoint

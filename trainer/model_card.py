@@ -52,7 +52,7 @@ def write_card(folder: Path, config: Config, model: ModelConfig, train: Split) -
     :raises InputError: the folder cannot be written.
     """
     told = [
-        f"Trained on {len(train.clips)} videos of {train.dataset} with {len(train.captions)} captions, "
+        f"Trained on {len(train.segments)} videos of {train.dataset} with {len(train.captions)} captions, "
         f"{config.num_epochs} epochs, batches of {config.batch_size}{_commit()}."
     ]
     results = Path(config.output_json or folder / RESULTS_FILE)

@@ -194,8 +194,8 @@ class Trainer(Loop):
         """The epoch and step, and which pairs they were."""
         epoch_step = step - self.step + self.epoch_step
         index = self.loader.sampler.batches()[epoch_step - 1].tolist()
-        clips = self.split.clip_of_caption
-        pairs = [f"{self.split.clips[clips[i]].video_id} (caption {i})" for i in index]
+        segments = self.split.segment_of_caption
+        pairs = [f"{self.split.segments[segments[i]].video_id} (caption {i})" for i in index]
         logger.error("pairs of the step that is not finite: %s", ", ".join(pairs))
         more = f" and {len(pairs) - SHOWN_PAIRS} more" if pairs[SHOWN_PAIRS:] else ""
         shown = ", ".join(pairs[:SHOWN_PAIRS]) + more

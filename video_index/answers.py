@@ -6,11 +6,13 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets.files import shown
-from video_index.searching import Hit
-from video_index.store import IndexedClip
+from video_index.store import IndexedSegment
+
+if TYPE_CHECKING:  # torch takes a second, and a list of files does without it
+    from video_index.searching import Hit
 
 STAGES = {
     "rescored": "by how well they explain the words",
@@ -29,7 +31,7 @@ class Answer:
 
     kind: str  # "query", "like" or "describe"
     query: str  # a sentence, or the name of a video
-    hits: Sequence[Hit]
+    hits: "Sequence[Hit]"
     seconds: float
     with_it: dict[str, Any] = field(default_factory=dict)
 
@@ -57,7 +59,7 @@ def as_table(answer: Answer) -> str:
         if before not in (None, hit.stage):
             lines.append(f"      {STAGES[hit.stage]}:")
         before = hit.stage
-        what = named(hit.clip) if hit.sentence is None else hit.sentence
+        what = named(hit.segment) if hit.sentence is None else hit.sentence
         share = "" if hit.share is None else f"{hit.share:.1f}%"
         lines.append(f"{rank:4}  {hit.score:7.4f}  {share:>6}  {time_of(hit):>21}  {what}")
     if not lines:
@@ -72,8 +74,8 @@ def as_json(answer: Answer) -> str:
         {"rank": rank, "score": round(hit.score, 6), "stage": hit.stage}
         | ({} if hit.share is None else {"share": round(hit.share, 4)})
         | ({} if hit.sentence is None else {"caption": hit.sentence})
-        | {"file": _text(hit.clip.file), "start": hit.start, "end": hit.end}
-        | ({"others": list(map(_text, hit.clip.others))} if hit.clip.others else {})
+        | {"file": _text(hit.segment.file), "start": hit.start, "end": hit.end}
+        | ({"others": list(map(_text, hit.segment.others))} if hit.segment.others else {})
         for rank, hit in enumerate(answer.hits, start=1)
     ]
     record: dict[str, Any] = {answer.kind: _text(answer.query), "seconds": round(answer.seconds, 4), "hits": hits}
@@ -88,14 +90,14 @@ def as_csv(answer: Answer) -> str:
     for rank, hit in enumerate(answer.hits, start=1):
         share = "" if hit.share is None else f"{hit.share:.4f}"
         times = ("" if time is None else f"{time:.3f}" for time in (hit.start, hit.end))
-        row = [answer.query, rank, f"{hit.score:.6f}", share, hit.stage, hit.clip.file, *times, hit.sentence or ""]
+        row = [answer.query, rank, f"{hit.score:.6f}", share, hit.stage, hit.segment.file, *times, hit.sentence or ""]
         rows.writerow(row)
     return lines.getvalue()
 
 
 def as_paths(answer: Answer, end: str = "\n") -> str:
     """The files of the hits, each once."""
-    return "".join(f"{file}{end}" for file in dict.fromkeys(hit.clip.file for hit in answer.hits))
+    return "".join(f"{file}{end}" for file in dict.fromkeys(hit.segment.file for hit in answer.hits))
 
 
 def as_m3u(answer: Answer) -> str:
@@ -103,10 +105,10 @@ def as_m3u(answer: Answer) -> str:
     lines = []
     for hit in answer.hits:
         length = -1 if hit.start is None or hit.end is None else round(hit.end - hit.start)
-        lines.append(f"#EXTINF:{length},{_one_line(answer.title)}: {shown(os.path.basename(hit.clip.file))}")
+        lines.append(f"#EXTINF:{length},{_one_line(answer.title)}: {shown(os.path.basename(hit.segment.file))}")
         times = (("start", hit.start), ("stop", hit.end))
         lines += [f"#EXTVLCOPT:{name}-time={time:.3f}" for name, time in times if time is not None]
-        lines.append(hit.clip.file)
+        lines.append(hit.segment.file)
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -114,7 +116,7 @@ def as_edl(answer: Answer) -> str:
     """A segment for each hit, which mpv plays one after the other as one film."""
     lines = []
     for hit in answer.hits:
-        name = f"%{len(os.fsencode(hit.clip.file))}%{hit.clip.file}"
+        name = f"%{len(os.fsencode(hit.segment.file))}%{hit.segment.file}"
         known = hit.start is not None and hit.end is not None
         lines.append(f"{name},{hit.start:.3f},{hit.end - hit.start:.3f}\n" if known else f"{name}\n")
     return "".join(lines)
@@ -131,13 +133,13 @@ _WRITERS: dict[str, tuple[str, Callable[[Answer], str]]] = {
 }
 
 
-def named(clip: IndexedClip) -> str:
-    """The name of a clip's file, and how many more it has."""
-    more = f"  (and {len(clip.others)} more of the same)" if clip.others else ""
-    return f"{shown(clip.file)}{more}{'' if os.path.lexists(clip.file) else '  (not there now)'}"
+def named(segment: IndexedSegment) -> str:
+    """The name of a segment's file, and how many more it has."""
+    more = f"  (and {len(segment.others)} more of the same)" if segment.others else ""
+    return f"{shown(segment.file)}{more}{'' if os.path.lexists(segment.file) else '  (not there now)'}"
 
 
-def time_of(hit: Hit) -> str:
+def time_of(hit: "Hit") -> str:
     """From when to when the moment is, as 1:02:03.4; empty where its length is not known."""
     if hit.start is None or hit.end is None:
         return ""

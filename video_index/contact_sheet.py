@@ -24,11 +24,11 @@ MOST_ROWS, MOST_HITS = 240, 100  # a picture may be 65,536 pixels high
 
 
 def thumbnail(hit: Hit) -> tuple[np.ndarray, str | None]:
-    """The middle frame of a clip, RGB uint8 (H, W, 3), or a grey area and why."""
+    """The middle frame of a segment, RGB uint8 (H, W, 3), or a grey area and why."""
     try:
-        return read_frames(Path(hit.clip.file), 1, start=hit.clip.start, end=hit.clip.end)[0], None
+        return read_frames(Path(hit.segment.file), 1, start=hit.segment.start, end=hit.segment.end)[0], None
     except InputError as error:
-        reason = str(error) if Path(hit.clip.file).exists() else f"video {shown(hit.clip.file)} is gone"
+        reason = str(error) if Path(hit.segment.file).exists() else f"video {shown(hit.segment.file)} is gone"
         return GREY, reason
 
 
@@ -82,7 +82,7 @@ def _pictures(answer: Answer) -> Iterator[tuple[np.ndarray, str]]:
         picture, problem = thumbnail(hit)
         if problem:
             logger.warning("no thumbnail: %s", problem)
-        name = _shortened(shown(Path(hit.clip.file).name), NAME_LENGTH)
+        name = _shortened(shown(Path(hit.segment.file).name), NAME_LENGTH)
         yield picture, f"{rank}.  {hit.score:.3f}\n{name}\n{'no picture' if problem else time_of(hit)}"
 
 

@@ -37,7 +37,7 @@ def cut(folder: Path, number: int, hit: Hit) -> str:
     :return: what was written: its name, and from when to when it truly goes.
     :raises InputError: the video does not open, or nothing can be written there.
     """
-    source = Path(hit.clip.file)
+    source = Path(hit.segment.file)
     stem, extension = split_name(source.name)
     name = f"{number:03} {shown(stem).encode()[:NAME_BYTES].decode(errors='ignore')}"
     try:

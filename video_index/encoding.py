@@ -10,38 +10,39 @@ from typing import NamedTuple
 import torch
 
 from config import SearchConfig
-from datasets.annotations import Clip
+from datasets.annotations import Segment
 from datasets.files import shown
-from datasets.loading import FilmClips, Sample, film_loader
+from datasets.loading import FilmSegments, Sample, film_loader
 from datasets.timeline import timeline
 from datasets.video import is_picture
+from evaluation.embeddings import TOKENS_DTYPE
 from model.clip import EncodedVideos
 from model.retrieval import RetrievalModel, join_rows, split_rows
+from modules.frame_pooling import mean_of_frames
 from modules.similarity import check_finite
 from utils.device import autocast
 from utils.errors import InputError
 from utils.machine import cores
 from utils.progress import progress
 from utils.threads import map_in_order, one_thread_per_item
-from video_index.names import MOST_TRIES, Film
+from video_index.names import MOST_TRIES, Unfinished
 from video_index.store import Features, Span, Store
 
 logger = logging.getLogger(__name__)
 
-TOKENS_DTYPE = torch.bfloat16  # of what is kept
 FILMS_AT_ONCE = 32  # whose frames are timed before they are encoded
-CPU_BATCH = 4  # clips at once, so that an interruption costs few; on a CPU more are no faster
+CPU_BATCH = 4  # segments at once, so that an interruption costs few; on a CPU more are no faster
 
 
-class Part(NamedTuple):
-    """A clip that is to be encoded."""
+class NewSegment(NamedTuple):
+    """A segment that is to be encoded."""
 
     file: str
     span: Span
 
 
 class Encoder:
-    """Encodes clips, each as an evaluation encodes a test video.
+    """Encodes segments, each as an evaluation encodes a test video.
 
     :param config: frames, batch size, workers.
     :param dtype: of the matrix products.
@@ -51,34 +52,34 @@ class Encoder:
         self.model, self.config, self.device, self.dtype = model, config, device, dtype
 
     @torch.no_grad()
-    def __call__(self, parts: Sequence[Part]) -> Iterator[tuple[Part, EncodedVideos | InputError]]:
-        """Each clip with its features as a video (1, ...) on the CPU, tokens in half precision, or why it has none.
+    def __call__(self, segments: Sequence[NewSegment]) -> Iterator[tuple[NewSegment, EncodedVideos | InputError]]:
+        """Each segment with its features as a video (1, ...) on the CPU, tokens in half precision, or why it has none.
 
-        Clips of one film are decoded together and come in order, films in any.
+        Segments of one film are decoded together and come in order, films in any.
 
-        :param parts: those of a film one after the other.
+        :param segments: those of a film one after the other.
         :raises RunError: features are NaN or infinite.
         """
         config, on_cpu = self.config, self.device.type == "cpu"
         preprocessing = self.model.preprocessing
-        films = FilmClips(list(map(_as_read, parts)), config.num_frames, config.input_res, preprocessing)
+        films = FilmSegments(list(map(_as_read, segments)), config.num_frames, config.input_res, preprocessing)
         batch_size = min(config.batch_size, CPU_BATCH) if on_cpu else config.batch_size
-        workers = config.num_workers if len(parts) > batch_size else 0  # starting them costs more than a batch
+        workers = config.num_workers if len(segments) > batch_size else 0  # starting them costs more than a batch
         loader = film_loader(films, batch_size, workers, not on_cpu)
         with autocast(self.device, self.dtype), one_thread_per_item(self.device) as threads:
             for batch in map_in_order(self._encode, loader, threads):
-                yield from ((parts[index], video) for index, video in batch)
+                yield from ((segments[index], video) for index, video in batch)
 
-    def all(self, parts: Sequence[Part]) -> EncodedVideos:
-        """What is encoded of the clips of one video, in their order.
+    def all(self, segments: Sequence[NewSegment]) -> EncodedVideos:
+        """What is encoded of the segments of one video, in their order.
 
-        :raises InputError: a clip does not decode.
+        :raises InputError: a segment does not decode.
         """
-        videos = dict(self(parts))
+        videos = dict(self(segments))
         for item in videos.values():
             if isinstance(item, InputError):
                 raise item
-        return join_rows([videos[part] for part in parts])
+        return join_rows([videos[segment] for segment in segments])
 
     def _encode(self, batch: list) -> list[tuple[int, EncodedVideos | InputError]]:
         good = [sample for sample in batch if isinstance(sample, Sample)]
@@ -93,14 +94,14 @@ class Encoder:
         return encoded
 
 
-def _as_read(part: Part) -> Clip:
-    """A video of one part is read whole, as an evaluation reads it."""
-    bounds = (None, None) if part.span.parts == 1 else (part.span.start, part.span.end)
-    return Clip(part.file, Path(part.file), (), *bounds)
+def _as_read(segment: NewSegment) -> Segment:
+    """A video of one segment is read whole, as an evaluation reads it."""
+    bounds = (None, None) if segment.span.parts == 1 else (segment.span.start, segment.span.end)
+    return Segment(segment.file, Path(segment.file), (), *bounds)
 
 
 def spans_of(file: str, window: float) -> list[Span]:
-    """A video in parts of about `window` seconds; a last one of less than half of that belongs to the one before."""
+    """A video in segments of about `window` seconds; a last one of less than half of that belongs to the one before."""
     if is_picture(Path(file)):
         return [Span(0, 1, None, None)]
     try:
@@ -116,13 +117,13 @@ def features_of(encoded: EncodedVideos) -> Features:
     """What is kept of one video (1, ...)."""
     frames, tokens = encoded
     halves = None if tokens is None else tokens.contiguous().view(torch.int16).numpy().tobytes()
-    return Features(frames.mean(1).numpy().tobytes(), frames.contiguous().numpy().tobytes(), halves)
+    return Features(mean_of_frames(frames).numpy().tobytes(), frames.contiguous().numpy().tobytes(), halves)
 
 
-def update(store: Store, films: Sequence[Film], encode: Encoder) -> int:
-    """Encode what an index does not hold; each clip is in it as soon as it is encoded.
+def update(store: Store, films: Sequence[Unfinished], encode: Encoder) -> int:
+    """Encode what an index does not hold; each segment is in it as soon as it is encoded.
 
-    :return: clips that were encoded.
+    :return: segments that were encoded.
     """
     encoded, done = 0, 0.0
     minutes = sum(film.seconds for film in films) / 60
@@ -133,20 +134,20 @@ def update(store: Store, films: Sequence[Film], encode: Encoder) -> int:
         for start in range(0, len(films), FILMS_AT_ONCE):
             some = films[start : start + FILMS_AT_ONCE]
             spans = pool.map(lambda film: spans_of(film.file, store.head.window), some)
-            owner, parts = {}, []
+            owner, segments = {}, []
             for film, of_film in zip(some, spans, strict=True):
                 owner[film.file] = film
-                parts += [Part(film.file, span) for span in of_film if span.part not in film.held]
+                segments += [NewSegment(film.file, span) for span in of_film if span.part not in film.held]
             failed: set[int] = set()
-            for part, video in encode(parts):
-                encoded += _keep(store, owner[part.file], part.span, video, failed)
-                done += ((part.span.end or 0) - (part.span.start or 0)) / 60
+            for segment, video in encode(segments):
+                encoded += _keep(store, owner[segment.file], segment.span, video, failed)
+                done += ((segment.span.end or 0) - (segment.span.start or 0)) / 60
                 bar.update(int(done) - bar.n)
     return encoded
 
 
-def _keep(store: Store, film: Film, span: Span, video: EncodedVideos | InputError, failed: set[int]) -> bool:
-    """Put a clip into an index, or why there is none, once for each film. Tells whether it was put there."""
+def _keep(store: Store, film: Unfinished, span: Span, video: EncodedVideos | InputError, failed: set[int]) -> bool:
+    """Put a segment into an index, or why there is none, once for each film. Tells whether it was put there."""
     if film.video in failed:
         return False
     problem = str(video) if isinstance(video, InputError) else None
@@ -166,7 +167,7 @@ def _keep(store: Store, film: Film, span: Span, video: EncodedVideos | InputErro
     return False
 
 
-def _is_as_it_was(film: Film) -> bool:
+def _is_as_it_was(film: Unfinished) -> bool:
     try:
         state = os.stat(film.file)
     except OSError:

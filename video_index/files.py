@@ -86,7 +86,7 @@ def _add_file(found: Listing, path: bytes, state: os.stat_result, real_root: byt
         state = os.stat(file)
         if stat.S_ISDIR(state.st_mode) and _inside(file, real_root):
             return
-    extension = split_name(os.fsdecode(os.path.basename(path)))[1].lower()
+    extension = split_name(os.fsdecode(path))[1].lower()
     if not stat.S_ISDIR(state.st_mode) and extension not in EXTENSIONS:
         found.other[extension] += 1
     elif linked and not _inside(file, real_root):

@@ -1,4 +1,5 @@
-"""What an index begins with: the model that it belongs to. Indexes of earlier versions are refused here."""
+"""What an index begins with: the model that it belongs to. Those of earlier versions are brought up to
+date or refused here."""
 
 import json
 import os
@@ -10,8 +11,8 @@ from typing import Any
 from utils.errors import InputError
 from video_index.database import DATABASE, connect, speaking
 
-FORMAT, VERSION = "TextDiffs video index", 4
-FORMER_HEAD = "index.json"  # of versions 1 to 3, whose clips are lines of *.jsonl
+FORMAT, VERSION = "TextDiffs video index", 5
+FORMER_HEAD = "index.json"  # of versions 1 to 3, whose segments are lines of *.jsonl
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Head:
     :param made_with: the model, for people.
     :param model: marks of it by the name that a message can use.
     :param flags: those that build it again.
-    :param window: seconds of a part of a long video.
-    :param frames: F, D of the features of a clip.
+    :param window: seconds of a segment of a long video.
+    :param frames: F, D of the features of a segment.
     :param tokens: S, W of its tokens, None for models without.
     """
 
@@ -55,13 +56,19 @@ def read_head(folder: Path) -> Head | None:
             values = {name: json.loads(value) for name, value in database.execute("SELECT * FROM about")}
         if values.get("format") != FORMAT:
             raise InputError(f"{path} is no {FORMAT}")
-        if values["version"] != VERSION:
-            raise InputError(f"--index={folder} has version {values['version']} and this program reads {VERSION}")
-        return Head(**{field.name: values[field.name] for field in fields(Head)})
+        version = values["version"]
+        if version not in (VERSION, VERSION - 1):
+            raise InputError(f"--index={folder} has version {version} and this program reads {VERSION}")
+        head = Head(**{field.name: values[field.name] for field in fields(Head)})
     except (ValueError, KeyError) as error:
         raise error if isinstance(error, InputError) else InputError(f"{path} cannot be read: {error!r}") from error
     finally:
         database.close()
+    if version == VERSION - 1:
+        from video_index.upgrade import upgrade  # which needs torch
+
+        upgrade(folder, VERSION, head.frames)
+    return head
 
 
 def _refuse_former(folder: Path) -> None:

@@ -4,7 +4,6 @@ import logging
 import multiprocessing
 import os
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from utils.errors import InputError, RunError
 from utils.imports import quick_imports
 from video_index.files import EXTENSIONS, Listing, listing
 from video_index.head import Head
-from video_index.names import Changes, Film, follow, missing, root_at
+from video_index.names import Changes, Unfinished, follow, missing, root_at
 from video_index.store import Store, named_folder
 
 logger = logging.getLogger(__name__)
@@ -24,7 +23,7 @@ logger = logging.getLogger(__name__)
 class Outcome:
     """What a run has done."""
 
-    encoded: int  # clips
+    encoded: int  # segments
     failed: int  # videos that were to be encoded and are not
     broken: int  # videos that did not decode in runs before, and have not changed
     changes: list[Changes]  # of each folder
@@ -92,7 +91,7 @@ def _encoder(config: SearchConfig, head: Head | None) -> tuple[object, Head]:
     return Encoder(model, config, device, choose_precision(config.precision, device)), made
 
 
-def _encode(config: SearchConfig, store: Store, films: list[Film], encoder: object | None) -> int:
+def _encode(config: SearchConfig, store: Store, films: list[Unfinished], encoder: object | None) -> int:
     from video_index.encoding import update
 
     minutes = sum(film.seconds for film in films) / 60
@@ -106,7 +105,7 @@ def _encode(config: SearchConfig, store: Store, films: list[Film], encoder: obje
             worker.terminate()  # else it is waited for
         logger.info("what is encoded is kept; the same command goes on")
         raise
-    logger.info("%d clips encoded in %.1f s", encoded, time.perf_counter() - started)
+    logger.info("%d segments encoded in %.1f s", encoded, time.perf_counter() - started)
     return encoded
 
 
@@ -115,12 +114,8 @@ def _tell_left_out(found: Listing) -> None:
     for line in found.left_out:
         logger.warning("left out: %s", line)
     if found.other:
-        counts = (f"{count} {f'.{kind}' if kind else 'without one'}" for kind, count in _most_first(found.other))
+        counts = (f"{count} {f'.{kind}' if kind else 'without one'}" for kind, count in found.other.most_common())
         logger.info("left out by extension: %s", ", ".join(counts))
-
-
-def _most_first(counts: Counter[str]) -> list[tuple[str, int]]:
-    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _tell(changes: Changes, folder: str) -> None:

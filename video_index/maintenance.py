@@ -8,13 +8,14 @@ from pathlib import Path
 
 from datasets.files import shown
 from utils.errors import InputError
+from video_index.answers import clock
 from video_index.database import DATABASE, connect, create, speaking
 from video_index.head import head_rows, read_head
 from video_index.store import Store, checksum
 
 logger = logging.getLogger(__name__)
 
-TABLES = ("roots", "videos", "files", "clips", "frames", "tokens")
+TABLES = ("roots", "videos", "files", "segments", "frames", "tokens")
 STATES = ("searched", "partly encoded", "not encoded", "does not decode", "gone")
 
 
@@ -22,19 +23,19 @@ def files_of(store: Store) -> Iterator[tuple[str, str, float, str | None]]:
     """Absolute name, state (one of STATES), seconds and error of each file of an index, by name."""
     query = (
         "SELECT r.name, f.path, v.seconds, v.error, v.parts, f.gone, f.former,"
-        " (SELECT count(*) FROM clips WHERE video = v.id) FROM files f JOIN roots r ON r.id = f.root"
+        " (SELECT count(*) FROM segments WHERE video = v.id) FROM files f JOIN roots r ON r.id = f.root"
         " JOIN videos v ON v.id = f.video ORDER BY r.folder, f.path"
     )
     folders = {root.name: root.folder for root in store.roots()}
-    for name, path, seconds, error, parts, gone, former, clips in store.rows(query):
+    for name, path, seconds, error, parts, gone, former, segments in store.rows(query):
         if gone:
             state = "gone"
         elif error:
             state = "does not decode"
-        elif clips and clips == parts:
+        elif segments and segments == parts:
             state = "searched"
         else:
-            state = "partly encoded" if clips or former else "not encoded"
+            state = "partly encoded" if segments or former else "not encoded"
         yield os.path.join(folders[name], os.fsdecode(path)), state, seconds, error
 
 
@@ -42,12 +43,12 @@ def status(store: Store) -> list[str]:
     """What is in an index, in lines."""
     files = list(files_of(store))
     ((videos, seconds),) = store.rows("SELECT count(*), coalesce(sum(seconds), 0) FROM videos WHERE parts IS NOT NULL")
-    ((clips,),) = store.rows("SELECT count(*) FROM clips")
+    ((segments,),) = store.rows("SELECT count(*) FROM segments")
     counts = {state: sum(file[1] == state for file in files) for state in STATES}
     megabytes = sum(path.stat().st_size for path in store.folder.glob(f"{DATABASE}*")) / 1e6
     lines = [
-        f"{videos} videos of {seconds / 60:.1f} minutes in {clips} clips, {megabytes:.1f} MB",
-        f"model: {store.head.made_with}; parts of about {store.head.window:g} s",
+        f"{videos} videos of {seconds / 60:.1f} minutes in {segments} segments, {megabytes:.1f} MB",
+        f"model: {store.head.made_with}; segments of about {store.head.window:g} s",
         "files: " + ", ".join(f"{count} {state}" for state, count in counts.items() if count),
     ]
     for root in store.roots():
@@ -61,14 +62,9 @@ def status(store: Store) -> list[str]:
 def listed(store: Store) -> list[str]:
     """A line for each file: its state, its name, and why it does not decode."""
     return [
-        f"{state:<16}{clock_minutes(seconds):>8}  {shown(file)}{f'  ({error})' if error else ''}"
+        f"{state:<16}{clock(seconds) if seconds else '':>9}  {shown(file)}{f'  ({error})' if error else ''}"
         for file, state, seconds, error in files_of(store)
     ]
-
-
-def clock_minutes(seconds: float) -> str:
-    """Minutes and seconds; empty where the length is not known."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02}" if seconds else ""
 
 
 def forget(store: Store, names: Sequence[str]) -> int:
@@ -118,26 +114,26 @@ def prune(store: Store) -> list[str]:
 
 
 def verify(folder: Path) -> int:
-    """Read all of an index. Clips that are damaged leave it, so that the next `index` encodes them anew.
+    """Read all of an index. Segments that are damaged leave it, so that the next `index` encodes them anew.
 
-    :return: how many clips of known videos it does not hold.
+    :return: how many segments of known videos it does not hold.
     :raises InputError: nothing tells which model it belongs to.
     """
     if _is_torn(folder):
         _rescue(folder)
     store = Store(folder, writing=True)
     query = (
-        "SELECT c.id, c.checksum, c.mean, f.data, t.data FROM clips c LEFT JOIN frames f ON f.clip = c.id"
-        " LEFT JOIN tokens t ON t.clip = c.id"
+        "SELECT s.id, s.checksum, s.mean, f.data, t.data FROM segments s LEFT JOIN frames f ON f.segment = s.id"
+        " LEFT JOIN tokens t ON t.segment = s.id"
     )
     with speaking(folder):
         bad = [id for id, told, *data in store.database.execute(query) if data[1] is None or checksum(*data) != told]
     with store.transaction():
         for id in bad:
-            store.rows("DELETE FROM clips WHERE id = ?", (id,))
+            store.rows("DELETE FROM segments WHERE id = ?", (id,))
         store.rows("UPDATE videos SET tries = 0")
     ((lacking,),) = store.rows(
-        "SELECT coalesce(sum(parts - (SELECT count(*) FROM clips WHERE video = videos.id)), 0) FROM videos"
+        "SELECT coalesce(sum(parts - (SELECT count(*) FROM segments WHERE video = videos.id)), 0) FROM videos"
     )
     store.close()
     return lacking
@@ -175,9 +171,9 @@ def _rescue(folder: Path) -> None:
     new.executescript(
         "DELETE FROM files WHERE video NOT IN (SELECT id FROM videos) OR root NOT IN (SELECT id FROM roots);"
         "UPDATE files SET former = NULL WHERE former NOT IN (SELECT id FROM videos);"
-        "DELETE FROM clips WHERE video NOT IN (SELECT id FROM videos);"
-        "DELETE FROM frames WHERE clip NOT IN (SELECT id FROM clips);"
-        "DELETE FROM tokens WHERE clip NOT IN (SELECT id FROM clips)"
+        "DELETE FROM segments WHERE video NOT IN (SELECT id FROM videos);"
+        "DELETE FROM frames WHERE segment NOT IN (SELECT id FROM segments);"
+        "DELETE FROM tokens WHERE segment NOT IN (SELECT id FROM segments)"
     )
     new.close()
     old.close()

@@ -195,18 +195,18 @@ def _drop_moved(store: Store, root: Root, path: bytes, content: _Content) -> Non
 
 
 @dataclass(frozen=True)
-class Film:
-    """A video of which parts are not in an index."""
+class Unfinished:
+    """A video of which segments are not in an index."""
 
     video: int
     file: str
     size: int
     mtime_ns: int
     seconds: float  # about
-    held: frozenset[int]  # parts that the index has
+    held: frozenset[int]  # the parts that the index has
 
 
-def missing(store: Store, roots: Sequence[Root], all_of: bool = False) -> list[Film]:
+def missing(store: Store, roots: Sequence[Root], all_of: bool = False) -> list[Unfinished]:
     """The videos below some roots that are not whole in an index, each once.
 
     :param all_of: those that do not decode, too.
@@ -215,12 +215,12 @@ def missing(store: Store, roots: Sequence[Root], all_of: bool = False) -> list[F
     query = (
         "SELECT v.id, f.path, v.size, f.mtime_ns, v.seconds FROM files f JOIN videos v ON v.id = f.video"
         " WHERE f.root = ? AND NOT f.gone AND v.tries < ?"
-        " AND (v.parts IS NULL OR v.parts > (SELECT count(*) FROM clips WHERE video = v.id)) ORDER BY f.path"
+        " AND (v.parts IS NULL OR v.parts > (SELECT count(*) FROM segments WHERE video = v.id)) ORDER BY f.path"
     )
     for root in roots:
         for video, path, *rest in store.rows(query, (root.id, sys.maxsize if all_of else MOST_TRIES)):
             file = os.path.join(root.folder, os.fsdecode(path))
             if video not in films and os.path.isfile(file):
-                held = (part for (part,) in store.rows("SELECT part FROM clips WHERE video = ?", (video,)))
-                films[video] = Film(video, file, *rest, frozenset(held))
+                held = (part for (part,) in store.rows("SELECT part FROM segments WHERE video = ?", (video,)))
+                films[video] = Unfinished(video, file, *rest, frozenset(held))
     return list(films.values())

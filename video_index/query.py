@@ -1,4 +1,4 @@
-"""What a search asks for, and among which clips: the same for the command line and for the page."""
+"""What a search asks for, and among which segments: the same for the command line and for the page."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from utils.errors import InputError
-from video_index.store import IndexedClip, Root
+from video_index.store import IndexedSegment, Root
 
 NANOSECONDS = 10**9
 DATES = ("%Y", "%Y-%m", "%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M")
@@ -14,7 +14,7 @@ DATES = ("%Y", "%Y-%m", "%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M")
 
 @dataclass(frozen=True)
 class Filters:
-    """Which clips are searched: those of files below one of the folders, not older and not newer than two times.
+    """Which segments are searched: those of files below one of the folders, not older and not newer than two times.
 
     :param folders: absolute, relative to here, or below a root of the index, the name of the root in front or not.
     :param since_ns: of the file's last change, nanoseconds since 1970; `until_ns` is the first moment that is too late.
@@ -24,17 +24,17 @@ class Filters:
     since_ns: int | None = None
     until_ns: int | None = None
 
-    def passing(self, clips: Sequence[IndexedClip], roots: Sequence[Root]) -> Iterator[int]:
-        """Indices of the clips that are searched.
+    def passing(self, segments: Sequence[IndexedSegment], roots: Sequence[Root]) -> Iterator[int]:
+        """Indices of the segments that are searched.
 
         :raises InputError: an index has no folder of that name.
         """
         places = [_places(folder, roots) for folder in self.folders]
         for folder, below in zip(self.folders, places, strict=True):
-            if not any(_lies_in(clip, below) for clip in clips):
+            if not any(_lies_in(segment, below) for segment in segments):
                 raise InputError(f"--in={folder}: the index holds nothing there; `search.py list` shows what it holds")
-        for index, clip in enumerate(clips):
-            if self._in_time(clip.mtime_ns) and (not places or any(_lies_in(clip, below) for below in places)):
+        for index, segment in enumerate(segments):
+            if self._in_time(segment.mtime_ns) and (not places or any(_lies_in(segment, below) for below in places)):
                 yield index
 
     def _in_time(self, mtime_ns: int) -> bool:
@@ -47,11 +47,11 @@ class Filters:
 class Query:
     """What is searched for. `texts`, `minus` and `like` are one vector together, see `ranking.combined`.
 
-    :param texts: what a clip should show; the words of the first are those that the third stage reads.
+    :param texts: what a segment should show; the words of the first are those that the third stage reads.
     :param minus: what it should not show.
-    :param like: a video file, or the id of a clip of the index, whose video is no hit then.
-    :param per_video: one hit for each video, its best clip with the neighbours that fit nearly as well.
-    :param min_score: least share of the library's clips that score less than a hit, in percent.
+    :param like: a video file, or the id of a segment of the index, whose video is no hit then.
+    :param per_video: one hit for each video, its best segment with the neighbours that fit nearly as well.
+    :param min_score: least share of the library's segments that score less than a hit, in percent.
     :param topk: hits at most; None: those of the settings.
     """
 
@@ -75,9 +75,9 @@ def _places(folder: str, roots: Sequence[Root]) -> tuple[str, ...]:
     return tuple(os.path.join(place, "") for place in found)
 
 
-def _lies_in(clip: IndexedClip, places: tuple[str, ...]) -> bool:
-    """Whether one of the names of a clip lies there."""
-    return any(name.startswith(places) for name in (clip.file, *clip.others))
+def _lies_in(segment: IndexedSegment, places: tuple[str, ...]) -> bool:
+    """Whether one of the names of a segment lies there."""
+    return any(name.startswith(places) for name in (segment.file, *segment.others))
 
 
 def time_ns(flag: str, text: str, after: bool = False) -> int:

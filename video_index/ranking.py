@@ -1,4 +1,4 @@
-"""Vectors that are searched for, rankings of clips, and the share of a library that a clip is before."""
+"""Vectors that are searched for, rankings of segments, and the share of a library that a segment is before."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from video_index.store import IndexedClip
+from video_index.store import IndexedSegment
 
 MINUS = 0.5  # how much a text counts that is not wanted, where one that is wanted counts 1
-JOINED = 0.75  # a neighbour belongs to a moment if it stands out of the library so much as a share of the best part
+JOINED = 0.75  # a neighbour belongs to a moment if it stands out of the library so much as a share of the best segment
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ def combined(texts: Tensor, minus: Tensor, like: Tensor | None) -> Tensor:
     is not. Its length is that of the first text, as T-MASS samples around it by its length.
 
     :param texts: (n, D), n may be 0; `minus` (m, D) likewise.
-    :param like: the parts of a video (W, D), of which the nearest counts; None where there is none.
-    :return: (W, D), a vector for each part; (1, D) without a video.
+    :param like: the segments of a video (W, D), of which the nearest counts; None where there is none.
+    :return: (W, D), a vector for each of them; (1, D) without a video.
     """
     if len(texts) == 1 and not len(minus) and like is None:
         return texts
@@ -57,8 +57,8 @@ def combined(texts: Tensor, minus: Tensor, like: Tensor | None) -> Tensor:
 
 
 def nearest(means: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """The cosine of each clip with the nearest of some vectors, and which that is, each (M,). In float32 whatever the
-    autocast: shares need cosines that differ.
+    """The cosine of each segment with the nearest of some vectors, and which that is, each (M,). In float32 whatever
+    the autocast: shares need cosines that differ.
 
     :param means: (M, D), of length 1.
     :param vectors: (W, D).
@@ -68,14 +68,14 @@ def nearest(means: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def shares(ranked: Tensor, searched: Tensor, cosines: Tensor) -> Tensor:
-    """The share of a library's clips that score less than each of a ranking, in percent of all others: (P,). The
-    only clip of a library is the best one, too.
+    """The share of a library's segments that score less than each of a ranking, in percent of all others: (P,). The
+    only segment of a library is the best one, too.
 
     Among those that were searched the ranking says which they are, the cosine among the others.
 
-    :param ranked: clips of the ranking, the best first, (P,) in [0, M).
+    :param ranked: segments of the ranking, the best first, (P,) in [0, M).
     :param searched: (N,) in [0, M), the ranked ones among them.
-    :param cosines: of all clips (M,).
+    :param cosines: of all segments (M,).
     """
     if len(cosines) == 1:
         return torch.full((len(ranked),), 100.0)
@@ -87,22 +87,22 @@ def shares(ranked: Tensor, searched: Tensor, cosines: Tensor) -> Tensor:
 
 
 def moment(
-    index: int, clips: Sequence[IndexedClip], parts: Mapping[tuple[int, int], int], cosines: Tensor
+    index: int, segments: Sequence[IndexedSegment], parts: Mapping[tuple[int, int], int], cosines: Tensor
 ) -> tuple[float | None, float | None]:
-    """From when to when a clip goes, in seconds, with the neighbours of its video that fit nearly as well: by their
+    """From when to when a segment goes, in seconds, with the neighbours of its video that fit nearly as well: by their
     cosines they are JOINED of its way from the mean of the library, or more.
 
-    :param parts: the index of each clip by video and part.
-    :param cosines: of all clips (M,).
+    :param parts: the index of each segment by video and part.
+    :param cosines: of all segments (M,).
     """
     mean = cosines.mean()
     least = mean + JOINED * (cosines[index] - mean)
     ends = [index, index]
     for side, step in ((0, -1), (1, 1)):
         while True:
-            clip = clips[ends[side]]
-            neighbour = parts.get((clip.video, clip.part + step))
+            segment = segments[ends[side]]
+            neighbour = parts.get((segment.video, segment.part + step))
             if neighbour is None or cosines[neighbour] < least:
                 break
             ends[side] = neighbour
-    return clips[ends[0]].start, clips[ends[1]].end
+    return segments[ends[0]].start, segments[ends[1]].end

@@ -1,5 +1,6 @@
 """The model that an index belongs to: from the flags of a command line, or from those that the index keeps."""
 
+import hashlib
 import logging
 
 import torch
@@ -15,6 +16,7 @@ from video_index.head import Head
 logger = logging.getLogger(__name__)
 
 WINDOW = 30.0  # seconds
+WEIGHTS, SAMPLED, SAMPLES = "model weights", "sampled ", 4096  # numbers of a tensor that are looked at, at least
 
 
 def load_model(
@@ -37,7 +39,7 @@ def load_model(
     marks = {
         "--num_frames": str(config.num_frames),
         "--input_res": str(config.input_res),
-        "model weights": digest(model),
+        WEIGHTS: _weights(model, head),
         **clip_marks(model),
     }
     if path is None and config.clip_arch == "tiny" and config.clip_path is None:
@@ -50,6 +52,20 @@ def load_model(
     return config, model.to(device).eval(), made
 
 
+def _weights(model: RetrievalModel, head: Head | None) -> str:
+    """What tells these weights from others: names, shapes, and numbers of each tensor at equal distances, as reading
+    all of a large CLIP takes as long as a query. Of earlier indexes it is the digest of all."""
+    if head is not None and not head.model[WEIGHTS].startswith(SAMPLED):
+        return digest(model)
+    seen = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        seen.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        numbers = tensor.flatten()
+        some = numbers[:: max(1, len(numbers) // SAMPLES)]
+        seen.update(some.cpu().contiguous().view(torch.uint8).numpy())
+    return SAMPLED + seen.hexdigest()
+
+
 def _refuse_another(config: SearchConfig, head: Head, here: Head) -> None:
     """:raises InputError: an index was made with another model or window."""
     different = differences(head.model, here.model)
@@ -60,6 +76,6 @@ def _refuse_another(config: SearchConfig, head: Head, here: Head) -> None:
         )
     if head.window != here.window:
         raise InputError(
-            f"--index={config.index} has parts of --window={head.window:g} seconds, not {here.window:g}: leave the "
+            f"--index={config.index} has segments of --window={head.window:g} seconds, not {here.window:g}: leave the "
             "flag out or give another folder"
         )

@@ -25,13 +25,13 @@ from video_index.lock import only_writer
 
 
 @dataclass(frozen=True)
-class IndexedClip:
-    """A video, or one of its parts, with the names under which it is found."""
+class IndexedSegment:
+    """A segment of a video, or all of it, with the names under which it is found."""
 
     id: int
     video: int
     file: str  # absolute
-    part: int = 0
+    part: int = 0  # the number of the segment, of so many of the video
     parts: int = 1
     start: float | None = None  # seconds; None: of the whole video, whose length is not known
     end: float | None = None
@@ -49,16 +49,16 @@ class Root(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Which part of a video a clip is."""
+    """Where in its video a segment lies."""
 
-    part: int
-    parts: int
+    part: int  # its number, from 0
+    parts: int  # segments of the video
     start: float | None  # seconds
     end: float | None
 
 
 class Features(NamedTuple):
-    """What is kept of a clip, as the bytes of rows in the order of the machine."""
+    """What is kept of a segment, as the bytes of rows in the order of the machine."""
 
     mean: bytes  # over the frames (D,), float32
     frames: bytes  # (F, D), float32
@@ -157,21 +157,21 @@ class Store:
             for id, name, folder, exclude in self.rows("SELECT * FROM roots ORDER BY name")
         ]
 
-    def gallery(self) -> tuple[list[IndexedClip], np.ndarray]:
-        """All clips that searches find, and the mean of the frames of each (M, D), float32."""
+    def gallery(self) -> tuple[list[IndexedSegment], np.ndarray]:
+        """All segments that searches find, and the mean of the frames of each (M, D), float32."""
         names = self._names()
         found = self.rows(
-            "SELECT c.id, c.video, c.part, v.parts, c.start, c.end, c.mean FROM clips c JOIN videos v ON v.id = c.video"
-            " ORDER BY c.id"
+            "SELECT s.id, s.video, s.part, v.parts, s.start, s.end, s.mean FROM segments s JOIN videos v"
+            " ON v.id = s.video ORDER BY s.id"
         )
-        clips, means = [], []
+        segments, means = [], []
         for id, video, part, parts, start, end, mean in found:
             if video in names:
                 (file, mtime_ns), *others = names[video]
                 others = tuple(dict.fromkeys(name for name, _ in others if name != file))
-                clips.append(IndexedClip(id, video, file, part, parts, start, end, mtime_ns, others))
+                segments.append(IndexedSegment(id, video, file, part, parts, start, end, mtime_ns, others))
                 means.append(mean)
-        return clips, _array(means, np.float32, self.head.frames[1:])
+        return segments, _array(means, np.float32, self.head.frames[1:])
 
     def _names(self) -> dict[int, list[tuple[str, int]]]:
         """The absolute names and times of change of the files of each video that searches find, oldest names first."""
@@ -183,20 +183,20 @@ class Store:
         return names
 
     def frames(self, ids: Sequence[int]) -> np.ndarray:
-        """Frame features of clips (n, F, D), float32; reads those rows alone."""
+        """Frame features of segments (n, F, D), float32; reads those rows alone."""
         return self._features("frames", ids, np.float32, self.head.frames)
 
     def tokens(self, ids: Sequence[int]) -> np.ndarray | None:
-        """Tokens of clips (n, S, W), the bits of bfloat16 as int16, which NumPy has not; reads those rows alone. None
-        where the model has none."""
+        """Tokens of segments (n, S, W), the bits of bfloat16 as int16, which NumPy has not; reads those rows alone.
+        None where the model has none."""
         return None if self.head.tokens is None else self._features("tokens", ids, np.int16, self.head.tokens)
 
     def _features(self, table: str, ids: Sequence[int], dtype: type, shape: Sequence[int]) -> np.ndarray:
         found = []
         for id in ids:
-            rows = self.rows(f"SELECT data FROM {table} WHERE clip = ?", (id,))
+            rows = self.rows(f"SELECT data FROM {table} WHERE segment = ?", (id,))
             if not rows:
-                raise InputError(damaged(self.folder, f"{table} of a clip are missing"))
+                raise InputError(damaged(self.folder, f"{table} of a segment are missing"))
             found.append(rows[0][0])
         return _array(found, dtype, shape)
 
@@ -213,8 +213,8 @@ class Store:
         return None
 
     def is_whole(self, video: int) -> bool:
-        """Whether all parts of a video are encoded."""
-        query = "SELECT parts = (SELECT count(*) FROM clips WHERE video = videos.id) FROM videos WHERE id = ?"
+        """Whether all segments of a video are encoded."""
+        query = "SELECT parts = (SELECT count(*) FROM segments WHERE video = videos.id) FROM videos WHERE id = ?"
         return bool(self.rows(query, (video,))[0][0])
 
     # -- writing ------------------------------------------------------------------------------------------------------
@@ -231,9 +231,9 @@ class Store:
                 self.database.rollback()
 
     def add(self, video: int, span: Span, features: Features) -> None:
-        """A clip and its features, inside a transaction. A video that is whole now takes the place of a former one."""
+        """A segment and its features, inside a transaction. A video that is whole now takes the place of a former."""
         part, parts, start, end = span
-        insert = "INSERT INTO clips (video, part, start, end, checksum, mean) VALUES (?, ?, ?, ?, ?, ?)"
+        insert = "INSERT INTO segments (video, part, start, end, checksum, mean) VALUES (?, ?, ?, ?, ?, ?)"
         id = self.execute(insert, (video, part, start, end, checksum(*features), features.mean)).lastrowid
         self.rows("INSERT INTO frames VALUES (?, ?)", (id, features.frames))
         if features.tokens is not None:
@@ -290,7 +290,7 @@ def check_free(folder: Path) -> None:
 
 
 def checksum(mean: bytes, frames: bytes, tokens: bytes | None) -> int:
-    """Of all that is kept of a clip."""
+    """Of all that is kept of a segment."""
     return zlib.crc32(tokens or b"", zlib.crc32(frames, zlib.crc32(mean)))
 
 

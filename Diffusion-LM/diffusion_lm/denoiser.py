@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig
-from transformers.models.bert.modeling_bert import BertEncoder
 
 from utils.errors import InputError
 
@@ -118,6 +117,8 @@ class Denoiser(nn.Module):
         self.position_embeddings = nn.Embedding(MAX_POSITIONS, hidden)
         self.LayerNorm = nn.LayerNorm(hidden, eps=1e-12)
         self.dropout = nn.Dropout(config.dropout)
+        from transformers.models.bert.modeling_bert import BertEncoder  # which models without a denoiser do not need
+
         self.input_transformers = BertEncoder(_bert_config(config))
         self.output_down_proj = nn.Sequential(nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, channels))
         self.apply(_init_like_bert)

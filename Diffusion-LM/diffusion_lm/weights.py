@@ -141,9 +141,10 @@ def save(
     return weights_file
 
 
-def load_tensors(path: Path) -> dict:
+def load_tensors(path: Path, mapped: bool = False) -> dict:
     """What a file of torch.save or safetensors holds, told by its content: tensors and plain values only.
 
+    :param mapped: read a tensor of torch.save only where it is looked at; the file must not change meanwhile.
     :raises InputError: it is not there, damaged, another kind of file, or its pickle holds more; says which.
     """
     path = Path(path)
@@ -154,7 +155,8 @@ def load_tensors(path: Path) -> dict:
             return load_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about archives and pickles that are then refused
-            return torch.load(path, map_location="cpu", weights_only=True)
+            mapped = mapped and zipfile.is_zipfile(path)  # not of the format before torch 1.6
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except SafetensorError as error:
         raise InputError(f"{path} is a safetensors file that is damaged or cut short: {one_line(error)}") from error
     except PermissionError as error:

@@ -34,13 +34,13 @@ def test_msrvtt_training_split(msrvtt, train_file, videos):
     data_dir, videos_dir = msrvtt
     split = load_split("MSRVTT", "train", data_dir, videos_dir, train_file)
     sentences = json.loads((data_dir / "MSRVTT_data.json").read_text())["sentences"]
-    assert [clip.video_id for clip in split.clips] == [f"video{i}" for i in range(videos)]
-    for clip in split.clips:
-        assert clip.path == videos_dir / f"{clip.video_id}.mp4"
-        assert list(clip.captions) == [s["caption"] for s in sentences if s["video_id"] == clip.video_id]
-        assert (clip.start, clip.end) == (None, None)
+    assert [segment.video_id for segment in split.segments] == [f"video{i}" for i in range(videos)]
+    for segment in split.segments:
+        assert segment.path == videos_dir / f"{segment.video_id}.mp4"
+        assert list(segment.captions) == [s["caption"] for s in sentences if s["video_id"] == segment.video_id]
+        assert (segment.start, segment.end) == (None, None)
     assert len(split.captions) == 2 * videos
-    assert split.clip_of_caption == [i for i in range(videos) for _ in range(2)]
+    assert split.segment_of_caption == [i for i in range(videos) for _ in range(2)]
     assert split.flip
 
 
@@ -49,8 +49,10 @@ def test_msrvtt_test_split(msrvtt):
     split = load_split("MSRVTT", "test", data_dir, videos_dir)
     with open(data_dir / "MSRVTT_JSFUSION_test.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(clip.video_id, clip.captions) for clip in split.clips] == [(r["video_id"], (r["sentence"],)) for r in rows]
-    assert split.clip_of_caption == list(range(6))
+    assert [(segment.video_id, segment.captions) for segment in split.segments] == [
+        (r["video_id"], (r["sentence"],)) for r in rows
+    ]
+    assert split.segment_of_caption == list(range(6))
 
 
 def test_training_captions_need_no_videos(msrvtt):
@@ -65,8 +67,8 @@ def test_caption_without_extra_blanks_and_csv_with_quotes(msrvtt):
     (data_dir / "MSRVTT_JSFUSION_test.csv").write_bytes(
         b'\xef\xbb\xbfkey,vid_key,video_id,sentence\r\nret0,msr9000,video9000,"  two  men,\r\none ""dog"" "\r\n'
     )
-    (clip,) = load_split("MSRVTT", "test", data_dir, videos_dir).clips
-    assert clip.captions == ('two men, one "dog"',)
+    (segment,) = load_split("MSRVTT", "test", data_dir, videos_dir).segments
+    assert segment.captions == ('two men, one "dog"',)
 
 
 @pytest.mark.parametrize("suffix", [".avi", ".webm", ".MP4", ".m2ts", "."])
@@ -75,14 +77,14 @@ def test_videos_are_found_by_stem_at_any_depth(msrvtt, suffix):
     target = videos_dir / "deep" / "er" / f"video3{suffix}"
     target.parent.mkdir(parents=True)
     (videos_dir / "video3.mp4").rename(target)
-    assert load_split("MSRVTT", "train", data_dir, videos_dir).clips[3].path == target
+    assert load_split("MSRVTT", "train", data_dir, videos_dir).segments[3].path == target
 
 
 @pytest.mark.parametrize("other", [".ass", ".txt"])
 def test_subtitles_beside_a_video_are_not_taken_for_it(msrvtt, other):
     data_dir, videos_dir = msrvtt
     (videos_dir / f"video3{other}").write_text("subtitles")
-    assert load_split("MSRVTT", "train", data_dir, videos_dir).clips[3].path == videos_dir / "video3.mp4"
+    assert load_split("MSRVTT", "train", data_dir, videos_dir).segments[3].path == videos_dir / "video3.mp4"
 
 
 # what is said
@@ -101,7 +103,7 @@ def test_missing_videos_are_counted_and_listed(msrvtt):
     assert "10 of 12" in message
     assert "video2, video3, video4, video5, video6, ..." in message
     assert "video11" not in message
-    assert len(load_split("MSRVTT", "test", data_dir, videos_dir).clips) == 6
+    assert len(load_split("MSRVTT", "test", data_dir, videos_dir).segments) == 6
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -114,7 +116,7 @@ def test_missing_annotation_file_is_named(msrvtt, split, name):
         assert str(data_dir / name) in message
         assert "No such file" in message
     else:
-        assert load_split("MSRVTT", split, data_dir, videos_dir).clips
+        assert load_split("MSRVTT", split, data_dir, videos_dir).segments
 
 
 def test_broken_json_is_named_with_its_line(msrvtt):
@@ -220,9 +222,9 @@ def test_allow_missing_leaves_them_out_and_says_so(msrvtt, caplog):
     assert "--allow_missing" in failure("MSRVTT", "train", data_dir, videos_dir)
     for split, videos, gone in (("train", 12, "video3"), ("test", 6, "video9001")):
         loaded = load_split("MSRVTT", split, data_dir, videos_dir, allow_missing=True)
-        assert len(loaded.clips) == videos - 1
+        assert len(loaded.segments) == videos - 1
         assert loaded.missing == (gone,)
-        assert gone not in {clip.video_id for clip in loaded.clips}
+        assert gone not in {segment.video_id for segment in loaded.segments}
         assert f"1 of {videos} {split} videos of MSRVTT are not in {videos_dir}: {gone}" in caplog.text
 
 
@@ -240,8 +242,9 @@ def test_a_video_that_is_there_twice_is_said(msrvtt, caplog):
         (videos_dir / copy).parent.mkdir(exist_ok=True)
         (videos_dir / copy).touch()
     (videos_dir / "video4.mp4").unlink()
-    clips = load_split("MSRVTT", "train", data_dir, videos_dir).clips
-    assert [clip.path for clip in clips[3:5]] == [videos_dir / "video3.mp4", videos_dir / "back" / "video4.mp4"]
+    segments = load_split("MSRVTT", "train", data_dir, videos_dir).segments
+    found = [segment.path for segment in segments[3:5]]
+    assert found == [videos_dir / "video3.mp4", videos_dir / "back" / "video4.mp4"]
     assert "2 videos of MSRVTT are in" in caplog.text
     assert "video3.mp4, back/video4.mp4" in caplog.text
 
@@ -254,8 +257,8 @@ def test_names_without_a_dot_are_found_in_every_data_set(tmp_path):
         for name in names:
             (tmp_path / name).write_text(GOOD[name].replace("/a/v1.avi", "/a/v1"), encoding="utf-8")
         place = tmp_path / names[0] if dataset == "custom" else tmp_path
-        (clip,) = load_split(dataset, split, place, videos).clips
-        assert (clip.video_id, clip.path) == ("v1", videos / "deep" / "v1")
+        (segment,) = load_split(dataset, split, place, videos).segments
+        assert (segment.video_id, segment.path) == ("v1", videos / "deep" / "v1")
 
 
 def test_published_tables_may_have_more_columns_but_not_more_cells(msrvtt):

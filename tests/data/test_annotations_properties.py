@@ -1,4 +1,4 @@
-"""Whatever an annotation file holds, a loader gives clips inside videos_dir or one line that names file and line."""
+"""Whatever an annotation file holds, a loader gives segments inside videos_dir or one line that names file and line."""
 
 import csv
 import io
@@ -62,19 +62,19 @@ def place(tmp_path_factory):
 
 
 def load(place, dataset, split, name):
-    """What a loader makes of the files: clips, or its one line."""
+    """What a loader makes of the files: segments, or its one line."""
     annotations, videos = place
     try:
         loaded = load_split(dataset, split, annotations / name if dataset == "custom" else annotations, videos)
     except InputError as error:
         assert "\n" not in str(error)
         return str(error)
-    assert loaded.clips
-    for clip in loaded.clips:
-        assert clip.path.resolve().is_relative_to(videos.resolve())
-        assert clip.path.is_file()
-        assert clip.captions and all(caption.strip() and caption.encode() for caption in clip.captions)
-        assert clip.end is None or 0 <= (clip.start or 0) < clip.end < 1e9
+    assert loaded.segments
+    for segment in loaded.segments:
+        assert segment.path.resolve().is_relative_to(videos.resolve())
+        assert segment.path.is_file()
+        assert segment.captions and all(caption.strip() and caption.encode() for caption in segment.captions)
+        assert segment.end is None or 0 <= (segment.start or 0) < segment.end < 1e9
     return loaded
 
 
@@ -237,14 +237,14 @@ def test_no_name_leads_outside(place, name):
         ("MSVD", "train", "train_list.txt", video),
         ("ActivityNet", "train", "train_ids.json", json.dumps([video])),
     ):
-        check(place, dataset, split, file, content.encode())  # load() looks where the clips lie
+        check(place, dataset, split, file, content.encode())  # load() looks where the segments lie
 
 
 def test_names_of_any_kind_are_found(place, tmp_path):
     for video in ("é ☃", "é ☃.webm", "sub/v2", "sub/v2.mp4", "v2", "v2.mp4"):
         content = json.dumps({"video": video, "caption": "a"})
-        (clip,) = check(place, "custom", "test", "own.jsonl", content.encode()).clips
-        assert clip.path.name in ("é ☃.webm", "v2.mp4")
+        (segment,) = check(place, "custom", "test", "own.jsonl", content.encode()).segments
+        assert segment.path.name in ("é ☃.webm", "v2.mp4")
 
 
 def test_a_json_that_is_nested_too_deeply(place):

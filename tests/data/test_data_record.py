@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from datasets.annotations import Clip, Split
+from datasets.annotations import Segment, Split
 from datasets.data_record import content_digest, same_data
 from utils.errors import InputError
 
@@ -15,15 +15,17 @@ VIDEOS = 20
 
 @pytest.fixture
 def splits(tmp_path):
-    """20 training clips, of which v3 and v4 are two parts of each video, and 5 test clips."""
-    clips = []
+    """20 training segments, of which v3 and v4 are two parts of each video, and 5 test segments."""
+    segments = []
     for i in range(VIDEOS + 5):
         path = tmp_path / "videos" / f"v{i}.mp4"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"x" * (100 + i))
-        clips.append(Clip(f"v{i}", path, (f"caption {i}", "the same"), None if i % 2 else 0.0, 1.5 + i if i else None))
-    clips[3:5] = [replace(clips[3], start=1.0, end=2.0), replace(clips[3], start=2.0, end=3.0)]
-    return Split("custom", "train", tuple(clips[:VIDEOS])), Split("custom", "test", tuple(clips[VIDEOS:]))
+        segments.append(
+            Segment(f"v{i}", path, (f"caption {i}", "the same"), None if i % 2 else 0.0, 1.5 + i if i else None)
+        )
+    segments[3:5] = [replace(segments[3], start=1.0, end=2.0), replace(segments[3], start=2.0, end=3.0)]
+    return Split("custom", "train", tuple(segments[:VIDEOS])), Split("custom", "test", tuple(segments[VIDEOS:]))
 
 
 def kept(splits, folder):
@@ -41,16 +43,19 @@ def said(splits, changed, folder):
     return str(caught.value)
 
 
-def with_clips(split, **changes):
-    """The split with other clips at these places: v7=None leaves out, a dictionary changes."""
-    clips = [(clip, changes.get(clip.video_id, {})) for clip in split.clips]
-    return replace(split, clips=tuple(replace(clip, **change) for clip, change in clips if change is not None))
+def with_segments(split, **changes):
+    """The split with other segments at these places: v7=None leaves out, a dictionary changes."""
+    segments = [(segment, changes.get(segment.video_id, {})) for segment in split.segments]
+    return replace(
+        split, segments=tuple(replace(segment, **change) for segment, change in segments if change is not None)
+    )
 
 
 def test_the_same_data_in_another_place_are_the_same(splits, tmp_path):
     shutil.move(tmp_path / "videos", tmp_path / "moved")
     moved = [
-        replace(s, clips=tuple(replace(c, path=tmp_path / "moved" / c.path.name) for c in s.clips)) for s in splits
+        replace(s, segments=tuple(replace(c, path=tmp_path / "moved" / c.path.name) for c in s.segments))
+        for s in splits
     ]
     shutil.copytree(tmp_path / "moved", tmp_path / "videos", copy_function=shutil.copyfile)  # with other times
     for there in (splits, moved):
@@ -75,18 +80,18 @@ def test_the_same_data_in_another_place_are_the_same(splits, tmp_path):
     ],
 )
 def test_other_clips_are_named(splits, tmp_path, changes, text):
-    assert text in said(splits, (with_clips(splits[0], **changes), splits[1]), tmp_path)
+    assert text in said(splits, (with_segments(splits[0], **changes), splits[1]), tmp_path)
 
 
 def test_clips_that_come_while_a_download_goes_on_are_named(splits, tmp_path):
-    fewer = with_clips(splits[1], v22=None)
+    fewer = with_segments(splits[1], v22=None)
     assert "test videos: 1 new (v22)" in said((splits[0], fewer), splits, tmp_path)
 
 
 def test_another_order_and_a_clip_that_is_there_twice(splits, tmp_path):
-    turned = replace(splits[0], clips=splits[0].clips[::-1])
+    turned = replace(splits[0], segments=splits[0].segments[::-1])
     assert "train videos: in another order" in said(splits, (turned, splits[1]), tmp_path)
-    twice = replace(splits[0], clips=(*splits[0].clips, splits[0].clips[5]))
+    twice = replace(splits[0], segments=(*splits[0].segments, splits[0].segments[5]))
     assert "train videos: 1 new (v5)" in said(splits, (twice, splits[1]), tmp_path)
     same_data(kept((twice, splits[1]), tmp_path), tmp_path, twice, splits[1])
 
@@ -94,18 +99,18 @@ def test_another_order_and_a_clip_that_is_there_twice(splits, tmp_path):
 def test_copies_of_fewer_frames_are_other_videos(splits, tmp_path):
     """Their names and captions are the same, but not what a model sees."""
     checkpoint = kept(splits, tmp_path)
-    for clip in splits[1].clips:
-        clip.path.write_bytes(b"smaller")
+    for segment in splits[1].segments:
+        segment.path.write_bytes(b"smaller")
     with pytest.raises(InputError, match=r"test videos: 5 with files of another size \(v20, v21, v22, ...\)"):
         same_data(checkpoint, tmp_path, *splits)
 
 
 def test_a_video_that_was_mended_does_not_stop_the_run(splits, tmp_path, caplog):
     checkpoint = kept(splits, tmp_path)
-    splits[1].clips[2].path.write_bytes(b"a whole one now")
+    splits[1].segments[2].path.write_bytes(b"a whole one now")
     same_data(checkpoint, tmp_path, *splits)
     assert "test videos: 1 with files of another size (v22), taken for mended ones" in caplog.text
-    turned = replace(splits[1], clips=splits[1].clips[::-1])
+    turned = replace(splits[1], segments=splits[1].segments[::-1])
     with pytest.raises(InputError, match="test videos: in another order"):
         same_data(checkpoint, tmp_path, splits[0], turned)
 
@@ -121,16 +126,17 @@ def test_a_checkpoint_without_a_record_goes_on_with_a_warning(splits, tmp_path, 
 
 
 def test_a_record_is_small(tmp_path):
-    """Of 100,000 clips 32 bytes each and their names, in the checkpoint of a CLIP of hundreds of MB."""
-    clips = tuple(Clip(f"movie_{i % 100}_clip_{i:06d}", tmp_path, (f"caption {i}",)) for i in range(100_000))
-    torch.save(same_data(None, None, Split("LSMDC", "train", clips)), tmp_path / "record.pth")
+    """Of 100,000 segments 32 bytes each and their names, in the checkpoint of a CLIP of hundreds of MB."""
+    segments = tuple(Segment(f"movie_{i % 100}_clip_{i:06d}", tmp_path, (f"caption {i}",)) for i in range(100_000))
+    torch.save(same_data(None, None, Split("LSMDC", "train", segments)), tmp_path / "record.pth")
     assert (tmp_path / "record.pth").stat().st_size < 4.5e6
 
 
 def test_the_digest_of_contents_has_no_part_in_places(splits, tmp_path):
     train, _ = splits
-    moved = replace(train, clips=tuple(replace(clip, path=tmp_path) for clip in train.clips))
+    moved = replace(train, segments=tuple(replace(segment, path=tmp_path) for segment in train.segments))
     assert content_digest(moved) == content_digest(train)
-    others = [with_clips(train, v7=change) for change in ({"captions": ("x",)}, {"end": 1.0}, {"video_id": "x"}, None)]
-    others.append(replace(train, clips=train.clips[::-1]))
+    changes = ({"captions": ("x",)}, {"end": 1.0}, {"video_id": "x"}, None)
+    others = [with_segments(train, v7=change) for change in changes]
+    others.append(replace(train, segments=train.segments[::-1]))
     assert len({content_digest(split) for split in (train, *others)}) == 6

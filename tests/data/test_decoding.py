@@ -11,7 +11,7 @@ from datasets import timeline as timelines
 from datasets.container import Film, condition_of
 from datasets.files import shown
 from datasets.timeline import timeline
-from datasets.video import decode_clip, decode_clips, frame_indices, read_frames
+from datasets.video import decode_segment, decode_segments, frame_indices, read_frames
 from tests.conftest import ROOT
 from tests.films import (
     CONTAINERS,
@@ -67,9 +67,9 @@ def test_containers(tmp_path, name):
         if rng is not None:
             assert generators[0].integers(2**62) == generators[1].integers(2**62)  # as much was drawn
     spans = [(4.0, 9.0), (9.0, 9.4), (None, 2.0), (13.0, None)]
-    clips = [numbers(clip.pixels) for clip in decode_clips(path, every, spans)]
-    for (start, end), clip in zip(spans, clips, strict=True):
-        assert clip == list(range(round(25 * (start or 0)), round(25 * (end or 16))))
+    segments = [numbers(segment.pixels) for segment in decode_segments(path, every, spans)]
+    for (start, end), segment in zip(spans, segments, strict=True):
+        assert segment == list(range(round(25 * (start or 0)), round(25 * (end or 16))))
     if name not in COUNTED:
         assert not timeline(path).counted
 
@@ -80,7 +80,7 @@ def test_odd_frame_rates(tmp_path, rate, suffix):
     path = numbered(tmp_path / f"rate{suffix}", 500, *H264, "-g", "30", "-bf", "0", rate=rate)
     for start in (1, 4, 7):
         expected = [k for k in range(500) if start <= k / float(Fraction(rate)) + 5e-4 < start + 3]
-        assert numbers(decode_clip(path, every, start, start + 3).pixels) == expected
+        assert numbers(decode_segment(path, every, start, start + 3).pixels) == expected
     assert not timeline(path).counted
 
 
@@ -99,8 +99,8 @@ def test_variable_frame_rates(tmp_path, kind, suffix):
     path = numbered(tmp_path / f"film{suffix}", 300, *at_times(VARYING[kind]), *codec, "-g", "30")
     assert not timeline(path).counted
     spans = [(1.0, 3.0), (2.5, 7.5), (6.0, 9.0), (8.0, 11.0)]
-    for span, clip in zip(spans, decode_clips(path, every, spans), strict=True):
-        assert numbers(clip.pixels) == shown_in(path, *span)
+    for span, segment in zip(spans, decode_segments(path, every, spans), strict=True):
+        assert numbers(segment.pixels) == shown_in(path, *span)
     assert numbers(read_frames(path, 6)) == frame_indices(300, 6).tolist()
 
 
@@ -112,10 +112,10 @@ def test_lossless_cuts(tmp_path, cut, suffix):
     path = tmp_path / f"cut{suffix}"
     ffmpeg("-ss", cut, "-i", whole, "-c", "copy", path)
     film = by_ffmpeg(path)
-    assert numbers(decode_clip(path, every).pixels) == film
+    assert numbers(decode_segment(path, every).pixels) == film
     for count in (4, 6, 12):
         assert numbers(read_frames(path, count)) == [film[i] for i in frame_indices(len(film), count)]
-    assert numbers(decode_clip(path, every, 5, 8).pixels) == shown_in(path, 5, 8)
+    assert numbers(decode_segment(path, every, 5, 8).pixels) == shown_in(path, 5, 8)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
@@ -130,8 +130,8 @@ def test_a_picture_that_begins_late(tmp_path, suffix):
     first = float(timeline(path).times[0])
     for start, end in ((5, 7), (2, 6), (10, 13)):
         expected = [k for k in range(250) if start <= first + k / 25 + 5e-4 < end]
-        assert numbers(decode_clip(path, every, start, end).pixels) == expected
-    assert numbers(decode_clip(path, every, 0, 2).pixels) == [0]  # nothing is shown then
+        assert numbers(decode_segment(path, every, start, end).pixels) == expected
+    assert numbers(decode_segment(path, every, 0, 2).pixels) == [0]  # nothing is shown then
 
 
 SOUND = ("-f", "lavfi", "-i", "sine=duration=5")
@@ -150,8 +150,8 @@ def test_recordings_that_were_put_together(tmp_path, codec, later):
     seam = later if later > 4 else 4
     np.testing.assert_allclose(clock.times, [*(np.arange(100) / 25), *(seam + np.arange(100) / 25)], atol=2e-3)
     assert clock.end == pytest.approx(seam + 4, abs=0.05)
-    assert numbers(decode_clip(path, every, seam + 1, seam + 2).pixels) == list(range(25, 50))
-    assert numbers(decode_clip(path, every, 1, 2).pixels) == list(range(25, 50))
+    assert numbers(decode_segment(path, every, seam + 1, seam + 2).pixels) == list(range(25, 50))
+    assert numbers(decode_segment(path, every, 1, 2).pixels) == list(range(25, 50))
 
 
 @pytest.mark.parametrize("late", [0, 3])
@@ -163,7 +163,7 @@ def test_h264_in_avi(tmp_path, late):
     ffmpeg(*SOUND, "-itsoffset", late, "-i", film, *sound, tmp_path / "v.avi")
     clock = timeline(tmp_path / "v.avi")
     np.testing.assert_allclose(clock.times, late + np.arange(100) / 25, atol=0.14)
-    assert numbers(decode_clip(tmp_path / "v.avi", every, late + 1, late + 2).pixels) == pytest.approx(
+    assert numbers(decode_segment(tmp_path / "v.avi", every, late + 1, late + 2).pixels) == pytest.approx(
         list(range(25, 50)), abs=4
     )
 
@@ -171,7 +171,7 @@ def test_h264_in_avi(tmp_path, late):
 def test_the_same_time_twice(tmp_path):
     path = numbered(tmp_path / "v.mkv", 100, *at_times("floor(N/2)*0.08"), *H264)
     np.testing.assert_allclose(timeline(path).times, np.arange(100) // 2 * 0.08, atol=2e-3)
-    assert numbers(decode_clip(path, every, 2, 3).pixels) == list(range(50, 76))
+    assert numbers(decode_segment(path, every, 2, 3).pixels) == list(range(50, 76))
 
 
 def test_stamps_that_are_lost(tmp_path):
@@ -181,11 +181,11 @@ def test_stamps_that_are_lost(tmp_path):
     middle = len(data) // 2
     data[middle : middle + 3000] = bytes(3000)
     path.write_bytes(data)
-    clip = decode_clip(path, every)
+    segment = decode_segment(path, every)
     clock = timeline(path)
-    assert 180 < clip.count < 200
+    assert 180 < segment.count < 200
     behind = clock.times > 5
-    np.testing.assert_allclose(clock.times[behind], np.array(numbers(clip.pixels))[behind] / 25, atol=2e-3)
+    np.testing.assert_allclose(clock.times[behind], np.array(numbers(segment.pixels))[behind] / 25, atol=2e-3)
 
 
 FAR = {"all": "TS+A", "from the middle on": "TS+A*gt(N,50)", "one": "TS+A*eq(N,50)", "the first": "TS-A*lt(N,2)"}
@@ -201,7 +201,7 @@ def test_stamps_farther_on_than_a_film_lasts(tmp_path, stamps, suffix):
     clock = timeline(path)
     assert np.allclose(clock.times, np.arange(100) / 25, atol=1e-3)
     assert clock.end == pytest.approx(4, abs=0.01)
-    assert numbers(decode_clip(path, every, 2, 3).pixels) == list(range(50, 75))
+    assert numbers(decode_segment(path, every, 2, 3).pixels) == list(range(50, 75))
 
 
 @pytest.mark.parametrize("first", ["sound", "time code"])
@@ -212,7 +212,7 @@ def test_the_picture_is_not_the_first_stream(tmp_path, first):
         numbered(path, 3, "-map", "0:a", "-map", "1:v", *H264, "-c:a", "aac", inputs=SOUND)
     else:
         ffmpeg("-i", numbered(tmp_path / "v.mp4", 3, *H264), "-c", "copy", "-timecode", "10:00:00:00", path)
-    assert numbers(decode_clip(path, every).pixels) == [0, 1, 2]
+    assert numbers(decode_segment(path, every).pixels) == [0, 1, 2]
     condition = condition_of(path)
     assert (condition.decoded, condition.cut_short) == (3, "")
 
@@ -227,7 +227,7 @@ def test_streams_that_turn_up_on_the_way(tmp_path):
             data[at] = 18  # of script data
         at += 15 + int.from_bytes(data[at + 1 : at + 4], "big")
     path.write_bytes(data)
-    assert numbers(decode_clip(path, every).pixels) == list(range(100))
+    assert numbers(decode_segment(path, every).pixels) == list(range(100))
     assert condition_of(path).decoded == 100
 
 
@@ -244,10 +244,10 @@ def test_what_headers_promise_wrongly(tmp_path):
 
 
 def test_a_picture_that_stands(tmp_path):
-    """As in a talk with slides: the slide on screen belongs to a clip that begins in the middle of it."""
+    """As in a talk with slides: the slide on screen belongs to a segment that begins in the middle of it."""
     path = numbered(tmp_path / "talk.mp4", 4, *at_times("N*10"), *H264, "-g", "2")
     for start, end, expected in ((0, 5, [0]), (5, 9, [0]), (5, 15, [0, 1]), (10, 25, [1, 2]), (9.5, 15, [1])):
-        assert numbers(decode_clip(path, every, start, end).pixels) == expected
+        assert numbers(decode_segment(path, every, start, end).pixels) == expected
 
 
 def test_thousands_of_packets_of_sound_between_two_frames(tmp_path):
@@ -262,10 +262,10 @@ def test_thousands_of_packets_of_sound_between_two_frames(tmp_path):
 def test_times_that_are_not_in_the_film(tmp_path):
     path = numbered(tmp_path / "short.mp4", 75, *H264)  # 3 s
     spans = [(0, 3), (0, 5), (2.9, 3.5), (3, 4), (100, 120), (0, 3000)]
-    clips = list(decode_clips(path, every, spans))
-    assert [bool(clip.beyond) for clip in clips] == [False, False, False, True, True, True]
-    assert numbers(clips[4].pixels) == [74]
-    assert clips[4].beyond == "a clip from 100 to 120 s, of a film of 3.0 s"
+    segments = list(decode_segments(path, every, spans))
+    assert [bool(segment.beyond) for segment in segments] == [False, False, False, True, True, True]
+    assert numbers(segments[4].pixels) == [74]
+    assert segments[4].beyond == "a segment from 100 to 120 s, of a film of 3.0 s"
 
 
 # how they are reached
@@ -278,8 +278,8 @@ def test_one_pass_for_all_windows(tmp_path, decoded):
         path = numbered(tmp_path / name, 400, *CONTAINERS[name])
         spans = [(float(start), start + 1.0) for start in range(16)]
         decoded[0] = 0
-        clips = list(decode_clips(path, lambda n: frame_indices(n, 4), spans))
-        assert numbers(np.concatenate([clip.pixels for clip in clips]))[:4] == [2, 8, 14, 21]
+        segments = list(decode_segments(path, lambda n: frame_indices(n, 4), spans))
+        assert numbers(np.concatenate([segment.pixels for segment in segments]))[:4] == [2, 8, 14, 21]
         assert decoded[0] <= 400 * (2 if timeline(path).counted else 1.2), name
 
 
@@ -291,9 +291,9 @@ def test_a_seek_decodes_few_frames(tmp_path, decoded):
     assert np.searchsorted(clock.pts, clock.key_pts).tolist() == list(range(0, 1000, 12))
     for wanted in ([10, 500, 505, 900], [998]):
         decoded[0] = 0
-        clip = decode_clip(path, lambda n, wanted=wanted: np.array(wanted))
-        assert clip.count == 1000
-        assert numbers(clip.pixels) == wanted
+        segment = decode_segment(path, lambda n, wanted=wanted: np.array(wanted))
+        assert segment.count == 1000
+        assert numbers(segment.pixels) == wanted
         assert decoded[0] <= 40 + 16 * 12  # what the threads of the main process have begun, too
 
 
@@ -303,8 +303,8 @@ def test_frames_that_nobody_refers_to_are_left_out_rightly(tmp_path, name):
     path = make(tmp_path / name, *CONTAINERS[name], "-bf", "3", seconds=6)
     film = every_frame(path)
     for number in range(0, 150, 7):
-        clip = decode_clip(path, lambda n, number=number: np.array([number]))
-        assert np.array_equal(clip.pixels[0], film[number])
+        segment = decode_segment(path, lambda n, number=number: np.array([number]))
+        assert np.array_equal(segment.pixels[0], film[number])
 
 
 def test_a_recording_that_begins_between_key_frames(tmp_path):
@@ -322,7 +322,7 @@ def test_a_file_that_was_cut_short(tmp_path):
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) * 2 // 3])
     film = by_ffmpeg(tmp_path / "cut.mp4")
     assert 200 < len(film) < 390
-    there = numbers(decode_clip(tmp_path / "cut.mp4", every).pixels)
+    there = numbers(decode_segment(tmp_path / "cut.mp4", every).pixels)
     assert there == film[: len(there)]
     assert len(there) >= len(film) - 1  # FFmpeg shows what it has of a last frame
 
@@ -333,7 +333,7 @@ def test_a_damaged_place(tmp_path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 200] = bytes(200)
     path.write_bytes(data)
-    got = numbers(decode_clip(path, every, 12, 15).pixels)
+    got = numbers(decode_segment(path, every, 12, 15).pixels)
     assert got == list(range(300, 375))
 
 
@@ -374,7 +374,7 @@ def test_colours_are_those_of_ffmpeg(tmp_path, space, span):
     make(path, "-vf", scale, *H264, *tags, seconds=1, size="320x240")
     raw = ffmpeg("-i", path, "-frames:v", "1", "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
     expected = np.frombuffer(raw, np.uint8).reshape(240, 320, 3).astype(int)
-    frame = decode_clip(path, lambda n: np.array([0])).pixels[0].astype(int)
+    frame = decode_segment(path, lambda n: np.array([0])).pixels[0].astype(int)
     assert np.abs(frame - expected).mean() < 1.5
 
 
@@ -394,7 +394,7 @@ def test_pictures_are_upright(tmp_path, angle, flip):
     path = make(tmp_path / "a.mp4", *H264, seconds=1, size="96x64")
     ffmpeg("-display_rotation", angle, *flip, "-i", path, "-c", "copy", tmp_path / "turned.mp4")
     raw = ffmpeg("-i", tmp_path / "turned.mp4", "-frames:v", "1", "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
-    frame = decode_clip(tmp_path / "turned.mp4", lambda n: np.array([0])).pixels[0]
+    frame = decode_segment(tmp_path / "turned.mp4", lambda n: np.array([0])).pixels[0]
     assert frame.shape == ((64, 96, 3) if angle % 180 == 0 else (96, 64, 3))
     assert np.abs(frame.astype(int) - np.frombuffer(raw, np.uint8).reshape(frame.shape)).mean() < 1.5
 

@@ -12,7 +12,7 @@ import torch
 
 from config import Config
 from datasets import frame_cache
-from datasets.annotations import Clip, Split
+from datasets.annotations import Segment, Split
 from datasets.failures import FailedVideos
 from datasets.frame_cache import CANDIDATES, CacheSettings, FrameCache
 from datasets.loading import TestVideos, TrainPairs, batches, train_loader
@@ -22,8 +22,8 @@ from utils.errors import InputError
 
 
 @pytest.fixture
-def clip(tmp_path):
-    return Clip("thirty", write_numbered(tmp_path / "thirty.mp4", 30), ("a caption",))
+def segment(tmp_path):
+    return Segment("thirty", write_numbered(tmp_path / "thirty.mp4", 30), ("a caption",))
 
 
 @pytest.fixture
@@ -43,18 +43,18 @@ def break_video(path):
 
 
 @pytest.mark.parametrize("sample_type", ["uniform", "rand"])
-def test_a_warm_cache_gives_the_same_frames_and_decodes_nothing(clip, settings, sample_type):
+def test_a_warm_cache_gives_the_same_frames_and_decodes_nothing(segment, settings, sample_type):
     def generator(seed):
         return None if sample_type == "uniform" else np.random.default_rng(seed)
 
-    expected = [read_frames(clip.path, 6, generator(seed)) for seed in range(8)]
-    assert np.array_equal(FrameCache(settings, 6, sample_type).read(clip, generator(0)).frames, expected[0])
-    break_video(clip.path)
+    expected = [read_frames(segment.path, 6, generator(seed)) for seed in range(8)]
+    assert np.array_equal(FrameCache(settings, 6, sample_type).read(segment, generator(0)).frames, expected[0])
+    break_video(segment.path)
     cache = FrameCache(settings, 6, sample_type)
-    assert cache.holds(clip)
+    assert cache.holds(segment)
     for seed in range(8):
         rng, again = generator(seed), generator(seed)
-        assert np.array_equal(cache.read(clip, rng).frames, expected[seed])
+        assert np.array_equal(cache.read(segment, rng).frames, expected[seed])
         if rng is not None:
             frame_indices(30, 6, again)
             assert rng.integers(2**62) == again.integers(2**62)  # crops do not change with a cache
@@ -62,8 +62,8 @@ def test_a_warm_cache_gives_the_same_frames_and_decodes_nothing(clip, settings, 
 
 
 @pytest.mark.parametrize("warm", [False, True])
-def test_training_samples_are_the_same_with_and_without_a_cache(clip, settings, warm):
-    split = Split("any", "train", (clip,))
+def test_training_samples_are_the_same_with_and_without_a_cache(segment, settings, warm):
+    split = Split("any", "train", (segment,))
     plain, cached = (TrainPairs(split, 6, 32, "rand", 24, cache) for cache in (None, settings))
     for epoch in range(1, 5):
         if not warm:
@@ -73,11 +73,11 @@ def test_training_samples_are_the_same_with_and_without_a_cache(clip, settings, 
     assert torch.equal(TestVideos(split, 6, 32)[0].frames, TestVideos(split, 6, 32, settings)[0].frames)
 
 
-def test_long_parts_keep_a_few_frames_each_and_draw_them_alike(clip, settings):
+def test_long_parts_keep_a_few_frames_each_and_draw_them_alike(segment, settings):
     """30 frames in 2 parts of 15: CANDIDATES of each are drawn once, and each draw takes any of these."""
     cache = FrameCache(settings, 2, "rand")
     rng = np.random.default_rng(0)
-    drawn = np.array([numbers(cache.read(clip, rng).frames) for _ in range(400)])
+    drawn = np.array([numbers(cache.read(segment, rng).frames) for _ in range(400)])
     for column, low, high in ((0, 0, 15), (1, 15, 30)):
         values, counts = np.unique(drawn[:, column], return_counts=True)
         assert len(values) == CANDIDATES
@@ -87,7 +87,7 @@ def test_long_parts_keep_a_few_frames_each_and_draw_them_alike(clip, settings):
 
 
 def test_what_is_kept_of_long_parts_is_a_random_choice():
-    """Over clips, every frame of a part is kept equally often: no place in a part is left out."""
+    """Over segments, every frame of a part is kept equally often: no place in a part is left out."""
     kept = np.concatenate([frame_cache.candidates(60, 3, np.random.default_rng(seed)) for seed in range(2000)])
     counts = np.bincount(kept, minlength=60)
     expected = 2000 * CANDIDATES / 20
@@ -96,14 +96,14 @@ def test_what_is_kept_of_long_parts_is_a_random_choice():
     assert part_bounds(60, 3).tolist() == [0, 20, 40, 60]
 
 
-def test_the_key_is_file_size_time_clip_and_sampling(clip, settings, tmp_path):
+def test_the_key_is_file_size_time_clip_and_sampling(segment, settings, tmp_path):
     other = CacheSettings(settings.folder, short_side=40)
-    parts = [Clip("thirty", clip.path, ("x",), start, end) for start, end in ((0.0, 1.0), (1.0, 2.0))]
+    parts = [Segment("thirty", segment.path, ("x",), start, end) for start, end in ((0.0, 1.0), (1.0, 2.0))]
     for number, (cache, what) in enumerate([
-        (FrameCache(settings, 6, "uniform"), clip),
-        (FrameCache(settings, 5, "uniform"), clip),
-        (FrameCache(settings, 6, "rand"), clip),
-        (FrameCache(other, 6, "uniform"), clip),
+        (FrameCache(settings, 6, "uniform"), segment),
+        (FrameCache(settings, 5, "uniform"), segment),
+        (FrameCache(settings, 6, "rand"), segment),
+        (FrameCache(other, 6, "uniform"), segment),
         (FrameCache(settings, 6, "uniform"), parts[0]),
         (FrameCache(settings, 6, "uniform"), parts[1]),
     ], start=1):  # fmt: skip
@@ -112,51 +112,51 @@ def test_the_key_is_file_size_time_clip_and_sampling(clip, settings, tmp_path):
         assert cache.holds(what)
         assert len(entries(settings)) == number
     cache = FrameCache(settings, 6, "uniform")
-    os.utime(clip.path, (1, 1))
-    assert not cache.holds(clip)
-    write_numbered(clip.path, 12)
-    assert numbers(cache.read(clip, None).frames) == frame_indices(12, 6).tolist()
+    os.utime(segment.path, (1, 1))
+    assert not cache.holds(segment)
+    write_numbered(segment.path, 12)
+    assert numbers(cache.read(segment, None).frames) == frame_indices(12, 6).tolist()
 
 
 def test_large_frames_are_scaled_down_and_small_ones_kept(tmp_path):
     frames = np.tile(np.linspace(0, 250, 128).astype(np.uint8)[None, None, :, None], (4, 64, 1, 3))
-    clip = Clip("wide", write_frames(tmp_path / "wide.mp4", frames), ("x",))
-    half = FrameCache(CacheSettings(tmp_path / "cache", short_side=32), 4, "uniform").read(clip, None).frames
-    whole = read_frames(clip.path, 4)
+    segment = Segment("wide", write_frames(tmp_path / "wide.mp4", frames), ("x",))
+    half = FrameCache(CacheSettings(tmp_path / "cache", short_side=32), 4, "uniform").read(segment, None).frames
+    whole = read_frames(segment.path, 4)
     assert half.shape == (4, 32, 64, 3)
     means = whole.reshape(4, 32, 2, 64, 2, 3).astype(float).mean(axis=(2, 4))
     assert np.abs(half - means).max() <= 1
-    kept = FrameCache(CacheSettings(tmp_path / "cache"), 4, "uniform").read(clip, None).frames
+    kept = FrameCache(CacheSettings(tmp_path / "cache"), 4, "uniform").read(segment, None).frames
     assert np.array_equal(kept, whole)
 
 
 @pytest.mark.parametrize("left", [0, 7, 40, 5000, -1])
-def test_an_entry_that_was_cut_short_is_made_again(clip, settings, left):
+def test_an_entry_that_was_cut_short_is_made_again(segment, settings, left):
     cache = FrameCache(settings, 6, "uniform")
-    expected = cache.read(clip, None).frames
+    expected = cache.read(segment, None).frames
     (entry,) = entries(settings)
     whole = entry.read_bytes()
     entry.write_bytes(whole[:left])
-    assert not cache.holds(clip)
-    assert np.array_equal(cache.read(clip, None).frames, expected)
+    assert not cache.holds(segment)
+    assert np.array_equal(cache.read(segment, None).frames, expected)
     assert entry.read_bytes() == whole
 
 
-def test_an_entry_that_is_something_else_is_made_again(clip, settings):
+def test_an_entry_that_is_something_else_is_made_again(segment, settings):
     cache = FrameCache(settings, 6, "uniform")
-    expected = cache.read(clip, None).frames
+    expected = cache.read(segment, None).frames
     (entry,) = entries(settings)
     for rubbish in (b"", b"\0" * 20000, b"TDframes" + b"\xff" * 9000):
         entry.write_bytes(rubbish)
-        assert np.array_equal(cache.read(clip, None).frames, expected)
+        assert np.array_equal(cache.read(segment, None).frames, expected)
 
 
-def test_entries_of_an_older_version_are_told_once_and_made_again(clip, settings, caplog):
+def test_entries_of_an_older_version_are_told_once_and_made_again(segment, settings, caplog):
     older = settings.folder / "ab" / "cdef"
     older.parent.mkdir(parents=True)
     older.write_bytes(b"TDframes" + bytes(9000))
     for _ in range(2):
-        frames = FrameCache(settings, 6, "uniform").read(clip, None).frames
+        frames = FrameCache(settings, 6, "uniform").read(segment, None).frames
         assert numbers(frames) == frame_indices(30, 6).tolist()
     assert sum("older version" in record.message for record in caplog.records) == 1
     assert older in entries(settings) and len(entries(settings)) == 2
@@ -168,16 +168,16 @@ def test_kept_frames_are_as_large_as_the_input(tmp_path, input_res, side):
     assert CacheSettings.of(config).short_side == side
 
 
-def fill(settings, clips, seed):
+def fill(settings, segments, seed):
     cache = FrameCache(settings, 6, "uniform")
-    for index in np.random.default_rng(seed).permutation(len(clips)):
-        cache.read(clips[index], None)
+    for index in np.random.default_rng(seed).permutation(len(segments)):
+        cache.read(segments[index], None)
 
 
 def test_many_processes_may_fill_it_at_once(tmp_path, settings):
-    clips = [Clip(str(i), write_numbered(tmp_path / f"{i}.mp4", 6 + i), ("x",)) for i in range(8)]
+    segments = [Segment(str(i), write_numbered(tmp_path / f"{i}.mp4", 6 + i), ("x",)) for i in range(8)]
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=fill, args=(settings, clips, seed)) for seed in range(4)]
+    processes = [context.Process(target=fill, args=(settings, segments, seed)) for seed in range(4)]
     for process in processes:
         process.start()
     for process in processes:
@@ -185,34 +185,34 @@ def test_many_processes_may_fill_it_at_once(tmp_path, settings):
         assert process.exitcode == 0
     assert len(entries(settings)) == 8  # and nothing unfinished
     cache = FrameCache(settings, 6, "uniform")
-    for clip in clips:
-        expected = read_frames(clip.path, 6)
-        break_video(clip.path)
-        assert np.array_equal(cache.read(clip, None).frames, expected)
+    for segment in segments:
+        expected = read_frames(segment.path, 6)
+        break_video(segment.path)
+        assert np.array_equal(cache.read(segment, None).frames, expected)
 
 
 def test_the_size_limit(tmp_path, settings, caplog):
-    clips = [Clip(str(i), write_numbered(tmp_path / f"{i}.mp4", 30), ("x",)) for i in range(6)]
+    segments = [Segment(str(i), write_numbered(tmp_path / f"{i}.mp4", 30), ("x",)) for i in range(6)]
     entry_bytes = 6 * 64 * 48 * 3 + 320
     limited = CacheSettings(settings.folder, limit_gb=3.5 * entry_bytes / 1e9)
     cache = FrameCache(limited, 6, "uniform")
     with caplog.at_level(logging.WARNING):
-        for clip in clips:
-            assert numbers(cache.read(clip, None).frames) == frame_indices(30, 6).tolist()
+        for segment in segments:
+            assert numbers(cache.read(segment, None).frames) == frame_indices(30, 6).tolist()
     assert len(entries(settings)) == 3
     assert [r.message for r in caplog.records if "takes no more" in r.message] == [
         f"frame cache {settings.folder} takes no more frames: --frame_cache_gb={limited.limit_gb:g} is reached"
     ]
-    break_video(clips[0].path)  # what is there still serves
-    assert numbers(FrameCache(limited, 6, "uniform").read(clips[0], None).frames) == frame_indices(30, 6).tolist()
+    break_video(segments[0].path)  # what is there still serves
+    assert numbers(FrameCache(limited, 6, "uniform").read(segments[0], None).frames) == frame_indices(30, 6).tolist()
 
 
-def test_a_full_disk_ends_the_adding(clip, settings, caplog):
+def test_a_full_disk_ends_the_adding(segment, settings, caplog):
     cache = FrameCache(settings, 6, "uniform")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))  # no file grows beyond
     try:
-        assert numbers(cache.read(clip, None).frames) == frame_indices(30, 6).tolist()
+        assert numbers(cache.read(segment, None).frames) == frame_indices(30, 6).tolist()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert cache.full and "takes no more frames" in caplog.text
@@ -220,8 +220,8 @@ def test_a_full_disk_ends_the_adding(clip, settings, caplog):
 
 
 @pytest.mark.parametrize("what", ["gone", "cut short", "empty"])
-def test_an_entry_that_changes_while_it_is_read(clip, settings, what):
-    FrameCache(settings, 6, "uniform").read(clip, None)
+def test_an_entry_that_changes_while_it_is_read(segment, settings, what):
+    FrameCache(settings, 6, "uniform").read(segment, None)
     (path,) = entries(settings)
     entry = frame_cache.Entry.open(path)
     path.unlink()
@@ -231,19 +231,19 @@ def test_an_entry_that_changes_while_it_is_read(clip, settings, what):
         entry.read(np.arange(6))
 
 
-def test_a_full_cache_draws_as_one_with_room(clip, settings, tmp_path):
+def test_a_full_cache_draws_as_one_with_room(segment, settings, tmp_path):
     """Whether there was room must not change what is trained on."""
     full = FrameCache(CacheSettings(tmp_path / "full", limit_gb=0.0), 2, "rand")
     roomy = FrameCache(settings, 2, "rand")
     for seed in range(6):
         generators = [np.random.default_rng(seed) for _ in range(2)]
-        assert np.array_equal(full.read(clip, generators[0]).frames, roomy.read(clip, generators[1]).frames)
+        assert np.array_equal(full.read(segment, generators[0]).frames, roomy.read(segment, generators[1]).frames)
         assert generators[0].integers(2**62) == generators[1].integers(2**62)
     assert full.full and not roomy.full
 
 
-def test_unfinished_files_of_processes_that_died_are_removed(clip, settings):
-    FrameCache(settings, 6, "uniform").read(clip, None)
+def test_unfinished_files_of_processes_that_died_are_removed(segment, settings):
+    FrameCache(settings, 6, "uniform").read(segment, None)
     folder = entries(settings)[0].parent
     for name, age in ((".old-host-1-2", 2 * frame_cache.ABANDONED), (".new-host-1-2", 0)):
         (folder / name).write_bytes(b"x")
@@ -258,13 +258,13 @@ def test_a_folder_that_cannot_be_is_named(tmp_path):
         FrameCache(CacheSettings(tmp_path / "file"), 6, "uniform")
 
 
-def test_a_video_that_does_not_decode_leaves_no_entry(clip, settings):
-    break_video(clip.path)
+def test_a_video_that_does_not_decode_leaves_no_entry(segment, settings):
+    break_video(segment.path)
     with pytest.raises(InputError, match=r"thirty\.mp4"):
-        FrameCache(settings, 6, "uniform").read(clip, None)
-    clip.path.unlink()
+        FrameCache(settings, 6, "uniform").read(segment, None)
+    segment.path.unlink()
     with pytest.raises(InputError, match=r"thirty\.mp4"):
-        FrameCache(settings, 6, "uniform").read(clip, None)
+        FrameCache(settings, 6, "uniform").read(segment, None)
     assert not entries(settings)
 
 
@@ -275,12 +275,12 @@ def test_a_video_that_does_not_decode_leaves_no_entry(clip, settings):
 def damaged(tmp_path_factory):
     """200 captions of 20 videos; one more caption of a video that is none."""
     folder = tmp_path_factory.mktemp("damaged")
-    clips = [
-        Clip(str(i), write_numbered(folder / f"{i}.mp4", 6 + i), tuple(f"{i} {k}" for k in range(10)))
+    segments = [
+        Segment(str(i), write_numbered(folder / f"{i}.mp4", 6 + i), tuple(f"{i} {k}" for k in range(10)))
         for i in range(20)
     ]
     (folder / "broken.mp4").write_text("no video")
-    return Split("any", "train", (*clips[:7], Clip("broken", folder / "broken.mp4", ("broken",)), *clips[7:]))
+    return Split("any", "train", (*segments[:7], Segment("broken", folder / "broken.mp4", ("broken",)), *segments[7:]))
 
 
 def epoch_of(split, workers, epoch=1, failed=None, batch_size=1):
@@ -326,11 +326,11 @@ def test_where_a_batch_has_all_videos_none_can_replace_another(damaged):
 
 @pytest.mark.parametrize(("broken", "captions", "stops"), [(1, 1, False), (1, 2, False), (1, 3, True), (3, 1, True)])
 def test_more_than_one_percent_stops_with_the_list(damaged, tmp_path, broken, captions, stops):
-    good = [clip for clip in damaged.clips if clip.video_id != "broken"]
+    good = [segment for segment in damaged.segments if segment.video_id != "broken"]
     bad = []
     for i in range(broken):
         (tmp_path / f"bad{i}.mp4").write_text("no video")
-        bad.append(Clip(f"bad{i}", tmp_path / f"bad{i}.mp4", tuple(map(str, range(captions)))))
+        bad.append(Segment(f"bad{i}", tmp_path / f"bad{i}.mp4", tuple(map(str, range(captions)))))
     split = Split("any", "train", (*good, *bad))  # 200 good samples
     if not stops:
         assert len(epoch_of(split, 0)) == 200 + broken * captions
@@ -343,7 +343,7 @@ def test_more_than_one_percent_stops_with_the_list(damaged, tmp_path, broken, ca
 
 def test_nothing_but_broken_videos_is_an_error(tmp_path):
     (tmp_path / "a.mp4").write_text("no video")
-    split = Split("any", "train", (Clip("a", tmp_path / "a.mp4", ("a", "b")),))
+    split = Split("any", "train", (Segment("a", tmp_path / "a.mp4", ("a", "b")),))
     with pytest.raises(InputError, match=r"a\.mp4"):
         epoch_of(split, 0)
 
@@ -352,13 +352,13 @@ def test_a_clip_whose_times_are_not_in_its_video_is_not_kept(tmp_path):
     """So that every epoch tells of it."""
     path = write_numbered(tmp_path / "video.mp4", 24)  # 2 s
     cache = FrameCache(CacheSettings(tmp_path / "cache"), 4, "uniform")
-    wrong = Clip("video", path, ("a caption",), 2000.0, 3000.0)
+    wrong = Segment("video", path, ("a caption",), 2000.0, 3000.0)
     for _ in range(2):
         read = cache.read(wrong, None)
-        assert read.beyond == "a clip from 2000 to 3000 s, of a film of 2.0 s"
+        assert read.beyond == "a segment from 2000 to 3000 s, of a film of 2.0 s"
         assert numbers(read.frames) == [23] * 4
     assert cache.store(wrong) == read.beyond
     assert not cache.holds(wrong)
-    right = Clip("video", path, ("a caption",), 1.0, 3.0)
+    right = Segment("video", path, ("a caption",), 1.0, 3.0)
     assert cache.store(right) == "" and cache.holds(right)
     assert cache.read(right, None).beyond == ""

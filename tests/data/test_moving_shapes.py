@@ -140,8 +140,8 @@ def test_the_large_test_split_begins_with_the_usual_one_and_changes_nothing(root
         read_video(folder / "videos/test0010.mp4").shape, render(scene_of(24, "test", 10)).shape
     )
     splits = [load_split("MovingShapes", name, folder, None) for name in ("test", "test-large")]
-    assert [len(split.clips) for split in splits] == [8, 11]
-    assert splits[1].clips[:8] == splits[0].clips
+    assert [len(split.segments) for split in splits] == [8, 11]
+    assert splits[1].segments[:8] == splits[0].segments
 
 
 def test_twins_are_added_and_change_nothing(root, tmp_path):
@@ -153,13 +153,15 @@ def test_twins_are_added_and_change_nothing(root, tmp_path):
     assert before == {path: (folder / path).read_bytes() for path in before}
     listed = json.loads((folder / "motion.json").read_text())["motion"]
     split = load_split("MovingShapes", "test-motion", folder, None)
-    assert [clip.video_id for clip in split.clips] == [f"motion{index:04d}" for index in range(6)]
+    assert [segment.video_id for segment in split.segments] == [f"motion{index:04d}" for index in range(6)]
     assert split.captions == [caption.text for (caption,) in captions_of(24, "motion", 6)]
     assert split.captions == [caption for entry in listed for caption in entry["captions"]]
-    for index, clip in enumerate(split.clips):
+    for index, segment in enumerate(split.segments):
         drawn = render(scene_of(24, "motion", index))
-        assert np.abs(read_video(clip.path).astype(int) - drawn).mean() < 8
-    forwards, backwards = (read_frames(clip.path, 12).astype(int) for clip in split.clips[:2])  # left and right
+        assert np.abs(read_video(segment.path).astype(int) - drawn).mean() < 8
+    forwards, backwards = (
+        read_frames(segment.path, 12).astype(int) for segment in split.segments[:2]
+    )  # left and right
     assert np.abs(forwards - backwards[::-1]).mean() < 4 < np.abs(forwards - backwards).mean()
 
 

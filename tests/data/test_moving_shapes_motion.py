@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from datasets.annotations import Clip, Split
+from datasets.annotations import Segment, Split
 from datasets.moving_shapes import captions_of, ensure_motion, generate, render, scene_of
 from datasets.moving_shapes.captions import LANGUAGE, WORDS, holds
 from datasets.moving_shapes.motion import BACKWARDS, KINDS, PAIRS, Twins, twins_of
@@ -152,10 +152,10 @@ def test_rows_by_kind():
 
 def test_pairs_without_a_video_are_left_out(tmp_path):
     names = [f"motion{index:04d}" for index in (5, 0, 1, 2, 9, 8)]
-    split = Split("MovingShapes", "test-motion", tuple(Clip(name, tmp_path, ("",)) for name in names))
+    split = Split("MovingShapes", "test-motion", tuple(Segment(name, tmp_path, ("",)) for name in names))
     kinds, twins = twin_pairs(split)
     assert kinds == ["direction", "order"] and twins.tolist() == [[1, 2], [5, 4]]
-    kinds, twins = twin_pairs(Split("MovingShapes", "test-motion", split.clips[:1]))
+    kinds, twins = twin_pairs(Split("MovingShapes", "test-motion", split.segments[:1]))
     assert kinds == [] and twins.shape == (0, 2)
 
 

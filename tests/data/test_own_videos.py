@@ -39,7 +39,7 @@ def test_custom_annotations(own, tmp_path, name):
     ]
     path = write_rows(tmp_path / name, rows)
     train, test = (load_split("custom", split, path, own) for split in ("train", "test"))
-    assert [(c.path.relative_to(own).as_posix(), c.captions, c.start, c.end) for c in train.clips] == [
+    assert [(c.path.relative_to(own).as_posix(), c.captions, c.start, c.end) for c in train.segments] == [
         ("dog.mp4", ("a dog, running", "it runs"), None, None),
         ("deep/er/cat.mp4", ("a cat",), 1.5, 4),
         ("deep/er/cat.mp4", ("another part",), 4, None),

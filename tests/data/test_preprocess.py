@@ -12,7 +12,7 @@ import pytest
 from datasets.annotations import load_split
 from datasets.frame_cache import CacheSettings, FrameCache
 from datasets.timeline import timeline
-from datasets.video import decode_clip
+from datasets.video import decode_segment
 from preprocess.check_data import check_video
 from preprocess.compress_video import Job, compress
 from tests.data.test_video import write_numbered
@@ -122,7 +122,7 @@ def test_check_data_lists_times_that_are_not_in_the_films(tmp_path):
     assert "test: 0 of 2 videos are in order" in done.stdout
     lines = (tmp_path / "check_data_custom.txt").read_text().splitlines()
     assert [line.split("\t")[3] for line in lines if line.startswith("test")] == [
-        "a clip from 100 to 120 s, of a film of 3.0 s", "a clip from 4000 to 6000 s, of a film of 3.0 s"
+        "a segment from 100 to 120 s, of a film of 3.0 s", "a segment from 4000 to 6000 s, of a film of 3.0 s"
     ]  # fmt: skip
 
 
@@ -144,12 +144,12 @@ def test_cache_frames_fills_what_training_reads(msrvtt, tmp_path):
     (msrvtt / "videos" / "video3.mp4").write_text("no video")
     done = run_program("preprocess/cache_frames.py", *flags)
     assert done.returncode == 1
-    assert "train: 11 of 12 clips" in done.stdout and "test: 6 of 6 clips" in done.stdout
+    assert "train: 11 of 12 segments" in done.stdout and "test: 6 of 6 segments" in done.stdout
     assert done.stdout.count("video3.mp4") == 1
     for split, sample_type in (("train", "rand"), ("test", "uniform")):
-        clips = load_split("MSRVTT", split, msrvtt / "data" / "MSRVTT", msrvtt / "videos").clips
-        held = [FrameCache(CacheSettings(cache), 4, sample_type).holds(clip) for clip in clips]
-        assert held == [clip.video_id != "video3" for clip in clips]
+        segments = load_split("MSRVTT", split, msrvtt / "data" / "MSRVTT", msrvtt / "videos").segments
+        held = [FrameCache(CacheSettings(cache), 4, sample_type).holds(segment) for segment in segments]
+        assert held == [segment.video_id != "video3" for segment in segments]
     files = {path: path.stat().st_mtime_ns for path in cache.glob("*/*")}
     assert run_program("preprocess/cache_frames.py", *flags).returncode == 1  # video3 is as broken as before
     assert {path: path.stat().st_mtime_ns for path in cache.glob("*/*")} == files
@@ -209,7 +209,7 @@ def test_compress_video(tmp_path):
 
 @pytest.mark.parametrize("kind", ["variable", "late", "late in a .ts", "cut", "b-frames in a .avi"])
 def test_copies_keep_the_clock(tmp_path, kind):
-    """A clip of the copy shows what the same clip of the film shows, to half a frame of the copy."""
+    """A segment of the copy shows what the same segment of the film shows, to half a frame of the copy."""
     sound = ["-f", "lavfi", "-i", "sine=duration=14"]
     streams = ["-map", "1:v", "-map", "0:a", "-c:a", "aac", *at_times("4+N/25")]
     if kind == "variable":
@@ -225,8 +225,8 @@ def test_copies_keep_the_clock(tmp_path, kind):
     assert compress(Job(path, copy, 3, 96)) == ""
     clock, small = timeline(path), timeline(copy)
     assert small.end == pytest.approx(clock.end, abs=0.34)
-    film = numbers(decode_clip(path, every).pixels)
-    for time, shown in zip(small.times, numbers(decode_clip(copy, every).pixels), strict=True):
+    film = numbers(decode_segment(path, every).pixels)
+    for time, shown in zip(small.times, numbers(decode_segment(copy, every).pixels), strict=True):
         near = [clock.number_at(time + late) for late in (-0.18, 0.18)]
         assert film[near[0]] <= shown <= film[near[1]], time
 
@@ -235,7 +235,7 @@ def test_copies_keep_the_clock(tmp_path, kind):
 def test_copies_of_the_shortest_films(tmp_path, frames):
     path = numbered(tmp_path / "short.mp4", frames, *H264)
     assert compress(Job(path, tmp_path / "copy.mp4", 3, 96)) == ""
-    (only,) = numbers(decode_clip(tmp_path / "copy.mp4", every).pixels)
+    (only,) = numbers(decode_segment(tmp_path / "copy.mp4", every).pixels)
     assert only < frames
 
 
@@ -265,7 +265,7 @@ def test_copies_of_films_in_which_the_clock_or_the_size_changes(tmp_path):
         copy = tmp_path / "copies" / f"{name}.mp4"
         assert compress(Job(tmp_path / name, copy, 3, 96)) == ""
         assert timeline(copy).end == pytest.approx(end, abs=0.34)
-        last = numbers(decode_clip(copy, every, end - 1).pixels)
+        last = numbers(decode_segment(copy, every, end - 1).pixels)
         assert last == sorted(last)
         assert last[0] >= {6: 20, 34: 70, 8: 70}[end]
 

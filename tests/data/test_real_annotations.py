@@ -14,8 +14,8 @@ def test_real_msrvtt_test_split(annotations_dir, tmp_path):
         rows = list(csv.DictReader(file))
     videos = touch_videos(tmp_path, [row["video_id"] for row in rows])
     split = load_split("MSRVTT", "test", annotations_dir / "MSRVTT", videos)
-    assert len(split.clips) == len(split.captions) == len({clip.path for clip in split.clips}) == 1000
-    assert split.clips[0].video_id == "video9770"
+    assert len(split.segments) == len(split.captions) == len({segment.path for segment in split.segments}) == 1000
+    assert split.segments[0].video_id == "video9770"
     assert split.captions[0] == "a person is connecting something to system"
     assert split.captions == [" ".join(row["sentence"].split()) for row in rows]
 
@@ -31,11 +31,11 @@ def test_real_msvd_captions(annotations_dir):
 def test_real_msvd_splits(annotations_dir, tmp_path, split, videos, captions):
     names = (annotations_dir / "MSVD" / f"{split}_list.txt").read_text().split()
     loaded = load_split("MSVD", split, annotations_dir / "MSVD", touch_videos(tmp_path, names, ".avi"))
-    assert [clip.video_id for clip in loaded.clips] == names
-    assert (len(loaded.clips), len(loaded.captions)) == (videos, captions)
+    assert [segment.video_id for segment in loaded.segments] == names
+    assert (len(loaded.segments), len(loaded.captions)) == (videos, captions)
     reference = json.loads((annotations_dir / "MSVD" / "captions_msvd.json").read_text())
-    assert all(len(clip.captions) == len(reference[clip.video_id]) for clip in loaded.clips)
-    assert loaded.clip_of_caption[-1] == videos - 1
+    assert all(len(segment.captions) == len(reference[segment.video_id]) for segment in loaded.segments)
+    assert loaded.segment_of_caption[-1] == videos - 1
 
 
 def test_real_lsmdc_test_split(annotations_dir, tmp_path):
@@ -44,8 +44,8 @@ def test_real_lsmdc_test_split(annotations_dir, tmp_path):
     folders = [f"{name.rsplit('_', 1)[0]}/{name}" for name in names]
     assert "3086_UGLY_TRUTH/3086_UGLY_TRUTH_00.23.23.000-00.23.28.886" in folders
     split = load_split("LSMDC", "test", annotations_dir / "LSMDC", touch_videos(tmp_path, folders, ".avi"))
-    assert len(split.clips) == len(split.captions) == 1000
-    assert split.clips[0].path == (
+    assert len(split.segments) == len(split.captions) == 1000
+    assert split.segments[0].path == (
         tmp_path / "3086_UGLY_TRUTH" / "3086_UGLY_TRUTH_00.23.23.000-00.23.28.886.avi"
     )  # the name has dots
     assert split.captions[0] == "SOMEONE stands below, hands on her hips."
@@ -61,11 +61,11 @@ def test_real_didemo_test_split(annotations_dir, tmp_path, kept):
     assert sum(name.endswith(".") for name in files) == 27  # these have no extension
     names = files if kept else [f"{name.rsplit('.', 1)[0]}.mp4" for name in files]
     split = load_split("DiDeMo", "test", annotations_dir / "DiDeMo", touch_videos(tmp_path, names, ""))
-    assert len(split.clips) == len(split.captions) == len({clip.path for clip in split.clips}) == 1004
-    first = split.clips[0]
+    assert len(split.segments) == len(split.captions) == len({segment.path for segment in split.segments}) == 1004
+    first = split.segments[0]
     assert (first.video_id, first.start, first.end) == ("26292851@N04_4253489686_265c3c8051", 0, 31)
     assert split.captions[0].startswith("someone kicks the bug towards some rocks. a man in a red shirt stomps")
-    assert all(0 <= clip.start < clip.end for clip in split.clips)
+    assert all(0 <= segment.start < segment.end for segment in split.segments)
 
 
 def test_real_activitynet_test_split(annotations_dir, tmp_path):
@@ -73,12 +73,12 @@ def test_real_activitynet_test_split(annotations_dir, tmp_path):
     ids = json.loads((annotations_dir / "ActivityNet" / "val_ids.json").read_text())
     expected = [video_id for video_id in ids if video_id in annotations]
     split = load_split("ActivityNet", "test", annotations_dir / "ActivityNet", touch_videos(tmp_path, expected, ".mkv"))
-    assert [clip.video_id for clip in split.clips] == expected
-    assert len(split.clips) == len(split.captions) == 4917
-    for clip in split.clips[::100]:
-        entry = annotations[clip.video_id]
-        assert clip.captions == (" ".join(" ".join(entry["sentences"]).split()),)
-        assert (clip.start or 0, clip.end) == (0, entry["duration"])
+    assert [segment.video_id for segment in split.segments] == expected
+    assert len(split.segments) == len(split.captions) == 4917
+    for segment in split.segments[::100]:
+        entry = annotations[segment.video_id]
+        assert segment.captions == (" ".join(" ".join(entry["sentences"]).split()),)
+        assert (segment.start or 0, segment.end) == (0, entry["duration"])
 
 
 @pytest.mark.parametrize(("split", "ids", "annotated"), [("train", 10024, 10009), ("test", 4926, 4917)])
@@ -89,7 +89,7 @@ def test_real_activitynet_videos_without_annotation_are_reported(
     names = json.loads((annotations_dir / "ActivityNet" / listed).read_text())
     known = json.loads((annotations_dir / "ActivityNet" / file).read_text())
     loaded = load_split("ActivityNet", split, annotations_dir / "ActivityNet", touch_videos(tmp_path, names))
-    assert (len(loaded.clips), len(loaded.captions), len(names)) == (annotated, annotated, ids)
+    assert (len(loaded.segments), len(loaded.captions), len(names)) == (annotated, annotated, ids)
     assert set(loaded.unannotated) == set(names) - set(known)
     assert f"{ids - annotated} of {ids} {split} videos of ActivityNet have no annotation" in caplog.text
 
@@ -98,4 +98,4 @@ def test_real_didemo_training_split(annotations_dir, tmp_path):
     with open(annotations_dir / "DiDeMo" / "didemo_train_label.csv", newline="") as file:
         files = [row["video_path"].rsplit("/", 1)[1] for row in csv.DictReader(file)]
     split = load_split("DiDeMo", "train", annotations_dir / "DiDeMo", touch_videos(tmp_path, files, ""))
-    assert len(split.clips) == len(split.captions) == len(files) == 8362
+    assert len(split.segments) == len(split.captions) == len(files) == 8362

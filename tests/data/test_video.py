@@ -18,10 +18,10 @@ import torch
 from torch.nn.functional import interpolate
 
 from datasets import moving_shapes
-from datasets.annotations import Clip, Split, load_split
+from datasets.annotations import Segment, Split, load_split
 from datasets.failures import TimesBeyond
 from datasets.loading import (
-    FilmClips,
+    FilmSegments,
     Sample,
     TestVideos,
     TrainPairs,
@@ -198,7 +198,7 @@ def test_decoders_do_not_write_to_standard_error(tmp_path):
     kinds = [("cut short", ".mp4"), ("text", ".mp4"), ("text", ".avi"), ("empty", ".mkv")]
     paths = [bad_file(tmp_path / f"{i}{suffix}", kind) for i, (kind, suffix) in enumerate(kinds)]
     program = (
-        "import sys; from pathlib import Path; from datasets.annotations import Clip\n"
+        "import sys; from pathlib import Path; from datasets.annotations import Segment\n"
         "from datasets.video import read_frames; from utils.errors import InputError\n"
         "for path in sys.argv[1:]:\n"
         "    try: read_frames(Path(path), 3)\n"
@@ -288,9 +288,9 @@ def test_moving_shapes_is_never_mirrored(tmp_path, monkeypatch):
     split = load_split("MovingShapes", "train", tmp_path, None)
     assert split.flip is False
     path = write_frames(tmp_path / "ramp.mp4", ramp().permute(1, 2, 0).numpy()[None].repeat(4, 0))
-    clips = (Clip("ramp", path, ("it moves left",)),)
+    segments = (Segment("ramp", path, ("it moves left",)),)
     for flip in (True, False):
-        pairs = TrainPairs(Split("any", "train", clips, flip=flip), 2, 32, "uniform", 0)
+        pairs = TrainPairs(Split("any", "train", segments, flip=flip), 2, 32, "uniform", 0)
         mirrored = sum(
             bool(frames[..., 0].float().mean() > frames[..., -1].float().mean())
             for frames, *_ in (pairs[epoch, 0] for epoch in range(30))
@@ -306,12 +306,12 @@ def split(tmp_path_factory):
     """Five videos of 20 frames with one to three captions each."""
     folder = tmp_path_factory.mktemp("split")
     rng = np.random.default_rng(0)
-    clips = []
+    segments = []
     for i in range(5):
         small = (45 * i + rng.integers(0, 60, (20, 6, 8, 3))).astype(np.uint8)  # the mean grey tells the video
         path = write_frames(folder / f"{i}.mp4", small.repeat(8, 1).repeat(8, 2))
-        clips.append(Clip(str(i), path, tuple(f"caption {i} {k}" for k in range(1 + i % 3))))
-    return Split("any", "train", tuple(clips))
+        segments.append(Segment(str(i), path, tuple(f"caption {i} {k}" for k in range(1 + i % 3))))
+    return Split("any", "train", tuple(segments))
 
 
 def epoch_of(split, workers, seed=24, epoch=1, sample_type="rand", batch_size=2):
@@ -372,8 +372,8 @@ def test_test_videos_come_in_order(split):
     assert [len(frames) for frames, _ in batched] == [2, 2, 1]
     assert torch.cat([index for _, index in batched]).tolist() == [0, 1, 2, 3, 4]
     frames = torch.cat([frames for frames, _ in batched])
-    for clip, shown in zip(split.clips, frames, strict=True):
-        expected = evaluation_transform(32)(torch.from_numpy(read_frames(clip.path, 4)).permute(0, 3, 1, 2))
+    for segment, shown in zip(split.segments, frames, strict=True):
+        expected = evaluation_transform(32)(torch.from_numpy(read_frames(segment.path, 4)).permute(0, 3, 1, 2))
         assert torch.equal(shown, expected)
 
 
@@ -384,38 +384,38 @@ def test_clips_of_films_are_those_that_are_read_one_by_one(tmp_path, workers):
     paths = [numbered(tmp_path / name, 500, *CONTAINERS[name]) for name in names]
     broken = bad_file(tmp_path / "broken.mp4", "text")
     spans = [(start / 2, start / 2 + 0.5) for start in range(40)]
-    clips = [Clip(path.name, path, (), *span) for path in (*paths, broken) for span in spans]
-    loaded = [sample for batch in film_loader(FilmClips(clips, 3, 32), 7, workers, False) for sample in batch]
+    segments = [Segment(path.name, path, (), *span) for path in (*paths, broken) for span in spans]
+    loaded = [sample for batch in film_loader(FilmSegments(segments, 3, 32), 7, workers, False) for sample in batch]
     good = {sample.index: sample.frames for sample in loaded if isinstance(sample, Sample)}
     bad = [index for index, _ in (sample for sample in loaded if not isinstance(sample, Sample))]
     assert sorted(good) == list(range(120))
     assert sorted(bad) == list(range(120, 160))
     for index in range(0, 120, 7):
-        clip = clips[index]
-        frames = read_frames(clip.path, 3, start=clip.start, end=clip.end)
+        segment = segments[index]
+        frames = read_frames(segment.path, 3, start=segment.start, end=segment.end)
         assert torch.equal(good[index], evaluation_transform(32)(torch.from_numpy(frames).permute(0, 3, 1, 2)))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_clips_whose_times_are_not_in_their_videos_are_counted(split, workers):
-    clips = [replace(clip, start=start, end=end) for clip, (start, end) in zip(
-        split.clips, [(None, None), (0, 1), (60, 90), (500, 900), (1, 99)], strict=True
+    segments = [replace(segment, start=start, end=end) for segment, (start, end) in zip(
+        split.segments, [(None, None), (0, 1), (60, 90), (500, 900), (1, 99)], strict=True
     )]  # fmt: skip
-    timed = Split("any", "test", tuple(clips))
+    timed = Split("any", "test", tuple(segments))
     beyond = TimesBeyond(timed)
-    list(batches(test_loader(TestVideos(timed, 4, 32), 2, workers, pin_memory=False), beyond=beyond.of_clip))
+    list(batches(test_loader(TestVideos(timed, 4, 32), 2, workers, pin_memory=False), beyond=beyond.of_segment))
     assert sorted(beyond.reasons) == [2, 3, 4]
-    assert beyond.summary().startswith("3 of 5 clips of the test split have times that are not in their videos")
+    assert beyond.summary().startswith("3 of 5 segments of the test split have times that are not in their videos")
     pairs = TrainPairs(timed, 4, 32, "uniform", 0)
     list(batches(train_loader(pairs, 2, workers, 0, pin_memory=False), beyond=(seen := TimesBeyond(timed)).of_caption))
     assert set(seen.reasons) <= {2, 3, 4} and len(seen.reasons) >= 2  # one pair of nine is dropped
-    assert "2 (a clip from 60 to 90 s, of a film of 1.7 s)" in beyond.summary()
+    assert "2 (a segment from 60 to 90 s, of a film of 1.7 s)" in beyond.summary()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_video_is_named_whoever_decodes_it(split, tmp_path, workers):
-    broken = Clip("broken", bad_file(tmp_path / "broken.mp4", "text"), ("a caption",))
-    damaged = Split("any", "test", (*split.clips, broken))
+    broken = Segment("broken", bad_file(tmp_path / "broken.mp4", "text"), ("a caption",))
+    damaged = Split("any", "test", (*split.segments, broken))
     with pytest.raises(InputError, match=r"broken\.mp4"):
         list(batches(test_loader(TestVideos(damaged, 4, 32), 2, workers, pin_memory=False)))
     with pytest.raises(InputError, match=r"broken\.mp4"):
@@ -438,8 +438,11 @@ def test_pairs_that_no_batch_can_take_are_told(split, caplog):
     with caplog.at_level(logging.WARNING):
         (batch,) = epoch_of(split, 0, batch_size=5)
         assert not caplog.records  # 9 pairs make no second batch of 5 anyway
-        clips = [replace(clip, captions=clip.captions * (9 if len(clip.captions) == 3 else 1)) for clip in split.clips]
-        many = Split("any", "train", tuple(clips))
+        segments = [
+            replace(segment, captions=segment.captions * (9 if len(segment.captions) == 3 else 1))
+            for segment in split.segments
+        ]
+        many = Split("any", "train", tuple(segments))
         assert len(epoch_of(many, 0, batch_size=3)) == 3
     assert len(batch[1]) == 5
     assert "24 of the 33 training pairs are left out of each epoch" in caplog.text
@@ -447,14 +450,14 @@ def test_pairs_that_no_batch_can_take_are_told(split, caplog):
 
 def test_workers_start_after_opencv_was_used(split):
     """Workers that are forked from a process in which OpenCV has threads of its own hang."""
-    path = split.clips[0].path
+    path = split.segments[0].path
     program = (
         "import sys; from pathlib import Path; import cv2, numpy as np\n"
-        "from datasets.annotations import Clip, Split\n"
+        "from datasets.annotations import Segment, Split\n"
         "from datasets.loading import TestVideos, batches, test_loader\n"
         "cv2.resize(np.zeros((2000, 2000, 3), np.uint8), (500, 500), interpolation=cv2.INTER_AREA)\n"
         "cv2.cvtColor(np.zeros((2000, 2000, 3), np.uint8), cv2.COLOR_BGR2RGB)\n"
-        "split = Split('any', 'test', (Clip('0', Path(sys.argv[1]), ('x',)),) * 8)\n"
+        "split = Split('any', 'test', (Segment('0', Path(sys.argv[1]), ('x',)),) * 8)\n"
         "print(sum(len(frames) for frames, _ in batches(test_loader(TestVideos(split, 4, 32), 2, 2, False))))\n"
     )
     command = [sys.executable, "-c", program, str(path)]

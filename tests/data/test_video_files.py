@@ -16,7 +16,9 @@ def found(folder, *names):
     """Which files below a folder videos of these names are, where all of them are there, and what is said."""
     path = folder.parent / "found.jsonl"
     path.write_text("".join(json.dumps({"video": name, "caption": "a"}) + "\n" for name in names))
-    return [clip.path.relative_to(folder).as_posix() for clip in load_split("custom", "test", path, folder).clips]
+    return [
+        segment.path.relative_to(folder).as_posix() for segment in load_split("custom", "test", path, folder).segments
+    ]
 
 
 @pytest.mark.parametrize(
@@ -76,8 +78,8 @@ def test_composed_and_decomposed_names_are_one(tmp_path, written, stored):
         assert found(videos, name) == [f"{stored}/{stored}.mp4"]
     (tmp_path / "captions_msvd.json").write_text(json.dumps({written: ["a cup"]}))
     (tmp_path / "test_list.txt").write_text(written)
-    (clip,) = load_split("MSVD", "test", tmp_path, videos).clips
-    assert clip.path == videos / stored / f"{stored}.mp4"
+    (segment,) = load_split("MSVD", "test", tmp_path, videos).segments
+    assert segment.path == videos / stored / f"{stored}.mp4"
 
 
 def test_of_composed_and_decomposed_names_the_same_bytes_win(tmp_path, caplog):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from config import Config
-from datasets.annotations import Clip, Split
+from datasets.annotations import Segment, Split
 from datasets.moving_shapes import captions_of, render, scene_of
 from evaluation.evaluator import Evaluator, reordered
 from model.clip import EncodedVideos
@@ -46,9 +46,9 @@ def config(folder, request):
 @pytest.fixture(scope="module")
 def evaluator(folder, config):
     captions = captions_of(SEED, "test", VIDEOS)
-    clips = tuple(Clip(str(i), folder / f"{i}.mp4", (captions[i][0].text,)) for i in range(VIDEOS))
+    segments = tuple(Segment(str(i), folder / f"{i}.mp4", (captions[i][0].text,)) for i in range(VIDEOS))
     model = create_model(config)
-    split = Split("custom", "test", clips)
+    split = Split("custom", "test", segments)
     return Evaluator(split, config, torch.device("cpu"), torch.float32, model.preprocessing)
 
 

@@ -16,7 +16,7 @@ from diffusion_lm.vocabulary import Vocabulary
 from diffusion_lm.weights import denoiser_config_from_state
 from model import published_textdiffs
 from model.clip import EncodedVideos
-from model.published import rename_published
+from model.other_checkpoints import to_our_names
 from model.published_textdiffs import PublishedTextDiffs
 from model.retrieval import EncodedPairs
 from modules.losses import clamp_logit_scale, symmetric_infonce, teacher_student
@@ -39,7 +39,7 @@ class Recorded:
         self.captions = json.loads(self.meta["captions"])
         self.vocabulary = Vocabulary.load(folder / "published_vocab.json")
         state = {name: self[name] for name in self.tensors if name.startswith("state.")}
-        state = rename_published({name.removeprefix("state."): tensor for name, tensor in state.items()})
+        state = to_our_names({name.removeprefix("state."): tensor for name, tensor in state.items()})
         student = {n.rpartition("student.")[2]: t for n, t in state.items() if n.startswith("text_diffusion.student.")}
         config = denoiser_config_from_state(student, int(self.meta["heads"]), dropout=0.0)
         assert config.hidden_size == int(self.meta["hidden_size"])

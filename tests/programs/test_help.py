@@ -38,6 +38,7 @@ NEEDED = {
     "Diffusion-LM/train.py": "--captions=a", 
     "scripts/compare.py": "--method=a:",
     "scripts/make_tiny_clip.py": "a", "scripts/pretrain_clip.py": "--output=a",
+    "scripts/make_small_encoder.py": "--captions=a --images=b --output=c",
 }  # fmt: skip
 SHELL_SCRIPTS = [".ci/run", *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("scripts/*.sh")))]
 
@@ -326,10 +327,12 @@ def test_processes_that_do_not_report(soon, capfd, monkeypatch):
     assert not soon.records and capfd.readouterr().err == ""
 
 
-def test_programs_that_prepare_data_do_not_wait_for_torch():
-    """Each of their worker processes would, and those that draw MovingShapes."""
+def test_programs_without_a_model_do_not_wait_for_torch():
+    """Each worker process of those that prepare data would, and those that draw MovingShapes; and an index with nothing
+    to encode."""
     modules = (
-        "preprocess.check_data, preprocess.cache_frames, preprocess.compress_video, datasets.moving_shapes, search"
+        "preprocess.check_data, preprocess.cache_frames, preprocess.compress_video, datasets.moving_shapes, search, "
+        "video_index.indexing, video_index.maintenance"
     )
     code = f"import sys, {modules}; sys.exit(sorted({{'torch', 'transformers'}} & set(sys.modules)) or None)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -126,7 +126,9 @@ def test_scores_are_those_of_the_program(trained, videos):
 
     split = load_split("MSRVTT", "test", videos / "data" / "MSRVTT", videos / "videos")
     model = load_model(trained, device="cpu", precision=precision.chosen)
-    ranking = model.rank(model.embed_texts(split.captions), model.embed_videos([clip.path for clip in split.clips]))
+    ranking = model.rank(
+        model.embed_texts(split.captions), model.embed_videos([segment.path for segment in split.segments])
+    )
     saved = np.load(videos / "sims.npz")
     np.testing.assert_allclose(ranking.scores, saved["strict"], atol=1e-5 if precision.chosen == "fp32" else 2e-2)
 

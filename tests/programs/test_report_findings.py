@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from datasets.annotations import Clip, Split
+from datasets.annotations import Segment, Split
 from datasets.moving_shapes import SEED, captions_of
 from modules.metrics import summary
 from modules.similarity import Similarity, choose_candidates
@@ -20,9 +20,9 @@ SIZES = {"small", "little", "tiny", "big", "large", "huge", "giant"}
 
 
 def split_of(dataset, captions, name="test"):
-    """A clip for each list of captions."""
-    clips = [Clip(f"{name}{index:04d}", Path("x"), tuple(own)) for index, own in enumerate(captions)]
-    return Split(dataset, name, tuple(clips))
+    """A segment for each list of captions."""
+    segments = [Segment(f"{name}{index:04d}", Path("x"), tuple(own)) for index, own in enumerate(captions)]
+    return Split(dataset, name, tuple(segments))
 
 
 def slow_ranking_of_video(video, strict, undiffused, owner, first):

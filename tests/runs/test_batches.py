@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.annotations import Clip
+from datasets.annotations import Segment
 from datasets.epochs import EpochSampler, batches_without_repeats, most_batches, same_videos
 
 
@@ -84,11 +84,13 @@ def test_the_order_is_as_good_as_random():
     assert abs(used[:9] / used[:9].mean() - 1).max() < 0.05 and abs(used[9:] / used[9:].mean() - 1).max() < 0.05
 
 
-def test_clips_of_one_film_are_different_videos_and_repeated_ids_are_not():
+def test_segments_of_one_film_are_different_videos_and_repeated_ids_are_not():
     film, other = Path("film.mp4"), Path("other.mp4")
-    clips = [Clip("a", film, ("x",), 0.0, 5.0), Clip("b", film, ("y",), 5.0, 9.0), Clip("c", other, ("z",)),
-             Clip("c", other, ("w",)), Clip("a", film, ("v",), None, 5.0), Clip("d", film, ("u",))]  # fmt: skip
-    assert same_videos(clips) == [0, 1, 2, 2, 0, 5]
+    segments = [
+        Segment("a", film, ("x",), 0.0, 5.0), Segment("b", film, ("y",), 5.0, 9.0), Segment("c", other, ("z",)),
+        Segment("c", other, ("w",)), Segment("a", film, ("v",), None, 5.0), Segment("d", film, ("u",)),
+    ]  # fmt: skip
+    assert same_videos(segments) == [0, 1, 2, 2, 0, 5]
 
 
 def test_links_to_one_file_are_one_video(tmp_path):
@@ -98,8 +100,8 @@ def test_links_to_one_file_are_one_video(tmp_path):
     (tmp_path / "hard.mp4").hardlink_to(film)
     (tmp_path / "other.mp4").touch()
     names = ("film", "soft", "hard", "other")
-    clips = [Clip(name, tmp_path / f"{name}.mp4", (name,)) for name in names]
-    assert same_videos(clips) == [0, 0, 0, 3]
+    segments = [Segment(name, tmp_path / f"{name}.mp4", (name,)) for name in names]
+    assert same_videos(segments) == [0, 0, 0, 3]
 
 
 @pytest.mark.parametrize("size", [1, 3])

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from config import Config
-from datasets.annotations import Clip, Split, load_annotations, load_captions
+from datasets.annotations import Segment, Split, load_annotations, load_captions
 from evaluation import results
 from evaluation.results import SharedCaptions, format_table
 from model.factory import create_model
@@ -247,8 +247,8 @@ def test_embeddings_of_something_else_are_refused(place, evaluate, monkeypatch, 
 
 
 def captioned(*captions):
-    """A split of clips with these captions."""
-    return Split("custom", "test", tuple(Clip(str(i), Path(str(i)), texts) for i, texts in enumerate(captions)))
+    """A split of segments with these captions."""
+    return Split("custom", "test", tuple(Segment(str(i), Path(str(i)), texts) for i, texts in enumerate(captions)))
 
 
 def test_captions_of_several_videos_are_counted():
@@ -257,7 +257,7 @@ def test_captions_of_several_videos_are_counted():
         ("a dog", "A  dog", "a cat"), ("a dog", "somebody runs"), ("a cat", "a dog"), ("a bird", "a bird")
     )
     found = SharedCaptions.of(split)
-    texts, owner = [" ".join(text.lower().split()) for text in split.captions], split.clip_of_caption
+    texts, owner = [" ".join(text.lower().split()) for text in split.captions], split.segment_of_caption
     scores = np.array(
         [
             [[t for t, o in zip(texts, owner, strict=True) if o == v].count(text) - 0.1 * v for v in range(4)]

@@ -11,8 +11,8 @@ from transformers import CLIPConfig, CLIPModel
 from diffusion_lm.denoiser import Denoiser, DenoiserConfig
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from model.factory import create_model, restore_model
+from model.other_checkpoints import TEXTDIFFS, family_of, to_our_names, to_their_names
 from model.pretrained import TINY_FOLDER
-from model.published import TEXTDIFFS, family_of, rename_published, to_published
 from model.published_textdiffs import PublishedTextDiffs
 from modules.text_diffusion import TextDiffusion
 from tests.checkpoint_files import assert_contradiction_is_named, assert_equal_states, failure, saved
@@ -23,7 +23,7 @@ from trainer.checkpoints import load_checkpoint
 
 def published_names(state, family=TEXTDIFFS):
     """The names of a published file, with what only such a file holds."""
-    return to_published(state, family) | {name: torch.zeros(1) for name in family.unread}
+    return to_their_names(state, family) | {name: torch.zeros(1) for name in family.unread}
 
 
 def test_published_checkpoint_loads(parse, tmp_path):
@@ -60,7 +60,7 @@ def test_published_names_that_do_not_fit_are_listed(parse, tmp_path, change):
 def published_file(parse, path, line="--recipe=published"):
     """A published checkpoint of small size, with all that only such a file holds."""
     model = saved(parse, path, line)
-    family = family_of({"state_dict": to_published(model.state_dict())})
+    family = family_of({"state_dict": to_their_names(model.state_dict())})
     torch.save({"epoch": 5, "state_dict": published_names(model.state_dict(), family)}, path)
     return model
 
@@ -180,7 +180,7 @@ def test_names_and_shapes_of_the_published_checkpoint(conformance_dir):
         diffusion = TextDiffusion(student, teacher, GaussianDiffusion.sqrt(10), 512, 64)
         model = PublishedTextDiffs(clip, small_clip()[1], diffusion, None)
     ours = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    assert rename_published({name: shape for name, (shape, _) in listed.items()}) == ours
+    assert to_our_names({name: shape for name, (shape, _) in listed.items()}) == ours
 
 
 def test_published_diffusion_lm_folder(conformance_dir):
@@ -195,7 +195,7 @@ def test_published_diffusion_lm_folder(conformance_dir):
 def test_every_rename_is_used_once(conformance_dir):
     """No two published names become one of ours."""
     listed = json.loads((conformance_dir / "published_checkpoint.json").read_text())["state_dict"]
-    renamed = [rename_published({name: name}) for name in listed]
+    renamed = [to_our_names({name: name}) for name in listed]
     ours = list(itertools.chain.from_iterable(renamed))
     assert len(ours) == len(set(ours))
     dropped = {name for name, new in zip(listed, renamed, strict=True) if not new}

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from config import Config
-from datasets.annotations import Clip, Split, load_split
+from datasets.annotations import Segment, Split, load_split
 from datasets.holdout import FEW, Selection, apart, films_of, hold_out, training_splits
 from tests.made_up import call, make_msrvtt
 from tests.programs.test_end_to_end import Place
@@ -23,19 +23,19 @@ from utils.errors import InputError
 
 
 def split_of(dataset: str, *names: str, captions: int = 2, path=Path) -> Split:
-    clips = tuple(Clip(name, path(name), tuple(f"{name} {k}" for k in range(captions))) for name in names)
-    return Split(dataset, "train", clips)
+    segments = tuple(Segment(name, path(name), tuple(f"{name} {k}" for k in range(captions))) for name in names)
+    return Split(dataset, "train", segments)
 
 
 def ids(split: Split) -> list[str]:
-    return [clip.video_id for clip in split.clips]
+    return [segment.video_id for segment in split.segments]
 
 
 @pytest.mark.parametrize(("videos", "expected"), [(2, 1), (14, 1), (40, 2), (7010, 350), (9000, 450), (30000, 500)])
 def test_five_percent_at_most_500_and_at_least_one(videos, expected):
     train = split_of("MSRVTT", *(f"video{i}" for i in range(videos)))
     rest, val = hold_out(train, seed=24)
-    assert (len(val.clips), len(rest.clips)) == (expected, videos - expected)
+    assert (len(val.segments), len(rest.segments)) == (expected, videos - expected)
     assert (rest.name, val.name) == ("train", "val")
     assert sorted(ids(rest) + ids(val)) == sorted(ids(train))
     assert sorted(rest.captions + val.captions) == sorted(train.captions)  # whole videos: all their captions
@@ -61,18 +61,18 @@ def test_whole_films_are_held_out():
     for seed in range(20):
         rest, val = hold_out(train, seed)
         assert not set(films_of(rest)) & set(films_of(val))
-        assert 0 < len(val.clips) <= len(train.clips) // 20
+        assert 0 < len(val.segments) <= len(train.segments) // 20
         assert sorted(ids(rest) + ids(val)) == sorted(ids(train))
 
 
 def test_windows_of_a_file_stay_together():
     """Also where it goes by two names; a film that is more than 5 % is held out where all are."""
-    clips = [Clip(name, Path("/v") / f"film{i}.mp4", ("a",), start, start + 1.0)
+    segments = [Segment(name, Path("/v") / f"film{i}.mp4", ("a",), start, start + 1.0)
              for i in range(4) for name in (f"film{i}.mp4", f"sub/film{i}") for start in range(3 + i)]  # fmt: skip
     for seed in range(10):
-        rest, val = hold_out(Split("custom", "train", tuple(clips)), seed)
-        assert {clip.path.name for clip in val.clips} == {"film0.mp4"} and len(val.clips) == 6
-        assert len(rest.clips) == len(clips) - 6
+        rest, val = hold_out(Split("custom", "train", tuple(segments)), seed)
+        assert {segment.path.name for segment in val.segments} == {"film0.mp4"} and len(val.segments) == 6
+        assert len(rest.segments) == len(segments) - 6
 
 
 def test_links_to_a_file_stay_together(tmp_path):
@@ -82,7 +82,7 @@ def test_links_to_a_file_stay_together(tmp_path):
         (tmp_path / f"hard{i}.mp4").hardlink_to(tmp_path / f"film{i}.mp4")
     names = [f"{kind}{i}" for kind in ("film", "soft", "hard") for i in range(4)]
     rest, val = hold_out(split_of("custom", *names, path=lambda name: tmp_path / f"{name}.mp4"), seed=24)
-    assert {name[4:] for name in ids(val)} & {name[4:] for name in ids(rest)} == set() and len(val.clips) == 3
+    assert {name[4:] for name in ids(val)} & {name[4:] for name in ids(rest)} == set() and len(val.segments) == 3
 
 
 def test_too_little_to_hold_out_names_the_way_out():
@@ -97,7 +97,7 @@ def test_validation_videos_of_films_in_training_are_left_out(caplog):
     assert ids(apart(val, train)) == ["third_1_2"]
     assert "k_Ab-1_50_60" in caplog.text
     with pytest.raises(InputError, match="--select_on=test"):
-        apart(replace(val, clips=val.clips[:1]), train)
+        apart(replace(val, segments=val.segments[:1]), train)
 
 
 def config_for(dataset: str, annotations: Path, videos: Path, *more: str) -> Config:
@@ -122,8 +122,8 @@ def test_real_validation_splits(annotations_dir, tmp_path, dataset, expected):
             text = (annotations_dir / "DiDeMo" / f"didemo_{part}_label.csv").read_text()
             names |= {path.rpartition("/")[2].rpartition(".")[0] for path in re.findall(r"/home/[^,]*", text)}
     splits = training_splits(config_for(dataset, annotations_dir, touch(tmp_path / "videos", sorted(names))))
-    assert len(splits.train.clips) == {"MSVD": 1200, "DiDeMo": 8362}[dataset]
-    assert (len(splits.val.clips), splits.val.name) == (expected, "val")
+    assert len(splits.train.segments) == {"MSVD": 1200, "DiDeMo": 8362}[dataset]
+    assert (len(splits.val.segments), splits.val.name) == (expected, "val")
     assert not set(films_of(splits.val)) & (set(films_of(splits.train)))
     assert splits.selection.to_dict() == {
         "split": "val", "how": "the validation split of the data set", "videos": expected,
@@ -142,7 +142,7 @@ def test_a_validation_file_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match=r"val_list\.txt cannot be read.*--select_on=test"):
         training_splits(config_for("MSVD", tmp_path, videos))
     splits = training_splits(config_for("MSVD", tmp_path, videos, "--select_on=test"))
-    assert splits.val is None and splits.selection.split == "test" and len(splits.train.clips) == 4
+    assert splits.val is None and splits.selection.split == "test" and len(splits.train.segments) == 4
 
 
 def test_own_validation_rows(tmp_path):
@@ -156,22 +156,22 @@ def test_own_validation_rows(tmp_path):
 
     splits = read(3)
     assert [ids(part) for part in (splits.val, splits.test)] == [["v0.mp4", "v1.mp4", "v2.mp4"], ["v29.mp4"]]
-    assert len(splits.train.clips) == 26
+    assert len(splits.train.segments) == 26
     splits = read(0)
-    assert (len(splits.train.clips), len(splits.val.clips)) == (28, 1)
+    assert (len(splits.train.segments), len(splits.val.segments)) == (28, 1)
     assert splits.selection.how == "held out of the training videos by --seed=24"
     for more in (["--select_on=test"], ["--skip_eval"]):
         splits = read(0, *more)
-        assert len(splits.train.clips) == 29 and splits.val is None
+        assert len(splits.train.segments) == 29 and splits.val is None
     own.write_text("video,caption\n" + "".join(f"v{i}.mp4,thing {i}\n" for i in range(30)))  # without any split
     splits = training_splits(config_for("custom", tmp_path, videos, f"--annotations={own}"))
-    assert [len(part.clips) for part in (splits.train, splits.val, splits.test)] == [29, 1, 30]
+    assert [len(part.segments) for part in (splits.train, splits.val, splits.test)] == [29, 1, 30]
 
 
 def test_few_validation_videos_are_told(tmp_path, caplog):
     make_msrvtt(tmp_path)
     splits = training_splits(config_for("MSRVTT", tmp_path / "data", tmp_path / "videos"))
-    assert len(splits.val.clips) == 1 < FEW
+    assert len(splits.val.segments) == 1 < FEW
     assert "only 1 validation video" in caplog.text
     with pytest.raises(InputError, match="MSRVTT has no val split"):
         load_split("MSRVTT", "val", tmp_path / "data" / "MSRVTT", tmp_path / "videos")

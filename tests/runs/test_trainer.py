@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from config import Config
-from datasets.annotations import Clip, Split
+from datasets.annotations import Segment, Split
 from datasets.holdout import Selection, TrainingSplits
 from datasets.loading import batches
 from modules.losses import clamp_logit_scale, symmetric_infonce
@@ -32,12 +32,12 @@ STEPS, WARMUP = 8, 2
 @pytest.fixture(scope="module")
 def split(tmp_path_factory):
     """Eight videos with two captions each."""
-    folder, rng, clips = tmp_path_factory.mktemp("videos"), np.random.default_rng(0), []
+    folder, rng, segments = tmp_path_factory.mktemp("videos"), np.random.default_rng(0), []
     for index in range(PAIRS // 2):
         frames = rng.integers(0, 256, (6, 4, 4, 3), dtype=np.uint8).repeat(16, 1).repeat(16, 2)
         write_video(folder / f"{index}.mp4", frames)
-        clips.append(Clip(str(index), folder / f"{index}.mp4", (f"a {index} b", f"{index} runs")))
-    return Split("custom", "train", tuple(clips))
+        segments.append(Segment(str(index), folder / f"{index}.mp4", (f"a {index} b", f"{index} runs")))
+    return Split("custom", "train", tuple(segments))
 
 
 def make_trainer(split: Split, folder: Path, dtype: torch.dtype = torch.float32, **flags) -> Trainer:
@@ -139,8 +139,8 @@ def test_each_part_of_a_model_has_its_learning_rate():
 def many_captions(tmp_path_factory):
     """Eight videos with 1, 2, ... 8 captions; nothing opens their files."""
     folder = tmp_path_factory.mktemp("videos")
-    clips = [Clip(str(n), folder / f"{n}.mp4", tuple(f"a {n} b {i}" for i in range(n))) for n in range(1, 9)]
-    return Split("custom", "train", tuple(clips))
+    segments = [Segment(str(n), folder / f"{n}.mp4", tuple(f"a {n} b {i}" for i in range(n))) for n in range(1, 9)]
+    return Split("custom", "train", tuple(segments))
 
 
 def read_captions(split, folder, own: list[int], step: int, chunks: int = 1, count: int = 3) -> torch.Tensor:
@@ -158,7 +158,7 @@ def test_captions_that_are_read_are_those_of_the_video(many_captions, tmp_path):
     for video, row in enumerate(found.tolist()):
         captions = [caption for caption in row if caption != -1]
         assert len(captions) == len(set(captions)) == min(3, video + 1)
-        assert {many_captions.clip_of_caption[caption] for caption in captions} == {video}
+        assert {many_captions.segment_of_caption[caption] for caption in captions} == {video}
     assert not torch.equal(found, read_captions(many_captions, tmp_path, first, step=6))
     assert torch.equal(read_captions(many_captions, tmp_path, first, step=5, count=1), torch.tensor(first))
 
@@ -186,7 +186,7 @@ def test_a_batch_has_no_more_pairs_than_there_are_videos(split, tmp_path, caplog
     assert (told in caplog.text) == (asked * chunks > 8)
     for frames, index in batches(trainer.loader):
         assert len(frames) == pairs
-        assert len({split.clip_of_caption[i] for i in index}) == pairs
+        assert len({split.segment_of_caption[i] for i in index}) == pairs
 
 
 def test_the_logit_scale_of_clip_can_fall_and_is_not_moved_without_need():
@@ -219,7 +219,7 @@ def test_the_split_that_is_tested_does_not_weigh_the_ratio(split, tmp_path):
     for name, val in (("held-out", split), ("none", None)):
         (folder := tmp_path / name).mkdir()
         torch.manual_seed(1)
-        captions = [caption for clip in split.clips for caption in clip.captions]
+        captions = [caption for segment in split.segments for caption in segment.captions]
         model = settled(small_textdiffs(captions, num_frames=2), config)
         splits = TrainingSplits(split, val, split, Selection("val" if val else "test", "for a test"))
         Trainer(model, config, splits, CPU, torch.float32, folder, MetricsWriter(folder, None, 0)).train()

@@ -10,6 +10,7 @@ from datasets.transforms import test_transform as evaluation_transform
 from datasets.video import read_frames
 from model.clip import EncodedVideos
 from model.retrieval import split_rows
+from modules.frame_pooling import mean_of_frames
 from tests.made_up import write_video
 from video_index.encoding import features_of
 from video_index.head import Head
@@ -79,19 +80,19 @@ def add_film(store, name, frames, seconds=30.0, mtime_ns=1):
 
 
 def held(folder):
-    """Frame features of each clip, by name of the file below its root and part."""
+    """Frame features of each segment, by name of the file below its root and part."""
     store = Store(folder)
-    clips, means = store.gallery()
-    frames = torch.from_numpy(store.frames([clip.id for clip in clips]))
-    torch.testing.assert_close(frames.mean(1), torch.from_numpy(means))
+    segments, means = store.gallery()
+    frames = torch.from_numpy(store.frames([segment.id for segment in segments]))
+    torch.testing.assert_close(mean_of_frames(frames), torch.from_numpy(means))
     store.close()
-    return {(os.path.basename(clip.file), clip.part): row for clip, row in zip(clips, frames, strict=True)}
+    return {(os.path.basename(segment.file), segment.part): row for segment, row in zip(segments, frames, strict=True)}
 
 
 def inserted(folder):
-    """How many clips have ever been put into an index, those that have left it again included."""
+    """How many segments have ever been put into an index, those that have left it again included."""
     store = Store(folder)
-    ((count,),) = store.rows("SELECT seq FROM sqlite_sequence WHERE name = 'clips'")
+    ((count,),) = store.rows("SELECT seq FROM sqlite_sequence WHERE name = 'segments'")
     store.close()
     return count
 

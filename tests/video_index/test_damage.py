@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import search as entry_point
+from modules.frame_pooling import mean_of_frames
 from tests.made_up import write_video
 from tests.video_index.made_up import FRAMES, add, checkpoint, held, inserted, new_store, slow_features
 from utils.program import run_program
@@ -57,11 +58,11 @@ def until(condition, seconds=60.0):
         time.sleep(0.02)
 
 
-def clips_in(index):
+def segments_in(index):
     if read_head(index) is None:
         return 0
     store = Store(index)
-    ((count,),) = store.rows("SELECT count(*) FROM clips")
+    ((count,),) = store.rows("SELECT count(*) FROM segments")
     store.close()
     return count
 
@@ -102,11 +103,11 @@ class Reader(threading.Thread):
 
     def _look(self, store):
         with store.snapshot():
-            clips, means = store.gallery()
-            frames = store.frames([clip.id for clip in clips])
+            segments, means = store.gallery()
+            frames = store.frames([segment.id for segment in segments])
         self.looks += 1
-        now = {(clip.file, clip.part): row for clip, row in zip(clips, frames, strict=True)}
-        if not np.allclose(frames.mean(1), means, atol=1e-6):
+        now = {(segment.file, segment.part): row for segment, row in zip(segments, frames, strict=True)}
+        if not np.allclose(mean_of_frames(torch.from_numpy(frames)), means, atol=1e-6):
             self.problems.append("a mean is not that of its frames")
         for key, before in self.seen.items():
             if not np.array_equal(now.get(key), before):
@@ -126,8 +127,8 @@ def test_killed_at_any_moment_nothing_is_lost_or_encoded_twice(arguments, films,
         time.sleep(moments.uniform(0.0, longest))
         os.kill(child.pid, signal.SIGKILL)
         child.join()
-        longest *= 0.7 if clips_in(index) > before else 1.3  # whatever the speed of this machine
-        before = clips_in(index)
+        longest *= 0.7 if segments_in(index) > before else 1.3  # whatever the speed of this machine
+        before = segments_in(index)
     child = started(arguments)
     child.join()
     assert child.exitcode == 0
@@ -136,7 +137,7 @@ def test_killed_at_any_moment_nothing_is_lost_or_encoded_twice(arguments, films,
     assert reader.problems == []
     assert reader.looks > 20
     assert before > 0
-    assert clips_in(index) == inserted(index) == 120
+    assert segments_in(index) == inserted(index) == 120
     features = held(index)
     for part in (0, 5, 9):
         expected = slow_features(runs.one, films / "film03.mp4", part, part + 1)
@@ -147,19 +148,19 @@ def test_killed_at_any_moment_nothing_is_lost_or_encoded_twice(arguments, films,
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_end_it_at_once_and_keep_what_is_encoded(arguments, tmp_path, number, code):
     child = started(arguments)
-    until(lambda: clips_in(tmp_path / "index") > 2)
+    until(lambda: segments_in(tmp_path / "index") > 2)
     os.kill(child.pid, number)
     asked = time.monotonic()
     child.join()
     assert time.monotonic() - asked < 5
     assert child.exitcode == code
-    assert 2 < clips_in(tmp_path / "index") < 120
+    assert 2 < segments_in(tmp_path / "index") < 120
 
 
 @needs_processes
 def test_the_lock_names_its_process_and_goes_with_it(arguments, search, tmp_path):
     child = started(arguments)
-    until(lambda: clips_in(tmp_path / "index") > 0)
+    until(lambda: segments_in(tmp_path / "index") > 0)
     until(lambda: len(children_of(child.pid)) == 2)
     workers = children_of(child.pid)
     other = search(*arguments)
@@ -180,13 +181,13 @@ def test_damaged_features_are_encoded_anew(made, search, videos, tmp_path):
     before = held(tmp_path / "index")
     database = sqlite3.connect(tmp_path / "index" / "index.sqlite")
     with database:
-        database.execute("UPDATE frames SET data = zeroblob(length(data)) WHERE clip = 2")
-        database.execute("DELETE FROM tokens WHERE clip = 3")
+        database.execute("UPDATE frames SET data = zeroblob(length(data)) WHERE segment = 2")
+        database.execute("DELETE FROM tokens WHERE segment = 3")
     database.close()
     index = f"--index={tmp_path / 'index'}"
-    assert "2 clips are to be encoded" in search("verify", index).out
-    assert "2 clips encoded" in made(videos, "--precision=fp32")
-    assert "0 clips are to be encoded" in search("verify", index).out
+    assert "2 segments are to be encoded" in search("verify", index).out
+    assert "2 segments encoded" in made(videos, "--precision=fp32")
+    assert "0 segments are to be encoded" in search("verify", index).out
     after = held(tmp_path / "index")
     for key, features in before.items():
         torch.testing.assert_close(after[key], features)
@@ -220,20 +221,21 @@ def test_a_damaged_file_is_healed(made, search, videos, tmp_path, how):
 def test_an_open_query_follows_the_index(tmp_path):
     from config import SearchConfig
     from tests.video_index.test_search import MODELS
+    from video_index.query import Query
     from video_index.searching import Searcher
 
     store = new_store(tmp_path / "index", ["a"], torch.randn(1, FRAMES, 128))
     store.close()
     config = SearchConfig.parse(["query", "x", f"--index={tmp_path / 'index'}"], prog="search.py")
     searcher = Searcher(MODELS["mean"](), Store(tmp_path / "index"), config, torch.device("cpu"), torch.float32)
-    assert [hit.clip.file for hit in searcher.by_text("a")] == ["/videos/a"]
+    assert [hit.segment.file for hit in searcher.search(Query(("a",)))] == ["/videos/a"]
     writer = Store(tmp_path / "index", writing=True)
     add(writer, ["b"], torch.randn(1, FRAMES, 128))
-    assert {hit.clip.file for hit in searcher.by_text("a")} == {"/videos/a", "/videos/b"}
+    assert {hit.segment.file for hit in searcher.search(Query(("a",)))} == {"/videos/a", "/videos/b"}
     with writer.transaction():
         writer.rows("DELETE FROM files WHERE path = ?", (b"a",))
         writer.drop_unnamed()
-    assert [hit.clip.file for hit in searcher.by_text("a")] == ["/videos/b"]
+    assert [hit.segment.file for hit in searcher.search(Query(("a",)))] == ["/videos/b"]
 
 
 def test_an_index_in_a_folder_that_cannot_be_written_is_searched(tmp_path):
@@ -241,7 +243,7 @@ def test_an_index_in_a_folder_that_cannot_be_written_is_searched(tmp_path):
     store.close()
     (tmp_path / "index").chmod(0o555)
     try:
-        clips, _ = Store(tmp_path / "index").gallery()
-        assert [clip.file for clip in clips] == ["/videos/a"]
+        segments, _ = Store(tmp_path / "index").gallery()
+        assert [segment.file for segment in segments] == ["/videos/a"]
     finally:
         (tmp_path / "index").chmod(0o755)

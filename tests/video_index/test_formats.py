@@ -20,13 +20,13 @@ from video_index.answers import Answer, as_table, printed
 from video_index.contact_sheet import contact_sheet
 from video_index.cutting import cut
 from video_index.searching import Hit
-from video_index.store import IndexedClip
+from video_index.store import IndexedSegment
 
 ODD = "/v/a,\n\x1b[31mb.mp4"  # a comma, a new line, a colour
 
 
 def hit_of(file, start=None, end=None, score=0.5, stage="pooled", moment=None):
-    return Hit(score, stage, IndexedClip(1, 1, file, 0, 1, start, end), share=99.5, moment=moment)
+    return Hit(score, stage, IndexedSegment(1, 1, file, 0, 1, start, end), share=99.5, moment=moment)
 
 
 @pytest.fixture

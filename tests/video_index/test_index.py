@@ -43,7 +43,7 @@ def read(monkeypatch):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_features_are_those_of_an_evaluation(made, runs, videos, index, precision):
-    assert f"{VIDEOS} clips encoded" in made(videos, f"--precision={precision}")
+    assert f"{VIDEOS} segments encoded" in made(videos, f"--precision={precision}")
     features = held(index)
     assert len(features) == VIDEOS
     for path in videos.rglob("*.mp4"):
@@ -157,14 +157,14 @@ def test_what_cannot_be_read_now_is_tried_again(made, videos, monkeypatch):
         patch.setattr(names, "content_of", fails)
         printed = made(videos, code=1)
     assert f"{videos / 'clip1.mp4'} cannot be read: Input/output error; the next run tries again" in printed
-    assert f"{VIDEOS} clips encoded" in made(videos)
+    assert f"{VIDEOS} segments encoded" in made(videos)
 
 
 def test_broken_videos_are_told_tried_twice_and_read_again_when_they_change(made, search, videos, index, read):
     (videos / "clip1.mp4").write_text("no video")
     (videos / "empty.webm").touch()
     printed = made(videos, code=1)
-    assert f"{VIDEOS - 1} clips encoded" in printed
+    assert f"{VIDEOS - 1} segments encoded" in printed
     assert f"skipped: video {videos / 'clip1.mp4'} does not open" in printed
     assert "the next run tries once more" in printed
     assert "skipped" in made(videos, code=1)
@@ -176,7 +176,7 @@ def test_broken_videos_are_told_tried_twice_and_read_again_when_they_change(made
     listed = search("list", f"--index={index}").out
     assert re.search(f"^does not decode +{videos / 'clip1.mp4'}  \\(video ", listed, re.MULTILINE)
     draw(videos / "clip1.mp4", 1)
-    assert "1 clips encoded" in made(videos)
+    assert "1 segments encoded" in made(videos)
     assert read == [str(videos / "clip1.mp4")]
     assert ("clip1.mp4", 0) in held(index)
 
@@ -225,7 +225,7 @@ def test_files_as_they_are(made, videos, found, drawn, tmp_path):
     assert f"left out: {videos / 'pipe.mp4'} is no file" in printed
     for name in ("out", "out.mp4"):
         assert f"left out: {videos / name} is a link that leads out of the folder" in printed
-    assert "left out by extension: 1 without one, 1 .srt" in printed
+    assert "left out by extension: 1 .srt, 1 without one" in printed
     names = {os.path.relpath(file, videos): others for file, others in found().items()}
     assert names.keys() == {
         "clip1.mp4", "clip2.mp4", "clip3.mp4", "clip4.mp4", "clip5.mp4", "deeper/clip0.mp4", "photo.jpg"
@@ -276,10 +276,10 @@ def test_a_folder_does_not_push_another_one_out(made, search, drawn, tmp_path, i
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_long_video_is_searched_in_parts(made, search, runs, three_colours, tmp_path, index, precision):
+def test_a_long_video_is_searched_in_segments(made, search, runs, three_colours, tmp_path, index, precision):
     (tmp_path / "videos").mkdir()
     shutil.copy(three_colours / "long.mp4", tmp_path / "videos")
-    assert "3 clips encoded" in made(tmp_path / "videos", "--window=2", f"--precision={precision}")
+    assert "3 segments encoded" in made(tmp_path / "videos", "--window=2", f"--precision={precision}")
     features = held(index)
     for part in range(3):
         expected = slow_features(runs.one, three_colours / "long.mp4", 2 * part, 2 * part + 2)
@@ -289,7 +289,7 @@ def test_a_long_video_is_searched_in_parts(made, search, runs, three_colours, tm
     assert (best["start"], best["end"]) == (2, 4)
     refused = search("index", f"--videos_dir={tmp_path / 'videos'}", f"--index={index}", "--window=3")
     assert refused.code == 2
-    assert "parts of --window=2 seconds, not 3" in refused.err
+    assert "segments of --window=2 seconds, not 3" in refused.err
 
 
 def test_parts_are_of_about_the_window(three_colours):

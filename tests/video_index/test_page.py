@@ -58,8 +58,8 @@ def own(films, tmp_path):
 
 
 def ids_of(server):
-    """The number of each clip, by the name of its file."""
-    return {os.path.basename(clip.file): clip.id for clip in server.library.clips}
+    """The number of each segment, by the name of its file."""
+    return {os.path.basename(segment.file): segment.id for segment in server.library.segments}
 
 
 @pytest.fixture
@@ -78,8 +78,8 @@ def searched(page, **fields):
 def test_results_are_those_of_the_searcher(page, films, ids):
     reply = searched(page, q="a red circle", without="a square")
     expected = page.library.searcher.search(Query(("a red circle",), ("a square",), topk=40))
-    assert reply.status == 200 and reply.json["clips"] == 4
-    assert [hit["id"] for hit in reply.json["hits"]] == [hit.clip.id for hit in expected]
+    assert reply.status == 200 and reply.json["segments"] == 4
+    assert [hit["id"] for hit in reply.json["hits"]] == [hit.segment.id for hit in expected]
     by_id = {hit["id"]: hit for hit in reply.json["hits"]}
     film, old = by_id[ids["film.mp4"]], by_id[ids["old.avi"]]
     assert (film["plays"], film["note"], film["start"], film["end"]) == (True, "", 0.0, 3.0)
@@ -91,7 +91,7 @@ def test_results_are_those_of_the_searcher(page, films, ids):
 def test_like_and_folder_and_share(page, films, ids):
     like = searched(page, like=ids["film.mp4"], like_name="any").json["hits"]
     assert {hit["id"] for hit in like} == set(ids.values()) - {ids["film.mp4"]}
-    assert ask(page, "/about").json == {"clips": 4, "folders": [films.name, f"{films.name}/deeper"]}
+    assert ask(page, "/about").json == {"segments": 4, "folders": [films.name, f"{films.name}/deeper"]}
     assert [hit["id"] for hit in searched(page, q="a", folder=f"{films.name}/deeper").json["hits"]] == [ids[NASTY]]
     assert len(searched(page, q="a", min_score="60").json["hits"]) == 2  # that are before 100 and 66.7 % of the others
     assert searched(page, q="a", since="2001-01-01", until="2002-01-01").json["hits"] == []

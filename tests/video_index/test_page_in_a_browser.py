@@ -102,13 +102,13 @@ def mark(browser, name):
 
 def test_search_with_the_keyboard_alone(page, browser):
     browser.open(page.address, 1200, 800)
-    browser.wait_for("said.textContent == '6 clips'")
+    browser.wait_for("said.textContent == '6 segments'")
     assert browser.evaluate("document.activeElement.id") == "q"
     browser.call("Input.insertText", text="a <b>red</b> circle")
     press(browser, "Enter")
     browser.wait_for(f"{COUNT} == 4")
     status = browser.evaluate("[said.role ?? said.getAttribute('role'), said.ariaLive, said.textContent]")
-    assert status[:2] == ["status", "polite"] and status[2].startswith("4 results of 6 clips, in 0.")
+    assert status[:2] == ["status", "polite"] and status[2].startswith("4 results of 6 segments, in 0.")
     assert browser.evaluate("location.search").startswith("?q=a+%3Cb%3Ered%3C%2Fb%3E+circle")
     controls = browser.evaluate(CONTROLS)
     assert all(place == 0 and len(name.strip()) > 3 for place, name in controls), controls
@@ -220,7 +220,7 @@ def test_two_tabs_follow_an_index_that_grows(films, program, tmp_path):
                 assert "results of" in text or "result of" in text, text
                 seen.append(int(text.split()[3]))
         out, _ = writer.communicate(timeout=60)
-        assert writer.returncode == 0 and "40 clips encoded" in out, out
+        assert writer.returncode == 0 and "40 segments encoded" in out, out
         for tab, seen in counts.items():
             assert seen == sorted(seen) and seen[0] < 41
             assert tab.evaluate(COUNT) == 40 and tab.complaints == []

@@ -42,7 +42,7 @@ def random_films():
 
 
 def names_of(hits):
-    return [os.path.basename(hit.clip.file) for hit in hits]
+    return [os.path.basename(hit.segment.file) for hit in hits]
 
 
 def test_texts_and_a_video_are_one_vector(tmp_path, random_films):
@@ -68,7 +68,7 @@ def test_of_a_long_video_the_part_counts_that_is_nearest(tmp_path, random_films)
     films = [*random_films, ("film.mp4", torch.cat([random_films[3][1], random_films[8][1]]), 0)]
     searcher = searcher_over(tmp_path / "index", films)
     model, flags = searcher.model, searcher.config
-    film = next(clip for clip in searcher.clips if clip.file.endswith("film.mp4"))
+    film = next(segment for segment in searcher.segments if segment.file.endswith("film.mp4"))
     searcher.encoded = lambda video: searcher_parts(searcher, film.video)
     hits = searcher.search(Query(like="film.mp4"))
     assert set(names_of(hits)[:2]) == {"3.mp4", "8.mp4"}
@@ -84,7 +84,7 @@ def test_of_a_long_video_the_part_counts_that_is_nearest(tmp_path, random_films)
 
 
 def searcher_parts(searcher, video):
-    held = [clip for clip in searcher.clips if clip.video == video]
+    held = [segment for segment in searcher.segments if segment.video == video]
     return held, searcher._held(held)
 
 
@@ -101,7 +101,7 @@ def test_the_third_stage_reads_the_words_of_the_main_text(tmp_path):
     expected = F.cosine_similarity(total, model.pool_frames(total[None], encoded.frames)[:, 0]) + potential
     assert potential.std() > 1e-3
     hits = searcher.search(Query(SENTENCES[:1], SENTENCES[1:2]))
-    found = {int(hit.clip.file[8:-4]): hit.score for hit in hits}
+    found = {int(hit.segment.file[8:-4]): hit.score for hit in hits}
     torch.testing.assert_close(torch.tensor([found[index] for index in range(9)]), expected, atol=1e-4, rtol=0)
     assert {hit.stage for hit in hits} == {"rescored"}
 
@@ -179,7 +179,7 @@ def test_one_moment_a_video_with_its_neighbours(tmp_path):
     assert len(searcher.search(Query(SENTENCES[:1]))) == 18
     hits = searcher.search(Query(SENTENCES[:1], per_video=True))
     assert names_of(hits) == ["alone.mp4", "joined.mp4", "rest.mp4"]
-    assert [(hit.clip.part, hit.start, hit.end) for hit in hits[:2]] == [(0, 0, 30), (2, 30, 120)]
+    assert [(hit.segment.part, hit.start, hit.end) for hit in hits[:2]] == [(0, 0, 30), (2, 30, 120)]
     assert hits[2].end - hits[2].start == 30  # what does not stand out stays as it is
     assert names_of(searcher.search(Query(SENTENCES[:1], per_video=True, topk=2))) == ["alone.mp4", "joined.mp4"]
 
@@ -190,8 +190,8 @@ def test_the_share_of_the_library_that_scores_less(tmp_path, random_films):
     everything = searcher.search(Query(SENTENCES[:1]))
     assert [hit.share for hit in everything] == pytest.approx([100 * (19 - rank) / 19 for rank in range(20)])
     some = searcher.search(Query(SENTENCES[:1], filters=Filters(("a",))))
-    told = {hit.clip.file: hit.share for hit in everything}
-    assert [hit.share for hit in some] == pytest.approx([told[hit.clip.file] for hit in some])
+    told = {hit.segment.file: hit.share for hit in everything}
+    assert [hit.share for hit in some] == pytest.approx([told[hit.segment.file] for hit in some])
     best = searcher.search(Query(SENTENCES[:1], min_score=75))
     assert names_of(best) == names_of(everything)[:5]
     assert names_of(searcher.search(Query(SENTENCES[:1], min_score=100))) == names_of(everything)[:1]

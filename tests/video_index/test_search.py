@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from config import SearchConfig
 from model.clip import EncodedVideos
 from model.retrieval import join_rows
+from modules.frame_pooling import mean_of_frames
 from tests.made_up import CAPTIONS
 from tests.made_up import run_program as run_in_a_process
 from tests.precision import DTYPES, PRECISIONS, TOLERANCE, autocast
@@ -33,9 +34,10 @@ from video_index.answers import clock
 from video_index.contact_sheet import GREY, thumbnail
 from video_index.database import create
 from video_index.head import FORMAT, read_head
+from video_index.query import Query
 from video_index.ranking import nearest
 from video_index.searching import Hit, Searcher
-from video_index.store import IndexedClip, Store
+from video_index.store import IndexedSegment, Store
 
 MODELS = {
     "textdiffs": lambda: small_textdiffs(CAPTIONS + SENTENCES, num_frames=FRAMES),
@@ -81,10 +83,10 @@ def test_exact_ranking_is_that_of_the_models_own_score(name, tmp_path, precision
     with autocast(precision):
         scores = slow_scores(model, SENTENCES, encoded)
     for sentence, expected in zip(SENTENCES, scores, strict=True):
-        hits = searcher.by_text(sentence)
-        assert len({hit.clip.file for hit in hits}) == 25
+        hits = searcher.search(Query((sentence,)))
+        assert len({hit.segment.file for hit in hits}) == 25
         found = torch.tensor([hit.score for hit in hits])
-        ordered = torch.stack([expected[int(hit.clip.file[8:-4])] for hit in hits])
+        ordered = torch.stack([expected[int(hit.segment.file[8:-4])] for hit in hits])
         torch.testing.assert_close(found, ordered, **close)  # each has its own score
         torch.testing.assert_close(found, expected.sort(descending=True).values, **close)
         assert {hit.stage for hit in hits} == {"rescored" if model.rescores else "pooled"}
@@ -98,13 +100,13 @@ def test_stages_narrow_down(name, tmp_path):
     model = MODELS[name]()
     searcher, encoded = searcher_of(model, tmp_path / "index", 40, "--pool_topk=15", "--rerank_topk=4", "--topk=20")
     text, frames = model.encode_texts(model.tokenize(SENTENCES[:1])["token_ids"]), encoded.frames
-    means = F.cosine_similarity(text, frames.mean(1)).argsort(descending=True)
+    means = F.cosine_similarity(text, mean_of_frames(frames)).argsort(descending=True)
     pooled = F.cosine_similarity(text, model.pool_frames(text, frames)[:, 0])
     by_pooling = means[:15][pooled[means[:15]].argsort(descending=True)]
     rescored = slow_scores(model, SENTENCES[:1], encoded)[0]
     expected = [*by_pooling[:4][rescored[by_pooling[:4]].argsort(descending=True)], *by_pooling[4:], *means[15:20]]
-    hits = searcher.by_text(SENTENCES[0])
-    assert [hit.clip.file for hit in hits] == [f"/videos/{int(index)}.mp4" for index in expected]
+    hits = searcher.search(Query((SENTENCES[0],)))
+    assert [hit.segment.file for hit in hits] == [f"/videos/{int(index)}.mp4" for index in expected]
     assert [hit.stage for hit in hits] == ["rescored"] * 4 + ["pooled"] * 11 + ["mean_pooled"] * 5
 
 
@@ -114,8 +116,8 @@ def test_tokens_are_read_of_the_clips_of_the_third_stage_alone(tmp_path, monkeyp
     searcher, _ = searcher_of(MODELS["textdiffs"](), tmp_path / "index", 40, *flags)
     read, tokens = set(), Store.tokens
     monkeypatch.setattr(Store, "tokens", lambda self, ids: read.update(ids) or tokens(self, ids))
-    hits = searcher.by_text(SENTENCES[0])
-    assert read == {hit.clip.id for hit in hits if hit.stage == "rescored"}
+    hits = searcher.search(Query((SENTENCES[0],)))
+    assert read == {hit.segment.id for hit in hits if hit.stage == "rescored"}
     assert len(read) == 4
 
 
@@ -153,7 +155,7 @@ def test_sentences_are_ranked_by_the_models_own_score_and_the_best_part(runs, th
     scores, best = slow_scores(runs.one, SENTENCES, join_rows(parts)).max(1)
     order = scores.argsort(descending=True).tolist()
     assert [hit.sentence for hit in hits] == [SENTENCES[index] for index in order]
-    assert [hit.clip.part for hit in hits] == best[order].tolist()
+    assert [hit.segment.part for hit in hits] == best[order].tolist()
     torch.testing.assert_close(torch.tensor([hit.score for hit in hits]), scores[order], atol=1e-4, rtol=0)
 
 
@@ -172,7 +174,7 @@ def test_like_finds_the_copy_and_not_the_video_itself(made, search, videos, tmp_
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Many clips
+# Many segments
 
 
 def test_the_nearest_vectors_are_those_of_all_cosines():
@@ -224,10 +226,12 @@ def test_a_contact_sheet_shows_the_hits_and_says_what_is_gone(made, search, vide
 
 
 def test_a_thumbnail_is_the_middle_of_the_part(three_colours, tmp_path):
-    picture, problem = thumbnail(Hit(1.0, "pooled", IndexedClip(1, 1, str(three_colours / "long.mp4"), 2, 3, 4.0, 6.0)))
+    picture, problem = thumbnail(
+        Hit(1.0, "pooled", IndexedSegment(1, 1, str(three_colours / "long.mp4"), 2, 3, 4.0, 6.0))
+    )
     assert problem is None
     assert picture[..., 2].mean() > 150 > picture[..., :2].mean()
-    picture, problem = thumbnail(Hit(1.0, "pooled", IndexedClip(1, 1, str(tmp_path / "gone.mp4"))))
+    picture, problem = thumbnail(Hit(1.0, "pooled", IndexedSegment(1, 1, str(tmp_path / "gone.mp4"))))
     assert picture is GREY
     assert "is gone" in problem
 
@@ -241,7 +245,7 @@ def test_names_that_are_no_text(made, search, drawn, tmp_path):
     shutil.copy(drawn / "clip1.mp4", good)
     printed = made(tmp_path / "videos")
     assert "caf\ufffd.mp4: its name is not UTF-8" in printed
-    assert "1 clips encoded" in printed
+    assert "1 segments encoded" in printed
     index, sheet = f"--index={tmp_path / 'index'}", f"--contact_sheet={tmp_path / 'sheet.png'}"
     (answer,) = answers(search("query", "caf\u00e9 $x_$", index, "--format=json", sheet))
     assert answer["hits"][0]["file"] == str(good)

@@ -20,7 +20,7 @@ def asked(fields: Mapping[str, str], folders: Mapping[str, str]) -> Query:
         if len(value) > LONGEST:
             raise InputError(f"a field may have {LONGEST} letters, and {name[:20]} has {len(value)}")
     given = {name: value.strip() for name, value in fields.items() if value.strip()}
-    texts, like = _texts(given, "q"), _clip(given.get("like"))
+    texts, like = _texts(given, "q"), _segment(given.get("like"))
     if not texts and like is None:
         raise InputError("write what is to be seen")
     return Query(
@@ -34,11 +34,11 @@ def _texts(given: Mapping[str, str], name: str) -> tuple[str, ...]:
     return (given[name],) if name in given else ()
 
 
-def _clip(given: str | None) -> int | None:
+def _segment(given: str | None) -> int | None:
     if given is None:
         return None
     if not (given.isascii() and given.isdecimal() and len(given) <= 18):
-        raise InputError("like is the number of a clip")
+        raise InputError("like is the number of a segment")
     return int(given)
 
 

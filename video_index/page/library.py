@@ -1,4 +1,4 @@
-"""What the page may show of an index: answers to queries, and the clips that it holds, by their numbers."""
+"""What the page may show of an index: answers to queries, and the segments that it holds, by their numbers."""
 
 import math
 import os
@@ -20,7 +20,7 @@ from utils.pictures import jpeg_strip
 from video_index.answers import time_of
 from video_index.page.asked import asked
 from video_index.searching import Hit, Searcher
-from video_index.store import IndexedClip
+from video_index.store import IndexedSegment
 
 PLAYED = {  # by browsers, and as what
     "m4v": "video/mp4", "mov": "video/mp4", "mp4": "video/mp4", "ogv": "video/ogg", "webm": "video/webm",
@@ -33,7 +33,7 @@ GONE = "its file is not there now"
 
 
 class NotThere(Exception):
-    """The index has no such clip, or its file cannot be shown."""
+    """The index has no such segment, or its file cannot be shown."""
 
 
 class Library:
@@ -47,7 +47,7 @@ class Library:
         self.worker = ThreadPoolExecutor(1, "search")
         self.decoders = BoundedSemaphore(cores())
         self.picture_of = lru_cache(PICTURES_KEPT)(self._picture_of)
-        self.clips: list[IndexedClip] = []
+        self.segments: list[IndexedSegment] = []
         self.worker.submit(self._look).result()
 
     def search(self, fields: Mapping[str, str]) -> dict[str, Any]:
@@ -58,33 +58,33 @@ class Library:
         return self.worker.submit(self._search, fields).result()
 
     def about(self) -> dict[str, Any]:
-        """How many clips there are now, and the folders in which they lie.
+        """How many segments there are now, and the folders in which they lie.
 
         :raises InputError: there are none.
         """
         return self.worker.submit(self._about).result()
 
     def picture(self, id: int, several: bool) -> bytes:
-        """The middle frame of a clip, or FRAMES of it side by side, as a JPEG.
+        """The middle frame of a segment, or FRAMES of it side by side, as a JPEG.
 
         :raises NotThere:
         """
-        clip = self._clip(id)
-        if self._place(clip) is None:
+        segment = self._segment(id)
+        if self._place(segment) is None:
             raise NotThere(GONE)
         try:
-            return self.picture_of(clip, FRAMES if several else 1)
+            return self.picture_of(segment, FRAMES if several else 1)
         except InputError as error:
             raise NotThere("no frame of it decodes") from error
 
     @contextmanager
     def opened(self, id: int) -> Iterator[tuple[BinaryIO, str, os.stat_result]]:
-        """The file of a clip, its media type and its state.
+        """The file of a segment, its media type and its state.
 
         :raises NotThere: there is none now, or browsers do not play it.
         """
-        clip = self._clip(id)
-        place, kind = self._place(clip), PLAYED.get(_suffix(clip.file))
+        segment = self._segment(id)
+        place, kind = self._place(segment), PLAYED.get(_suffix(segment.file))
         if place is None or kind is None:
             raise NotThere(GONE if place is None else "browsers do not play it")
         try:
@@ -100,20 +100,20 @@ class Library:
     def _about(self) -> dict[str, Any]:
         with self.searcher.current():
             self._look()
-        return {"clips": len(self.clips), "folders": list(self.folders)}
+        return {"segments": len(self.segments), "folders": list(self.folders)}
 
     def _look(self) -> None:
-        """Take over the clips and folders of the index as the searcher has them."""
-        if self.clips is self.searcher.clips:
+        """Take over the segments and folders of the index as the searcher has them."""
+        if self.segments is self.searcher.segments:
             return
-        self.clips = self.searcher.clips
+        self.segments = self.searcher.segments
         self.roots = self.searcher.store.roots()
-        self.by_id = {clip.id: clip for clip in self.clips}
+        self.by_id = {segment.id: segment for segment in self.segments}
         self.folders = dict(sorted(self._folders()))
 
     def _folders(self) -> Iterator[tuple[str, str]]:
-        """The name and absolute path of each folder in which clips lie, and of the folders above it."""
-        for folder in {os.path.dirname(clip.file) for clip in self.clips}:
+        """The name and absolute path of each folder in which segments lie, and of the folders above it."""
+        for folder in {os.path.dirname(segment.file) for segment in self.segments}:
             for root in self.roots:
                 if folder == root.folder or folder.startswith(os.path.join(root.folder, "")):
                     while len(folder) > len(root.folder):
@@ -136,42 +136,42 @@ class Library:
         seconds = round(time.perf_counter() - started, 3)
         notes = [said for text in (*query.texts, *query.minus) for said in self.searcher.model.cut_off(text)]
         return {
-            "clips": len(self.clips), "seconds": seconds, "notes": notes, "hits": list(map(self._told, hits)),
+            "segments": len(self.segments), "seconds": seconds, "notes": notes, "hits": list(map(self._told, hits)),
         }  # fmt: skip
 
     def _told(self, hit: Hit) -> dict[str, Any]:
         """A hit as the page shows it."""
-        clip, suffix = hit.clip, _suffix(hit.clip.file)
+        segment, suffix = hit.segment, _suffix(hit.segment.file)
         share = "" if hit.share is None else f"better than {math.floor(10 * hit.share) / 10:.1f}\u00a0% of all"
-        others = f"and {len(clip.others)} more of the same" if clip.others else ""
+        others = f"and {len(segment.others)} more of the same" if segment.others else ""
         is_picture = suffix in PICTURE_EXTENSIONS
         how = "show" if is_picture else "play"
         unplayed = f"Browsers do not {how} .{suffix} files: you see {'a copy' if is_picture else 'frames'} of it."
-        facts = [shown(os.path.dirname(self._below(clip.file))), time_of(hit), share, others]
+        facts = [shown(os.path.dirname(self._below(segment.file))), time_of(hit), share, others]
         return {
-            "id": clip.id, "name": shown(os.path.basename(clip.file)), "when": time_of(hit), "start": hit.start,
+            "id": segment.id, "name": shown(os.path.basename(segment.file)), "when": time_of(hit), "start": hit.start,
             "end": hit.end, "facts": " · ".join(filter(None, facts)), "plays": suffix in PLAYED,
             "kind": "picture" if is_picture else "video", "note": "" if suffix in PLAYED else unplayed,
         }  # fmt: skip
 
-    def _clip(self, id: int) -> IndexedClip:
+    def _segment(self, id: int) -> IndexedSegment:
         if id not in self.by_id:
-            raise NotThere("the index holds no such clip now")
+            raise NotThere("the index holds no such segment now")
         return self.by_id[id]
 
-    def _place(self, clip: IndexedClip) -> str | None:
-        """Where the file of a clip lies; None where it is not there, or a link leads out of the index's folders."""
-        place = os.path.realpath(clip.file)
+    def _place(self, segment: IndexedSegment) -> str | None:
+        """Where the file of a segment lies; None where it is not there, or a link leads out of the index's folders."""
+        place = os.path.realpath(segment.file)
         inside = any(place.startswith(os.path.join(os.path.realpath(root.folder), "")) for root in self.roots)
         return place if inside and os.path.isfile(place) else None
 
-    def _picture_of(self, clip: IndexedClip, count: int) -> bytes:
+    def _picture_of(self, segment: IndexedSegment, count: int) -> bytes:
         with self.decoders:
-            return jpeg_strip(read_frames(Path(clip.file), count, start=clip.start, end=clip.end), HEIGHT)
+            return jpeg_strip(read_frames(Path(segment.file), count, start=segment.start, end=segment.end), HEIGHT)
 
 
 def _suffix(file: str) -> str:
-    return split_name(os.path.basename(file))[1].lower()
+    return split_name(file)[1].lower()
 
 
 def _open_plain(path: str) -> int:

@@ -3,7 +3,7 @@ const at = (id) => document.getElementById(id);
 const form = at("form"), hits = at("hits"), said = at("said");
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 let latest = 0; // number of the search that was begun last
-let clips = -1; // of the index, as it was last
+let segments = -1; // of the index, as it was last
 let stop = () => {}; // what plays
 
 const ask = (address) =>
@@ -31,11 +31,11 @@ function go(like) {
 
 async function folders() {
   const about = await ask("about");
-  clips = about.clips ?? clips;
+  segments = about.segments ?? segments;
   const select = at("folder"), chosen = new URLSearchParams(location.search).get("folder") ?? "";
   select.replaceChildren(select.options[0], ...(about.folders ?? []).map((name) => new Option(name)));
   select.value = chosen;
-  if (!hits.children.length && !location.search) said.textContent = about.error ?? `${clips} clips`;
+  if (!hits.children.length && !location.search) said.textContent = about.error ?? `${segments} segments`;
 }
 
 async function search() {
@@ -43,7 +43,7 @@ async function search() {
   stop();
   if (!fields.has("q") && !fields.has("like")) {
     hits.replaceChildren();
-    said.textContent = clips < 0 ? "" : `${clips} clips`;
+    said.textContent = segments < 0 ? "" : `${segments} segments`;
     return;
   }
   hits.setAttribute("aria-busy", "true");
@@ -52,9 +52,9 @@ async function search() {
   hits.removeAttribute("aria-busy");
   const found = answer.hits ?? [];
   hits.replaceChildren(...found.map(card));
-  const of = [`of ${answer.clips} clips, in ${answer.seconds} s`, ...(answer.notes ?? [])].join(". ");
+  const of = [`of ${answer.segments} segments, in ${answer.seconds} s`, ...(answer.notes ?? [])].join(". ");
   said.textContent = answer.error ?? `${found.length || "no"} ${found.length === 1 ? "result" : "results"} ${of}`;
-  if (answer.clips !== undefined && answer.clips !== clips) folders();
+  if (answer.segments !== undefined && answer.segments !== segments) folders();
 }
 
 function card(hit) {

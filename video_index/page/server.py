@@ -1,6 +1,6 @@
 """The server of the page: who may ask, and what is answered.
 
-It reads nothing but GET and HEAD, and nothing that a client sends names a file: clips are asked for by their number.
+It reads nothing but GET and HEAD, and nothing that a client sends names a file: segments are asked for by their number.
 """
 
 import errno
@@ -32,7 +32,7 @@ OWN_FILES = {
     "": ("page.html", "text/html"), "page.css": ("page.css", "text/css"), "page.js": ("page.js", "text/javascript"),
     "icon.svg": ("icon.svg", "image/svg+xml"),
 }  # fmt: skip
-OF_CLIP = re.compile(r"(thumbnail|frames|file)/(\d{1,18})", re.ASCII)
+OF_SEGMENT = re.compile(r"(thumbnail|frames|file)/(\d{1,18})", re.ASCII)
 THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self';"
@@ -163,8 +163,8 @@ class Handler(BaseHTTPRequestHandler):
             self._send_json(200, library.about())
         elif place == "search":
             self._send_json(200, library.search(_fields(query)))
-        elif found := OF_CLIP.fullmatch(place):
-            self._send_of_clip(found[1], int(found[2]))
+        elif found := OF_SEGMENT.fullmatch(place):
+            self._send_of_segment(found[1], int(found[2]))
         else:
             raise Refused(404, "nothing is here")
 
@@ -191,8 +191,8 @@ class Handler(BaseHTTPRequestHandler):
         if place and self.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
             raise Refused(403, "other pages may not use this one")
 
-    def _send_of_clip(self, what: str, id: int) -> None:
-        """A picture of a clip, or its file."""
+    def _send_of_segment(self, what: str, id: int) -> None:
+        """A picture of a segment, or its file."""
         if what == "file":
             self._send_file(id)
         else:
@@ -200,7 +200,7 @@ class Handler(BaseHTTPRequestHandler):
             self._send(200, "image/jpeg", picture, "private, max-age=86400")
 
     def _send_file(self, id: int) -> None:
-        """The file of a clip, or the range of it that is asked for."""
+        """The file of a segment, or the range of it that is asked for."""
         with self.server.library.opened(id) as (file, kind, state):
             size = state.st_size
             mark = f'"{state.st_mtime_ns:x}-{size:x}"'

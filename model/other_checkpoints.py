@@ -1,6 +1,6 @@
-"""Published checkpoints: which family a file belongs to, its names here, and the sizes that it shows.
+"""Checkpoints of other projects: which family a file belongs to, its names here, and the sizes that it shows.
 
-A family has one table of renames: published prefix -> ours; the first row that fits wins, other names are the same.
+A family has one table of renames: their prefix -> ours; the first row that fits wins, other names are the same.
 """
 
 from collections.abc import Iterable, Mapping
@@ -71,14 +71,14 @@ def family_of(checkpoint: Mapping[str, Any]) -> Family | None:
     return next((family for family in FAMILIES if any(name.startswith(family.marker) for name in names)), None)
 
 
-def rename_published(state: Mapping[str, Tensor], family: Family = TEXTDIFFS) -> dict[str, Tensor]:
-    """Published names -> ours, without the tensors that nothing computes with."""
+def to_our_names(state: Mapping[str, Tensor], family: Family = TEXTDIFFS) -> dict[str, Tensor]:
+    """Their names -> ours, without the tensors that nothing computes with."""
     rows = family.renames
     return {_renamed(name, rows): tensor for name, tensor in state.items() if name not in family.unread}
 
 
-def to_published(state: Mapping[str, Tensor], family: Family = TEXTDIFFS) -> dict[str, Tensor]:
-    """Our names -> published ones, without what only a published file holds."""
+def to_their_names(state: Mapping[str, Tensor], family: Family = TEXTDIFFS) -> dict[str, Tensor]:
+    """Our names -> theirs, without what only their files hold."""
     rows = tuple((ours, theirs) for theirs, ours in family.renames)
     return {_renamed(name, rows): tensor for name, tensor in state.items() if name != ROUNDING_TABLE}
 
@@ -110,11 +110,11 @@ def shown_settings(state: Mapping[str, Tensor], family: Family, path: Path) -> d
 def check_names(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], family: Family, path: Path) -> None:
     """Compare names and sizes with those of a model of the same settings.
 
-    :param state: published names.
+    :param state: by their names.
     :param expected: our names.
     :raises InputError: lists what is missing, left over or of another size, as the file calls it.
     """
-    wanted = to_published(expected, family)
+    wanted = to_their_names(expected, family)
     problems = {
         "missing": sorted(wanted.keys() - state.keys()),
         "left over": sorted(state.keys() - wanted.keys() - family.unread),
