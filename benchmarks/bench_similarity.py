@@ -3,10 +3,10 @@
     python benchmarks/bench_similarity.py [--quick] [--json FILE] [--plot FILE]
         [--parts speed,rerank,memory,growth,gallery,gpu]
 
-All parts but `gallery` score with the published diffusion. The baseline is the published loop as DESIGN describes it:
-one video at a time with all captions, fp32, captions tokenised for every video, attention without a fused kernel, every
-step on its own, (videos, texts, D) tensors kept and grouped afterwards. It runs in the same process with the same
-weights and the same noise.
+All parts but `gallery`, and the rows `textdiffs` of `speed`, score with the published diffusion. The baseline is the
+published loop as DESIGN describes it: one video at a time with all captions, fp32, captions tokenised for every video,
+attention without a fused kernel, every step on its own, (videos, texts, D) tensors kept and grouped afterwards. It runs
+in the same process with the same weights and the same noise.
 """
 
 import functools
@@ -22,6 +22,7 @@ from operator import truediv
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +70,7 @@ WORDS = [
     "big",
 ]
 PARTS = ("speed", "rerank", "memory", "growth", "gallery", "gpu")
+SPEED_TEXTS = 64  # of `speed`; fewer pairs are scored in smaller blocks than those of a test
 PATCHES = 49  # of a frame, as ViT-B/32 has
 Figures = dict[str, dict[str, float | None]]
 
@@ -184,48 +186,61 @@ def timed(function: Callable[[], object]) -> tuple[float, object]:
 
 def speed(quick: bool, figures: Figures) -> list[str]:
     """Pairs/s of the baseline and of the engine in turns, and the median of the ratios of the turns: a machine that is
-    shared changes its speed from turn to turn."""
-    texts, rounds = (8, 1) if quick else (16, 5)
-    model = build("small" if quick else "base", 16 if quick else LENGTH, STEPS)
-    data = problem(texts, 1)
-    engine(build("tiny", 4, 1), *data)  # threads and libraries start here
-    seconds: dict[str, list[float]] = {"eager": [], "sdpa": [], "engine": []}
-    for _ in range(rounds):
-        for name in ("eager", "sdpa"):
-            with attention(model, name):
-                spent, expected = timed(lambda: published_loop(model, *data))
-            seconds[name].append(spent)
-        spent, scores = timed(lambda: engine(model, *data))
-        seconds["engine"].append(spent)
-    middle = {name: median(values) for name, values in seconds.items()}
-    figures["seconds"] |= {f"{texts}_pairs_{name}": value for name, value in middle.items()}
-    for figure, name in (("fp32", "eager"), ("fp32_to_sdpa_loop", "sdpa")):
-        figures["ratios"][figure] = median(map(truediv, seconds[name], seconds["engine"]))
-    figures["errors"]["fp32"] = float((torch.from_numpy(scores.strict) - expected).abs().max())
-    names = {"eager": "published loop", "sdpa": "published loop with SDPA", "engine": "engine, fp32"}
-    lines = [
-        f"{names[name]:28}{texts / value:9.3f} pairs/s  seconds {', '.join(f'{s:.1f}' for s in seconds[name])}"
-        for name, value in middle.items()
-    ]
-    return [f"{texts} texts x 1 video, L = {model.text_diffusion.text_length}, {STEPS} steps", *lines,
-            *half_precision(model, data, texts / middle["eager"], figures)]  # fmt: skip
-
-
-def half_precision(model: PublishedTextDiffs, data: tuple, baseline: float, figures: Figures) -> list[str]:
-    """The same in bf16; a smaller problem where the processor computes bf16 slower than fp32."""
+    shared changes its speed from turn to turn. bf16 where the processor does not emulate it."""
     cpu = torch.device("cpu")
-    reason = ""
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     if choose_precision("auto", cpu) != torch.bfloat16:
-        reason = " (2 x 2 pairs of 8 tokens in 2 steps, because this CPU has no AMX and emulates bf16)"
-        model, data = build("base", 8, STEPS, sampling=2), problem(2, 2)
-        with attention(model, "eager"):
-            baseline = 4 / timed(lambda: published_loop(model, *data))[0]
-    spent, scores = timed(lambda: engine(model, *data, dtype=torch.bfloat16))
-    rate = scores.strict.size / spent
-    figures["ratios"]["bf16"] = rate / baseline
-    error = torch.from_numpy(scores.strict) - published_loop(model, *data)
-    figures["errors"]["bf16"] = float(error.abs().max())
-    return [f"{'engine, bf16':28}{rate:9.3f} pairs/s{reason}"]
+        del dtypes["bf16"]
+    size, length, texts, rounds = ("small", 16, 8, 1) if quick else ("base", LENGTH, SPEED_TEXTS, 3)
+    model, potential, data = build(size, length, STEPS), build_potential(size, length), problem(texts, 1)
+    tokens = torch.randn(1, *potential.token_shape, generator=torch.Generator().manual_seed(2)).bfloat16()
+    ways: dict[str, Callable[[], Any]] = {"published loop": functools.partial(published_loop, model, *data)}
+    for name, dtype in dtypes.items():
+        ways[name] = functools.partial(engine, model, *data, dtype)
+        ways[f"textdiffs_{name}"] = functools.partial(engine, potential, *data, dtype, tokens=tokens)
+    engine(build("tiny", 4, 1), *problem(8, 8))  # threads and libraries start here
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    found = {}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            with attention(model, "eager" if name == "published loop" else "sdpa"):
+                spent, found[name] = timed(way)
+            seconds[name].append(spent)
+    base = seconds["published loop"]
+    ratios = {name: median(map(truediv, base, spent)) for name, spent in seconds.items()}
+    figures["seconds"] |= {f"{texts} pairs, {name}": median(spent) for name, spent in seconds.items()}
+    figures["ratios"] |= {name: ratios[name] for name in dtypes}
+    strict = {name: scores.strict for name, scores in found.items() if name != "published loop"}
+    for name in dtypes:
+        figures["errors"][name] = float((torch.from_numpy(strict[name]) - found["published loop"]).abs().max())
+    if "bf16" in dtypes:
+        figures["ratios"]["textdiffs, bf16 to fp32"] = median(
+            map(truediv, seconds["textdiffs_fp32"], seconds["textdiffs_bf16"])
+        )
+        figures["errors"]["textdiffs, bf16"] = float(abs(strict["textdiffs_bf16"] - strict["textdiffs_fp32"]).max())
+    rates = ", ".join(f"{name} {product_rate(2048, dtype, cpu) / 1e9:.0f}" for name, dtype in dtypes.items())
+    return [
+        f"{texts} texts x 1 video, L = {length}, {STEPS} steps; GFLOP/s of a product of 2048 here: {rates}",
+        *(
+            f"{name:16}{texts / median(spent):9.3f} pairs/s{ratios[name]:7.2f} x  seconds "
+            + ", ".join(f"{second:.1f}" for second in spent)
+            for name, spent in seconds.items()
+        ),
+    ]
+
+
+def product_rate(size: int, dtype: torch.dtype, device: torch.device, repeats: int = 20) -> float:
+    """FLOP/s of a product of two square matrices."""
+    a = torch.randn(size, size, device=device).to(dtype)
+
+    def products(count: int) -> None:
+        for _ in range(count):
+            a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    products(1)
+    return repeats * 2 * size**3 / timed(lambda: products(repeats))[0]
 
 
 @torch.no_grad()
@@ -341,16 +356,7 @@ def gpu(quick: bool, figures: Figures) -> list[str]:
     engine(model, *problem(8, 256), dtype=torch.bfloat16)
     torch.cuda.synchronize()
     spent, _ = timed(lambda: engine(model, *data, dtype=torch.bfloat16))
-    a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
-    a @ a
-    torch.cuda.synchronize()
-
-    def products() -> None:
-        for _ in range(20):
-            a @ a
-        torch.cuda.synchronize()
-
-    peak = 20 * 2 * 8192**3 / timed(products)[0]
+    peak = product_rate(8192, torch.bfloat16, device)
     share = pairs / spent * FLOP_PER_TOKEN * STEPS * LENGTH / peak
     figures["ratios"]["gpu_share_of_matmul"] = share
     figures["seconds"]["gpu_per_1000_pairs"] = 1000 * spent / pairs

@@ -37,26 +37,31 @@ def one_thread_per_item(device: torch.device) -> Iterator[int]:
 def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
     """`function` of each item, in the order of the items, `workers` items at a time and few of them ahead.
 
-    The threads take over autocast and have gradients off, as PyTorch keeps both for each thread.
+    The threads take over autocast and have gradients off, as PyTorch keeps both for each thread. They enter autocast
+    once, not for each item: whenever a thread leaves it, the weights that autocast has cast are forgotten in all.
     """
     if workers == 1:
         yield from map(function, items)
         return
     enabled, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
 
-    def call(item: Item) -> Result:
-        with torch.no_grad(), torch.autocast("cpu", dtype, enabled):
-            return function(item)
+    def enter() -> None:
+        torch.set_num_threads(1)
+        torch.set_grad_enabled(False)
+        torch.autocast("cpu", dtype, enabled).__enter__()  # which the thread leaves with its end
 
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        running: deque[Future[Result]] = deque()
-        try:
-            for item in items:
-                running.append(pool.submit(call, item))
-                if len(running) > workers:
+    try:
+        with ThreadPoolExecutor(workers, initializer=enter) as pool:
+            running: deque[Future[Result]] = deque()
+            try:
+                for item in items:
+                    running.append(pool.submit(function, item))
+                    if len(running) > workers:
+                        yield running.popleft().result()
+                while running:
                     yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
-        finally:
-            for waiting in running:
-                waiting.cancel()
+            finally:
+                for waiting in running:
+                    waiting.cancel()
+    finally:
+        torch.clear_autocast_cache()
