@@ -64,7 +64,8 @@ def test_a_warm_cache_trains_without_decoding(place, tmp_path, monkeypatch, capf
         lines = (place.folder(name) / "metrics.jsonl").read_text().splitlines()
         losses.append([record["train/loss"] for record in map(json.loads, lines) if "train/loss" in record])
     assert len(losses[0]) == 12
-    assert losses[0] == losses[1] == losses[2]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # the last bit is that of where memory lies
+    assert losses[1] == pytest.approx(losses[2], rel=1e-6)
 
 
 def test_own_videos(place, tmp_path, monkeypatch, capfd):

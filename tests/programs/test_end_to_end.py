@@ -225,7 +225,7 @@ def test_flags_of_the_output(place, tmp_path, monkeypatch, capfd):
     (folder,) = (place.root / "outputs" / "by_the_clock").iterdir()
     assert datetime.now() - datetime.strptime(folder.name, "%Y-%m-%d_%H-%M-%S") < timedelta(minutes=10)
     names = {path.name for path in folder.iterdir()}
-    assert names == {"checkpoint-epoch2.pth", "model_best.pth", "config.json", "log.txt", "metrics.jsonl"}
+    assert names == {"checkpoint-epoch2.pth", "model_best.pth", "config.json", "log.txt", "metrics.jsonl", "README.md"}
     best, last = (torch.load(folder / name, weights_only=True) for name in ("model_best.pth", "checkpoint-epoch2.pth"))
     assert best["epoch"] == last["epoch"] == 2
     assert all(torch.equal(best["state_dict"][name], tensor) for name, tensor in last["state_dict"].items())
