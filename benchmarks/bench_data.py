@@ -1,13 +1,17 @@
-"""Videos per second that loading gives, against the published way.
+"""Videos per second that loading and encoding give, against the published way.
 
-    python benchmarks/bench_data.py [--quick] [--json FILE]
+    python benchmarks/bench_data.py [--quick] [--parts loading,encoding] [--json FILE]
 
 Three kinds of file are made with FFmpeg: a 3 fps copy of 15 s, 20 s of 320x240 at 25 fps, and 2 minutes of 640x360
 with a key frame every 250 frames. The baseline seeks to each of 12 frames and transforms them as floats in the worker.
 Every video is new to the loader (`cold`), or its frames are in the frame cache (`warm`). Both run by turns in one
 process, where decoders may use all cores, so that what else the machine does meets both.
+
+Encoding is that of ViT-B/32 with random weights. Its baseline decodes a file, processes and encodes its frames with
+transformers in fp32, one video after the other; test.py and `search.py index` do so in the precision of this processor.
 """
 
+import functools
 import json
 import logging
 import os
@@ -16,22 +20,34 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from operator import truediv
 from pathlib import Path
+from statistics import median
 
 import cv2
 import imageio_ffmpeg
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode, v2
+from transformers import CLIPConfig, CLIPImageProcessor
 
+from config import Config, SearchConfig
 from datasets.annotations import Segment, Split
 from datasets.frame_cache import CacheSettings
 from datasets.loading import TestVideos, batches, test_loader
-from datasets.transforms import PIXEL_MEAN, PIXEL_STD
+from datasets.transforms import OPENAI, PIXEL_MEAN, PIXEL_STD
 from datasets.video import frame_indices, read_frames
+from evaluation.evaluator import Evaluator
+from model.pretrained import TINY_FOLDER, build_clip
+from model.xpool import XPool
 from utils.command_line import Parser, home_path
+from utils.device import choose_precision
+from utils.machine import cores
 from utils.program import run_program
+from video_index.encoding import Encoder, NewSegment
+from video_index.store import Span
 
 logger = logging.getLogger(__name__)
 
@@ -155,14 +171,10 @@ def measure(folder: Path, copies: int) -> dict[str, dict[str, float]]:
     return {"seconds": seconds, "ratios": ratios}
 
 
-def main() -> None:
-    parser = Parser("benchmarks/bench_data.py", __doc__.splitlines()[0])
-    parser.add_argument("--json", type=home_path, help="file for the figures (default: none)")
-    parser.add_argument("--quick", action="store_true", help="2 videos of each kind instead of 7")
-    args = parser.parse_args()
+def loading(folder: Path, quick: bool) -> dict[str, dict[str, float]]:
+    """Figures of decoding and of the frame cache."""
     torch.set_num_threads(1)  # as in a worker
-    with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), 2 if args.quick else 7)
+    figures = measure(folder, 2 if quick else 7)
     seconds, ratios = figures["seconds"], figures["ratios"]
     columns = ("baseline", "cold", "warm", "decode_seek", "decode_straight", "decode")
     logger.info("ms a video " + "".join(f"{column:>17}" for column in columns))
@@ -170,6 +182,81 @@ def main() -> None:
         logger.info(f"{kind:<11}" + "".join(f"{1000 * seconds[f'{kind}_{column}']:17.1f}" for column in columns))
     for name, value in ratios.items():
         logger.info(f"{name:<24}{value:8.2f}" + (f"   asked: {ASKED[name]:g}" if name in ASKED else ""))
+    return figures
+
+
+@torch.no_grad()
+def plain_encoding(model: XPool, processor: CLIPImageProcessor, paths: list[Path]) -> Tensor:
+    """Decode, process, encode, one video after the other: (videos, F, D)."""
+    features = []
+    for path in paths:
+        pixels = processor(list(straight(path)), return_tensors="pt")["pixel_values"]
+        features.append(model.clip.get_image_features(pixel_values=pixels).pooler_output)
+    return torch.stack(features)
+
+
+def test_encoding(model: XPool, paths: list[Path], dtype: torch.dtype) -> Tensor:
+    """What test.py does of videos (videos, F, D)."""
+    segments = tuple(Segment(path.stem, path, ("a caption",)) for path in paths)
+    config = Config(arch="clip_transformer", num_frames=FRAMES, input_res=RESOLUTION)
+    split = Split("bench", "test", segments)
+    return Evaluator(split, config, torch.device("cpu"), dtype, OPENAI).encode(model).videos.frames
+
+
+def index_encoding(model: XPool, paths: list[Path], dtype: torch.dtype) -> Tensor:
+    """What `search.py index` does of videos (videos, F, D), without the index."""
+    config = SearchConfig(arch="clip_transformer", num_frames=FRAMES, input_res=RESOLUTION)
+    segments = [NewSegment(str(path), Span(0, 1, None, None)) for path in paths]
+    found = dict(Encoder(model, config, torch.device("cpu"), dtype)(segments))
+    return torch.cat([found[segment].frames for segment in segments])
+
+
+def encoding(folder: Path, quick: bool) -> dict[str, dict[str, float]]:
+    """Seconds a video and the medians of ratios to the baseline, by turns; the least cosine of a frame's features with
+    the baseline's."""
+    videos = make_videos(folder, 2 if quick else 16)
+    torch.manual_seed(0)
+    model = XPool(*build_clip(CLIPConfig().to_dict(), TINY_FOLDER)).eval()
+    dtype = choose_precision("auto", torch.device("cpu"))
+    ways = {
+        "plain": functools.partial(plain_encoding, model, CLIPImageProcessor()),
+        "test": functools.partial(test_encoding, model, dtype=dtype),
+        "index": functools.partial(index_encoding, model, dtype=dtype),
+    }
+    torch.set_num_threads(cores())
+    figures: dict[str, dict[str, float]] = {"seconds": {}, "ratios": {}, "cosines": {}}
+    for kind in ("3fps", "20s"):
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        found = {}
+        for _ in range(1 if quick else 3):
+            for name, way in ways.items():
+                started = time.perf_counter()
+                found[name] = way(paths=videos[kind])
+                seconds[name].append((time.perf_counter() - started) / len(videos[kind]))
+        for name, spent in seconds.items():
+            figures["seconds"][f"{kind}_{name}"] = median(spent)
+            figures["ratios"][f"{kind}_{name}"] = median(map(truediv, seconds["plain"], spent))
+            cosines = F.cosine_similarity(found[name], found["plain"], dim=-1)
+            figures["cosines"][f"{kind}_{name}"] = float(cosines.min())
+    for name in figures["seconds"]:
+        logger.info(
+            f"{name:<14}{1 / figures['seconds'][name]:8.2f} videos/s{figures['ratios'][name]:8.2f} x  least cosine "
+            f"{figures['cosines'][name]:.5f}"
+        )
+    return figures
+
+
+def main() -> None:
+    parser = Parser("benchmarks/bench_data.py", __doc__.splitlines()[0])
+    parser.add_argument("--json", type=home_path, help="file for the figures (default: none)")
+    parser.add_argument("--quick", action="store_true", help="2 videos of each kind instead of 7")
+    parser.add_argument("--parts", default="loading,encoding", help="which parts to run, with a comma between")
+    args = parser.parse_args()
+    figures = {}
+    for part, run in (("loading", loading), ("encoding", encoding)):
+        if part in args.parts.split(","):
+            with tempfile.TemporaryDirectory() as folder:
+                figures[part] = run(Path(folder), args.quick)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 

@@ -5,7 +5,9 @@ import time
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.clip import EncodedVideos
 from model.published_textdiffs import PublishedTextDiffs
@@ -391,6 +393,30 @@ def test_threads_keep_the_order_and_pass_errors_on():
         assert list(map_in_order(double, range(20), 4)) == list(range(0, 40, 2))
         with pytest.raises(ZeroDivisionError):
             list(map_in_order(double, range(30), 4))
+
+
+class Casts(TorchDispatchMode):
+    """Counts the casts of the thread that it is entered in."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._to_copy.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_threads_cast_each_weight_once():
+    """Autocast forgets in all threads what it has cast when one of them leaves it."""
+    layer, rows = nn.Linear(8, 8), torch.ones(2, 8, dtype=torch.bfloat16)
+
+    def casts(item):
+        with Casts() as seen:
+            layer(rows)
+        return seen.count
+
+    with torch.autocast("cpu", torch.bfloat16), one_thread_per_item(torch.device("cpu")):
+        counts = list(map_in_order(casts, range(10), 2))
+        assert 2 <= sum(counts) <= 4  # weight and bias, by one thread or by both
 
 
 def test_processes_share_the_work(textdiffs):
