@@ -19,18 +19,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from config import Config, SearchConfig
+from evaluation.embeddings import encode_captions
 from model.clip import EncodedVideos
 from model.factory import assembled, create_model, restore_model
 from model.model_config import ModelConfig
 from model.preprocessing import read_json
 from model.pretrained import spare_retries
 from model.retrieval import RetrievalModel, join_rows
-from modules.similarity import check_finite, similarity
+from modules.similarity import similarity
 from trainer.checkpoints import BEST, load_checkpoint
 from trainer.model_card import CARD_FILE, model_card
 from utils.device import autocast, choose_device, choose_precision
 from utils.errors import InputError
-from utils.threads import map_in_order, one_thread_per_item
+from utils.threads import one_thread_per_item
 from video_index.encoding import Encoder, NewSegment
 from video_index.store import Span
 
@@ -115,11 +116,8 @@ class TextVideoModel(ModelHubMixin):
         :raises RunError: features are NaN or infinite.
         """
         captions = _listed(captions, "text")
-        parts = self.model.tokenize(captions)["token_ids"].split(batch_size)
         with autocast(self.device, self.dtype), one_thread_per_item(self.device) as workers:
-            encoded = map_in_order(lambda ids: self.model.encode_texts(ids.to(self.device)), parts, workers)
-            features = torch.cat([part.float().cpu() for part in encoded])
-        check_finite("text", features, captions)
+            features = encode_captions(self.model, captions, batch_size, self.device, workers).cpu()
         return TextEmbeddings(tuple(captions), features)
 
     def embed_videos(self, paths: Sequence[str | Path], batch_size: int = 32, num_workers: int = 0) -> VideoEmbeddings:
@@ -149,7 +147,7 @@ class TextVideoModel(ModelHubMixin):
         """
         tokens = {name: rows.to(self.device) for name, rows in self.model.tokenize(texts.captions).items()}
         with autocast(self.device, self.dtype), one_thread_per_item(self.device) as workers:
-            ready = self.model.texts(texts.captions, texts.features.to(self.device), **tokens)
+            ready = self.model.texts(texts.captions, texts.features.to(self.device), tokens)
             frames = videos.frames.to(self.device)
             seen = self.model.videos(EncodedVideos(frames, videos.encoded.tokens), videos.names)
             return Ranking(similarity(self.model, ready, seen, rerank_topk=rerank_topk, workers=workers).strict)

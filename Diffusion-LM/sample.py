@@ -101,7 +101,7 @@ def captions_of_video(args: Sampling, device: torch.device) -> list[str]:
 
     # 4. how well the video explains them
     inputs = {name: ids.to(device) for name, ids in model.tokenize(found).items()}
-    texts = model.texts(found, model.encode_texts(inputs["token_ids"]), inputs["word_ids"])
+    texts = model.texts(found, model.encode_texts(inputs["token_ids"]), inputs)
     places = torch.arange(len(found))
     ratios = model.word_ratios(texts, video, places, torch.zeros_like(places)).sum(1).cpu()
     order = ratios.argsort(descending=True, stable=True).tolist()

@@ -135,7 +135,7 @@ def engine(
     with autocast(device, dtype), one_thread_per_item(device) as workers:
         word_ids = model.tokenize(captions)["word_ids"].to(device)
         seen = EncodedVideos(frames.to(device), tokens)
-        prepared = model.texts(captions, texts.to(device), word_ids), model.videos(seen)
+        prepared = model.texts(captions, texts.to(device), {"word_ids": word_ids}), model.videos(seen)
         own_text = torch.arange(len(captions)) if len(captions) == len(frames) else None
         return similarity(model, *prepared, own_text, rerank_topk=topk, workers=workers)
 
@@ -330,7 +330,7 @@ def gallery(quick: bool, figures: Figures) -> list[str]:
             tokens = new_tokens(videos, model.token_shape, Path(folder) if place == "file" else None)
             for rows in torch.arange(videos).split(100):
                 tokens[rows] = torch.randn(len(rows), *model.token_shape, dtype=tokens.dtype)
-            read = model.texts(captions, features, model.tokenize(captions)["word_ids"])
+            read = model.texts(captions, features, model.tokenize(captions))
             seen = model.videos(EncodedVideos(frames, tokens))
             score = functools.partial(similarity, model, read, seen, rerank_topk=1, workers=workers)
             spent, scores = timed(score)

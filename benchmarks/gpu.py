@@ -316,7 +316,7 @@ def score_flops(model: PublishedTextDiffs | TextDiffs, dtype: torch.dtype, token
     word_ids = model.tokenize(captions)["word_ids"].to(device)
     zeros, index = torch.zeros(4, dtype=torch.long), torch.arange(4)
     with autocast(device, dtype):
-        read = model.texts(captions, texts.to(device), word_ids)
+        read = model.texts(captions, texts.to(device), {"word_ids": word_ids})
         seen = model.videos(EncodedVideos(frames.to(device), None if tokens is None else tokens[:4]))
         with FlopCounterMode(display=False) as counter:
             model.score_pairs(read, seen, zeros, index)

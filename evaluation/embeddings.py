@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,9 +22,11 @@ from model.clip import ClipRetrieval, EncodedVideos
 from model.encoders import activations
 from model.retrieval import RetrievalModel
 from modules.frame_pooling import mean_of_frames
+from modules.similarity import check_finite
 from utils.device import precision_name
 from utils.errors import InputError
 from utils.files import written_whole
+from utils.threads import map_in_order
 
 FORMAT = "TextDiffs embeddings"
 TOKENS_DTYPE = torch.bfloat16
@@ -61,6 +63,21 @@ def clip_marks(model: ClipRetrieval) -> dict[str, str]:
         "preprocessing of pictures": str(model.preprocessing),
         "activation of CLIP": activations(model.clip.config),
     }
+
+
+@torch.no_grad()
+def encode_captions(
+    model: ClipRetrieval, captions: Sequence[str], batch_size: int, device: torch.device, workers: int = 1
+) -> Tensor:
+    """Features of N captions that stand for themselves, of no split, (N, D), float32, on the device.
+
+    :param workers: threads that encode, on a CPU; what `one_thread_per_item` gives.
+    :raises RunError: a feature is NaN or infinite.
+    """
+    parts = model.tokenize(captions)["token_ids"].split(batch_size)
+    features = torch.cat(list(map_in_order(lambda ids: model.encode_texts(ids.to(device)), parts, workers)))
+    check_finite("text", features, captions)
+    return features
 
 
 def differences(made_of: Mapping[str, str], here: Mapping[str, str]) -> list[str]:

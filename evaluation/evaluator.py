@@ -196,7 +196,7 @@ class Evaluator:
             captions, features = [captions[index] for index in chosen.tolist()], features[chosen.to(features.device)]
             tokens = {name: rows[chosen] for name, rows in tokens.items()}
         there = {name: rows.to(self.device) for name, rows in tokens.items()}
-        texts = model.texts(captions, features.to(self.device), **there)
+        texts = model.texts(captions, features.to(self.device), there)
         names = [str(segment.path) for segment in self.split.segments]
         encoded = embeddings.videos
         return texts, model.videos(EncodedVideos(encoded.frames.to(self.device), encoded.tokens), names)

@@ -1,7 +1,8 @@
 """The image-text encoders of transformers that are fine-tuned: what is asked of each, and in what they differ."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from math import isqrt
@@ -133,12 +134,10 @@ def image_features(model: PreTrainedModel, pixels: Tensor) -> tuple[Tensor, Tens
     return projected.float(), _patches(seen.last_hidden_state)
 
 
-@torch.no_grad()
 def patch_shape(model: PreTrainedModel, side: int) -> tuple[int, int]:
     """(P, W) of the patches of a picture of `side` pixels."""
-    training = model.training
-    patches = image_features(model.eval(), torch.zeros(1, 3, side, side, device=model.device))[1]
-    model.train(training)
+    with _looking(model):
+        patches = image_features(model, torch.zeros(1, 3, side, side, device=model.device))[1]
     return patches.shape[1], patches.shape[2]
 
 
@@ -147,19 +146,29 @@ def check_features(model: PreTrainedModel, token_ids: Tensor, side: int, source:
 
     :raises InputError: one of them has no feature of the whole.
     """
-    mode = model.training
-    for what, network, inputs in (
-        ("text", model.eval().text_model, {"input_ids": token_ids}),
-        ("image", model.vision_model, {"pixel_values": torch.zeros(1, 3, side, side)}),
-    ):
-        with torch.no_grad():
-            output = network(**inputs)
+    with _looking(model):
+        outputs = {
+            "text": (model.text_model, model.text_model(input_ids=token_ids)),
+            "image": (model.vision_model, model.vision_model(pixel_values=torch.zeros(1, 3, side, side))),
+        }
+    for what, (network, output) in outputs.items():
         if getattr(output, "pooler_output", None) is None:
             raise InputError(
                 f"the {what} network of {source}, a {network.config.model_type}, gives features of its parts alone "
                 f"(no pooler_output): take one that also has a feature of the whole"
             )
-    model.train(mode)
+
+
+@contextmanager
+def _looking(model: PreTrainedModel) -> Iterator[None]:
+    """In evaluation mode and without gradients, in which nothing is drawn."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
 
 
 def freeze_statistics(model: nn.Module) -> None:

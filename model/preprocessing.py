@@ -23,10 +23,9 @@ OPEN_CLIP_FILE = "open_clip_config.json"
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # by Pillow's numbers
 _STEPS = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
 _SIDE = 224  # of CLIPImageProcessor, where a file says one of size and crop_size
-_HALF, _IMAGENET = (0.5, 0.5, 0.5), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _SQUARE = {"size": {"height": _SIDE, "width": _SIDE}, "do_center_crop": False}
-_LIKE_VIT = _SQUARE | {"image_mean": list(_HALF), "image_std": list(_HALF)}
-_OF_IMAGENET = {"image_mean": list(_IMAGENET[0]), "image_std": list(_IMAGENET[1])}
+_LIKE_VIT = _SQUARE | {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+_OF_IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 # what transformers' processors do unless a file says something else, by how their names begin; {}: as CLIP's
 _USUAL: dict[str, dict[str, Any]] = {
     "CLIP": {},

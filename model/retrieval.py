@@ -1,6 +1,6 @@
 """What every retrieval model is: CLIP, frames pooled for each text, and a score for each pair."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, NamedTuple, TypeVar
@@ -96,18 +96,12 @@ class RetrievalModel(ClipRetrieval):
         """Memory that one pair of a block of `score_pairs` takes, about."""
         return 0
 
-    def texts(
-        self,
-        captions: Sequence[str],
-        features: Tensor,
-        word_ids: Tensor | None = None,
-        token_ids: Tensor | None = None,
-    ) -> Texts:
+    def texts(self, captions: Sequence[str], features: Tensor, tokens: Mapping[str, Tensor]) -> Texts:
         """Captions and their features (N, D), ready to be scored.
 
-        :param word_ids: what `tokenize` gave of them, `token_ids` likewise: on the device, for archs that read it.
+        :param tokens: what `tokenize` gave of them, on the device.
         """
-        return Texts(captions, features, self.pool_frames.queries(features), word_ids)
+        return Texts(captions, features, self.pool_frames.queries(features), tokens.get("word_ids"))
 
     def videos(self, encoded: EncodedVideos, names: Sequence[str] | None = None) -> Videos:
         """What `encode_videos` gave of M videos, ready to be scored."""

@@ -1,6 +1,6 @@
 """TextDiffs: X-Pool, and a text diffusion that tells how well a video explains the words of a caption."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -143,16 +143,9 @@ class TextDiffs(XPool):
                     matrix[rows] += more
 
     @torch.no_grad()
-    def texts(
-        self,
-        captions: Sequence[str],
-        features: Tensor,
-        word_ids: Tensor | None = None,
-        token_ids: Tensor | None = None,
-    ) -> Texts:
-        """Captions and their features (N, D), with the prior of their words (N, l)."""
-        assert word_ids is not None  # as `tokenize` gives them
-        texts = super().texts(captions, features, without_padding(word_ids))
+    def texts(self, captions: Sequence[str], features: Tensor, tokens: Mapping[str, Tensor]) -> Texts:
+        """Captions, their features (N, D) and tokens, with the prior of their words (N, l)."""
+        texts = super().texts(captions, features, {"word_ids": without_padding(tokens["word_ids"])})
         parts = []
         for rows in torch.arange(len(texts)).split(TEXTS_AT_ONCE):
             parts.append(torch.stack([self.potential.log_p(noised) for noised in self._draws(texts, rows)]).mean(0))

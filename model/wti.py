@@ -1,6 +1,6 @@
 """Token-wise interaction (WTI of DRL, Wang et al. 2022): words and frames are compared one by one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -35,15 +35,9 @@ class TokenWise(RetrievalModel):
         super().__init__(clip, tokenizer, SimplePooling("avg"))
         self.interaction = TokenInteraction(self.embed_dim)
 
-    def texts(
-        self,
-        captions: Sequence[str],
-        features: Tensor,
-        word_ids: Tensor | None = None,
-        token_ids: Tensor | None = None,
-    ) -> Texts:
-        """Captions, their features (N, D) and tokens (N, tokens), ready to be scored: words are encoded here."""
-        assert token_ids is not None  # as `tokenize` gives them
+    def texts(self, captions: Sequence[str], features: Tensor, tokens: Mapping[str, Tensor]) -> Texts:
+        """Captions, their features (N, D) and tokens, ready to be scored: words are encoded here."""
+        token_ids = tokens["token_ids"]
         queries = torch.cat([self._words(token_ids[rows])[1] for rows in _slices(len(token_ids))])
         return Texts(captions, features, queries)
 

@@ -9,6 +9,11 @@ from torch.nn import functional as F
 MAX_LOGIT_SCALE = math.log(100)  # in float32 exactly the log scale of CLIP's released weights, which it leaves alone
 
 
+def all_cosines(texts: Tensor, others: Tensor) -> Tensor:
+    """Of all features (N, D) with all features (M, D), in float32: (N, M)."""
+    return F.normalize(texts.float(), dim=-1) @ F.normalize(others.float(), dim=-1).T
+
+
 def symmetric_infonce(sims: Tensor, logit_scale: Tensor) -> Tensor:
     """Mean of the text-to-video and the video-to-text cross-entropy of a batch of pairs (Radford et al. 2021).
 

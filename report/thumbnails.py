@@ -37,10 +37,8 @@ class Thumbnails:
 
     def link(self, segment: int) -> str | None:
         """Address of a segment's video as seen from the page, with its times; None where the file is not there."""
-        path, (start, end) = (
-            self.files.get(self.segments[segment].video_id),
-            (self.segments[segment].start, self.segments[segment].end),
-        )
+        linked = self.segments[segment]
+        path, start, end = self.files.get(linked.video_id), linked.start, linked.end
         if path is None:
             return None
         times = "" if start is None else f"#t={start:g},{end:g}" if end is not None else f"#t={start:g}"

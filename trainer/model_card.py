@@ -22,7 +22,7 @@ from textdiffs import load_model
 
 model = load_model("FOLDER")  # this one, or its id on the hub
 texts, videos = model.embed_texts(["a dog runs"]), model.embed_videos(["a.mp4", "b.mp4"])
-print(model.rank(texts, videos).videos_of_texts)
+model.rank(texts, videos).videos_of_texts  # for each text the videos, best first
 ```"""
 LICENCES = """The licence above is that of the code. Weights come from the encoder and from the training data, which
 have licences of their own."""

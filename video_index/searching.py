@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from config import SearchConfig
-from evaluation.embeddings import TOKENS_DTYPE
+from evaluation.embeddings import TOKENS_DTYPE, encode_captions
 from model.clip import EncodedVideos
 from model.retrieval import RetrievalModel, Texts, Videos
 from modules.frame_pooling import mean_of_frames
-from modules.similarity import automatic_block, check_finite
+from modules.similarity import automatic_block
 from utils.device import autocast
 from utils.errors import InputError
 from utils.threads import map_in_order, one_thread_per_item
@@ -195,16 +195,12 @@ class Searcher:
 
     def _text_features(self, sentences: Sequence[str]) -> Tensor:
         """Sentences encoded, (N, D)."""
-        token_ids = self.model.tokenize(sentences)["token_ids"]
-        ids = [part.to(self.device) for part in token_ids.split(self.config.batch_size)]
-        features = torch.cat([self.model.encode_texts(part) for part in ids])
-        check_finite("text", features, sentences)
-        return features
+        return encode_captions(self.model, sentences, self.config.batch_size, self.device)
 
     def _texts(self, sentences: Sequence[str], features: Tensor) -> Texts:
         """Sentences and what stands for them (N, D), ready to be scored."""
         tokens = self.model.tokenize(sentences)
-        return self.model.texts(sentences, features, **{name: rows.to(self.device) for name, rows in tokens.items()})
+        return self.model.texts(sentences, features, {name: rows.to(self.device) for name, rows in tokens.items()})
 
     def _held(self, segments: Sequence[IndexedSegment]) -> EncodedVideos:
         """What the index holds of segments; their tokens are read when they are scored."""

@@ -137,7 +137,7 @@ def test_simple_pooling_equals_the_slow_loop(kind):
     texts, videos = make_features(model, 7, 7)
     scores = score(model, CAPTIONS, texts, videos, OWN_TEXT)
     pooled = model.pool_frames(texts, videos.frames)
-    prepared, ready = model.texts(CAPTIONS, texts), model.videos(videos)
+    prepared, ready = model.texts(CAPTIONS, texts, {}), model.videos(videos)
     for t in range(7):
         for v in range(7):
             expected = slow_pool(kind, texts[t], videos.frames[v], 2, 0.1)

@@ -106,7 +106,7 @@ class Recorded:
     def scores(self):
         """What an evaluation computes, one video at a time, as noise of an evaluation depends on the text alone."""
         numbers = [str(index) for index in self.own.tolist()]  # captions may be equal and have other noise
-        texts = self.model.texts(numbers, self["input.text_features"], self["input.token_ids"])
+        texts = self.model.texts(numbers, self["input.text_features"], {"word_ids": self["input.token_ids"]})
         columns = [self._scores_of(texts, video) for video in self.own.tolist()]
         return {
             name: torch.cat([torch.from_numpy(getattr(column, name)) for column in columns], dim=1)

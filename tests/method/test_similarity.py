@@ -60,8 +60,7 @@ def make_features(model, num_texts, num_videos, seed=0):
 
 @torch.no_grad()
 def score(model, captions, text_features, encoded, own_text=None, **options):
-    word_ids = model.tokenize(captions).get("word_ids")
-    texts, videos = model.texts(captions, text_features, word_ids), model.videos(encoded)
+    texts, videos = model.texts(captions, text_features, model.tokenize(captions)), model.videos(encoded)
     return similarity(model, texts, videos, own_text, **options)
 
 
@@ -126,7 +125,7 @@ def test_what_the_diffusion_adds_depends_on_the_video(textdiffs):
     """Otherwise the loop above could not tell a wrong video from the right one."""
     texts, encoded = make_features(textdiffs, 1, 6)
     videos = textdiffs.videos(encoded)
-    prepared = textdiffs.texts(CAPTIONS[:1], texts, textdiffs.tokenize(CAPTIONS[:1])["word_ids"])
+    prepared = textdiffs.texts(CAPTIONS[:1], texts, textdiffs.tokenize(CAPTIONS[:1]))
     index = torch.zeros(6, dtype=torch.long)
     if isinstance(textdiffs, PublishedTextDiffs):
         found = textdiffs.text_embeddings(prepared, videos, index, torch.arange(6), texts[index])

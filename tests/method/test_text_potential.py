@@ -46,7 +46,7 @@ def encoded(model: TextDiffs):
     features = torch.randn(len(CAPTIONS), model.embed_dim, generator=generator)
     frames = torch.randn(5, FRAMES, model.embed_dim, generator=generator)
     tokens = torch.randn(5, *model.token_shape, generator=generator).bfloat16()
-    texts = model.texts(CAPTIONS, features, model.tokenize(CAPTIONS)["word_ids"])
+    texts = model.texts(CAPTIONS, features, model.tokenize(CAPTIONS))
     return texts, model.videos(EncodedVideos(frames, tokens))
 
 
@@ -154,7 +154,7 @@ def test_ratios_are_those_of_the_formula(model):
 def test_a_caption_of_unknown_words_or_none_has_a_ratio(model):
     captions = ["", "qwertz", " ".join(["guitar"] * 50)]
     features = torch.randn(3, model.embed_dim)
-    texts = model.texts(captions, features, model.tokenize(captions)["word_ids"])
+    texts = model.texts(captions, features, model.tokenize(captions))
     videos = encoded(model)[1]
     found = model.word_ratios(texts, videos, *all_pairs(texts, videos))
     assert found.isfinite().all() and (found[:5] != 0).sum(1).tolist() == [1] * 5  # of "" the end alone
@@ -170,9 +170,8 @@ def test_a_score_depends_on_its_pair_alone(model):
     shuffled = model.score_pairs(texts, videos, text_index[order], video_index[order]).strict
     torch.testing.assert_close(shuffled, together[order], atol=1e-5, rtol=0)
     for text, video in ((0, 4), (3, 1)):
-        one = model.texts(
-            [CAPTIONS[text]], texts.features[text : text + 1], model.tokenize([CAPTIONS[text]])["word_ids"]
-        )
+        caption = [CAPTIONS[text]]
+        one = model.texts(caption, texts.features[text : text + 1], model.tokenize(caption))
         of = EncodedVideos(videos.features[video : video + 1], videos.tokens[video : video + 1])
         alone = model.score_pairs(one, model.videos(of), *torch.zeros(2, 1, dtype=torch.long)).strict
         torch.testing.assert_close(alone, together.view(-1, len(videos))[text, video : video + 1], atol=1e-5, rtol=0)

@@ -45,9 +45,9 @@ def slow_scores(model, captions, frames):
 
 
 def ready(model, captions, videos):
-    tokens = model.tokenize(captions)["token_ids"]
+    tokens = model.tokenize(captions)
     with torch.no_grad():
-        return model.texts(captions, model.encode_texts(tokens), token_ids=tokens), model.videos(videos)
+        return model.texts(captions, model.encode_texts(**tokens), tokens), model.videos(videos)
 
 
 def test_scores_equal_the_slow_loop(model, videos):

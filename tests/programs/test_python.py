@@ -11,13 +11,12 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from config import Config
-from model.factory import create_model
 from tests import precision
+from tests.checkpoint_files import saved
 from tests.conftest import ROOT
 from tests.made_up import make_msrvtt, run_program
 from tests.method.test_encoders import a_folder
 from textdiffs import TextVideoModel, load_model
-from trainer.checkpoints import save_checkpoint
 from utils.errors import InputError
 
 CAPTIONS = ["a man is cooking", "two dogs play", "a car drives by"]
@@ -45,16 +44,8 @@ def model_of(parse, tmp_path):
     """A saved run of flags, with weights that differ from those at the start."""
 
     def make(line):
-        torch.manual_seed(1)
-        config = parse(line)
-        model = create_model(config)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.02 * torch.randn_like(parameter))
-        folder = tmp_path / "run"
-        folder.mkdir()
-        save_checkpoint(folder / "model_best.pth", model, config, epoch=1, step=1)
-        return folder
+        saved(parse, tmp_path / "run" / "model_best.pth", line)
+        return tmp_path / "run"
 
     return make
 

@@ -65,7 +65,7 @@ def searcher_of(model, folder, count, *flags, dtype=torch.float32):
 def slow_scores(model, sentences, encoded):
     """The model's own score of every pair, one pair at a time: (texts, videos)."""
     tokens = model.tokenize(sentences)
-    texts = model.texts(sentences, model.encode_texts(tokens.pop("token_ids")), **tokens)
+    texts = model.texts(sentences, model.encode_texts(tokens["token_ids"]), tokens)
     videos, zero = model.videos(encoded), torch.zeros(1, dtype=torch.long)
     return torch.tensor([
         [float(model.score_pairs(texts, videos, zero + text, zero + video).strict) for video in range(len(videos))]
