@@ -1,7 +1,10 @@
 """What the tests share: where the data folders lie, and skipping with a reason where they do not."""
 
+import ctypes
+import gc
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,6 +53,15 @@ def _forks_may_go_backward() -> None:
     import torch  # reads the variable above
 
     torch.ones(1, requires_grad=True).sum().backward()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _memory_is_given_back() -> Iterator[None]:
+    """After each file, where the C library can: a fork of a process of 3 GB takes as long as many a test."""
+    yield
+    gc.collect()
+    if hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")

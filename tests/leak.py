@@ -22,7 +22,6 @@ from tests.small_models import small_baseline, small_textdiffs, small_tmass, sma
 logger = logging.getLogger(__name__)
 
 PAIRS, WIDTH, FRAMES = 200, 512, 12
-CHANCE = 100 / PAIRS
 CAPTIONS = [f"word{i % 14} word{14 + i // 14}" for i in range(PAIRS)]
 COLUMNS = tuple((protocol, metric) for protocol in ("strict", "published") for metric in ("t2v", "v2t"))
 
@@ -42,17 +41,17 @@ MODELS: dict[str, Callable[[], RetrievalModel]] = {
 
 
 @torch.no_grad()
-def recall_of_unrelated_pairs(model: RetrievalModel, seed: int) -> dict[tuple[str, str], float]:
-    """R@1 in percent for every one of COLUMNS."""
-    generator = torch.Generator().manual_seed(seed)
-    texts = torch.randn(PAIRS, WIDTH, generator=generator)
-    frames = torch.randn(PAIRS, FRAMES, WIDTH, generator=generator)
-    tokens = model.token_shape and torch.randn(PAIRS, *model.token_shape, generator=generator)
-    read, videos = model.texts(CAPTIONS, texts, model.tokenize(CAPTIONS)), model.videos(EncodedVideos(frames, tokens))
-    scores = similarity(model, read, videos, torch.arange(PAIRS))
+def recall_of_unrelated_pairs(model: RetrievalModel, seed: int, pairs: int = PAIRS) -> dict[tuple[str, str], float]:
+    """R@1 in percent for every one of COLUMNS. Chance is 100 / `pairs`."""
+    generator, captions = torch.Generator().manual_seed(seed), CAPTIONS[:pairs]
+    texts = torch.randn(pairs, WIDTH, generator=generator)
+    frames = torch.randn(pairs, FRAMES, WIDTH, generator=generator)
+    tokens = model.token_shape and torch.randn(pairs, *model.token_shape, generator=generator)
+    read, videos = model.texts(captions, texts, model.tokenize(captions)), model.videos(EncodedVideos(frames, tokens))
+    scores = similarity(model, read, videos, torch.arange(pairs))
     metrics = {"t2v": text_to_video, "v2t": video_to_text}
     return {
-        (protocol, name): metrics[name](getattr(scores, protocol), range(PAIRS))["R1"] for protocol, name in COLUMNS
+        (protocol, name): metrics[name](getattr(scores, protocol), range(pairs))["R1"] for protocol, name in COLUMNS
     }
 
 

@@ -1,17 +1,21 @@
-"""Training runs in forked processes: the real train.py, started often and killed, without importing anything again."""
+"""Programs in forked processes: the real ones, started often and killed, without importing anything again."""
 
 import ctypes
 import importlib.util
 import json
+import logging
 import multiprocessing
 import os
 import random
 import resource
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -21,7 +25,11 @@ from utils.program import run_program
 
 
 class Run:
-    """`python train.py ARGUMENTS` in `size` processes. Their output goes to files in `logs`."""
+    """`python train.py ARGUMENTS` in `size` processes. Their output goes to files in `logs`.
+
+    :param hold: what a process has to log to be held there until `let_go`, as a signal that is sent by the clock may
+        come too late; None: nothing holds them. A pair: this text the n-th time.
+    """
 
     def __init__(
         self,
@@ -30,16 +38,29 @@ class Run:
         size: int = 1,
         first: Callable[[], None] = lambda: None,
         program: str = "train.py",
+        hold: str | tuple[str, int] | None = None,
     ):
         context = multiprocessing.get_context("fork")
         logs.mkdir(parents=True, exist_ok=True)
         self.logs, port = logs, free_port()
+        for path in logs.iterdir():
+            path.unlink()  # of a run before
+        if hold is not None:
+            first = partial(_hold, first, logs, *((hold, 1) if isinstance(hold, str) else hold))
         self.processes = [
             context.Process(target=_run, args=(program, arguments, logs, rank, size, port, first))
             for rank in range(size)
         ]
         for process in self.processes:
             process.start()
+
+    def held(self, processes: int = 1) -> bool:
+        """Wait until so many of them are held. Whether they are."""
+        return wait_for(lambda: len(list(self.logs.glob("*.held"))) == processes, self)
+
+    def let_go(self) -> None:
+        """Let those go on that are held."""
+        (self.logs / "go").touch()
 
     def signal(self, number: int, rank: int | None = None) -> None:
         """Send a signal to one of the processes, or to all."""
@@ -70,6 +91,38 @@ class Run:
     def output(self) -> str:
         """What all processes said on standard output."""
         return "".join(path.read_text() for path in sorted(self.logs.glob("*.out")))
+
+
+def run_forked(program: str, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    """Run a program in a process of its own to its end, offline, as `made_up.run_program` does in a new interpreter."""
+
+    def first() -> None:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        os.chdir(cwd)
+
+    arguments = tuple(map(str, arguments))
+    with TemporaryDirectory() as logs:
+        run = Run(list(arguments), Path(logs), first=first, program=program)
+        (code,) = run.wait(300)
+        return subprocess.CompletedProcess([program, *arguments], code, run.output(), run.errors())
+
+
+def _hold(first: Callable[[], None], logs: Path, text: str, times: int) -> None:
+    """Make this process wait where it logs the text for the n-th time."""
+    first()
+    info, left = logging.Logger.info, times
+
+    def info_and_wait(self: logging.Logger, message: str, *args: object, **options: object) -> None:
+        nonlocal left
+        info(self, message, *args, **options)
+        left -= text in (message % args if args else message)
+        if left == 0:
+            left = -1
+            (logs / f"{os.getpid()}.held").touch()
+            while not (logs / "go").exists():
+                time.sleep(0.001)
+
+    logging.Logger.info = info_and_wait
 
 
 def _run(
@@ -121,7 +174,7 @@ def kill_at_random(
     :param seconds: at most, from a checkpoint to the kill.
     :return: how many times it was writing one.
     """
-    generator, writing = random.Random(seed), 0
+    generator, writing, killed = random.Random(seed), 0, 0
     for kill in range(kills):
         before, run = newest(), start()
         if kill % 2:
@@ -132,8 +185,10 @@ def kill_at_random(
             time.sleep(generator.uniform(0, seconds))
         run.signal(signal.SIGKILL, generator.choice([None, *range(size)]))
         codes = run.wait()
-        assert -signal.SIGKILL in codes, run.errors()  # it was not over
+        killed += -signal.SIGKILL in codes
+        assert -signal.SIGKILL in codes or not any(codes), run.errors()  # else it was over before
         writing += any(folder.glob(".*.tmp"))
+    assert killed > kills / 2
     assert start().wait() == [0] * size
     assert not any(folder.glob(".*.tmp")) and not any(folder.glob("*.damaged"))
     return writing

@@ -1,8 +1,6 @@
 """Pictures of MovingShapes, and the tiny CLIP that is pre-trained on them."""
 
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +16,7 @@ from datasets.moving_shapes.pictures import TRAITS, Picture, Pictures, take_pict
 from datasets.moving_shapes.scene import COLOURS, SHAPES, MovingObject, Scene, figures
 from model.clip import ClipRetrieval
 from model.pretrained import TINY_FOLDER, load_clip
-from tests.processes import ROOT
+from tests.training_runs import run_forked
 from utils.errors import InputError
 
 SIDE, PATCH = 64, 16
@@ -120,11 +118,11 @@ def test_the_script_makes_weights_that_load(tmp_path):
     shutil.copytree(TINY_FOLDER, tmp_path / "clip")
     weights = tmp_path / "clip" / "model.safetensors"
     weights.unlink(missing_ok=True)
-    command = [
-        sys.executable, "scripts/pretrain_clip.py", f"--output={weights}", "--scenes=24", "--sight_steps=3",
-        "--captions_steps=3", "--batch_size=8", "--held_out=8",
-    ]  # fmt: skip
-    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    done = run_forked(
+        "scripts/pretrain_clip.py", f"--output={weights}", "--scenes=24", "--sight_steps=3", "--captions_steps=3",
+        "--batch_size=8", "--held_out=8",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     clip, _ = load_clip("tiny", str(tmp_path / "clip"))
     torch.manual_seed(7)
     started = load_clip("tiny")[0].state_dict()

@@ -2,7 +2,6 @@
 
 import json
 import runpy
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -17,6 +16,7 @@ from model.factory import create_model
 from tests import precision
 from tests.made_up import CAPTIONS, ROOT, make_diffusion_lm, write_video
 from tests.small_diffusion_lm import randn, small_denoiser, write_folder
+from tests.training_runs import run_forked
 from trainer.checkpoints import save_checkpoint
 
 
@@ -31,8 +31,7 @@ def folder(denoiser, tmp_path):
 
 
 def program(name, *arguments, cwd):
-    command = [sys.executable, str(ROOT / "Diffusion-LM" / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+    return run_forked(f"Diffusion-LM/{name}", *arguments, cwd=cwd)
 
 
 @pytest.fixture(scope="module")

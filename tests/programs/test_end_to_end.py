@@ -15,6 +15,7 @@ from config import Config
 from datasets.annotations import load_captions
 from tests import precision
 from tests.made_up import call_program, make_diffusion_lm, make_msrvtt, run_program
+from tests.training_runs import run_forked
 from utils.files import written_whole
 
 KEYS = {"metric", "protocol", "dsl", "R1", "R5", "R10", "R50", "R100", "MedR", "MeanR", "queries", "gallery"}
@@ -62,8 +63,8 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(place):
-    """A finished training run, started from the shell."""
-    done = run_program("train.py", *place.train_arguments("run", "--log_step=1", "--evals_per_epoch=2"))
+    """A finished training run."""
+    done = run_forked("train.py", *place.train_arguments("run", "--log_step=1", "--evals_per_epoch=2"))
     assert done.returncode == 0, done.stderr
     return place.folder("run")
 
@@ -174,7 +175,7 @@ def test_evaluation_depends_on_the_checkpoint_alone(place, trained, tmp_path, mo
 def test_same_seed_same_run(place, trained, monkeypatch, capfd):
     """The same command gives the same losses, the same table and the same weights."""
     arguments = place.train_arguments("again", "--log_step=1", "--evals_per_epoch=2")
-    done = run_program("train.py", *arguments)
+    done = run_forked("train.py", *arguments)
     assert done.returncode == 0, done.stderr
 
     def figures(folder: Path) -> list[dict]:

@@ -8,18 +8,14 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
-
-
-def run_benchmark(*flags: str) -> subprocess.CompletedProcess:
-    """`benchmarks/gpu.sh --gpu=cpu` with this interpreter."""
-    command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), "--gpu=cpu", *flags]
-    return subprocess.run(command, env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True)
+from tests.training_runs import run_forked
 
 
 @pytest.mark.slow
 def test_every_section_runs(tmp_path):
     output = tmp_path / "new" / "gpu.json"
-    done = run_benchmark("--quick", f"--output={output}", "--section_seconds=600", "--total_seconds=3000")
+    flags = ("--quick", "--gpu=cpu", "--section_seconds=600", "--total_seconds=3000")
+    done = run_forked("benchmarks/gpu.py", *flags, f"--output={output}")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(output.read_text(encoding="utf-8"))
     assert found["conformance"]["textdiffs"]["error fp32"] <= 1e-6 and found["conformance"]["published"]["error bf16"]
@@ -34,13 +30,14 @@ def test_every_section_runs(tmp_path):
 def test_time_is_kept_and_told(tmp_path):
     """The sections behind one that took too long still run."""
     output = tmp_path / "gpu.json"
-    flags = ("--quick", f"--output={output}", "--section_seconds=1", "--sections=training,waits")
-    done = run_benchmark(*flags)
+    flags = ("--quick", "--gpu=cpu", "--section_seconds=1", "--sections=training,waits")
+    done = run_forked("benchmarks/gpu.py", *flags, f"--output={output}")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(output.read_text(encoding="utf-8"))
     assert "no time is left" in found["training"]["the rest"]["skipped"] and "waits" in found
 
 
 def test_real_sizes_want_a_gpu(tmp_path):
-    done = run_benchmark(f"--output={tmp_path / 'gpu.json'}")
+    command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), "--gpu=cpu", f"--output={tmp_path / 'gpu.json'}"]
+    done = subprocess.run(command, env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True)
     assert done.returncode == 2 and "--quick" in done.stderr and done.stderr.count("\n") == 1

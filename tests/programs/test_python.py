@@ -14,8 +14,9 @@ from config import Config
 from tests import precision
 from tests.checkpoint_files import saved
 from tests.conftest import ROOT
-from tests.made_up import make_msrvtt, run_program
+from tests.made_up import make_msrvtt
 from tests.method.test_encoders import a_folder
+from tests.training_runs import run_forked
 from textdiffs import TextVideoModel, load_model
 from utils.errors import InputError
 
@@ -105,9 +106,9 @@ def trained(videos, tmp_path_factory):
         f"--output_dir={videos / 'outputs'}", "--datetime=run", "--num_workers=0", precision.stated(),
     ]  # fmt: skip
     training = ["--arch=clip_transformer", "--clip_arch=tiny", "--num_frames=3", "--batch_size=4", "--num_epochs=1"]
-    done = run_program("train.py", *common, *training)
+    done = run_forked("train.py", *common, *training)
     assert done.returncode == 0, done.stderr
-    done = run_program("test.py", *common, "--load_epoch=0", f"--save_sims={videos / 'sims.npz'}")
+    done = run_forked("test.py", *common, "--load_epoch=0", f"--save_sims={videos / 'sims.npz'}")
     assert done.returncode == 0, done.stderr
     return videos / "outputs" / "exp" / "run"
 

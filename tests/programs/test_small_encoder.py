@@ -1,8 +1,6 @@
 """scripts/make_small_encoder.py, with random weights in the form that its two packages have."""
 
 import csv
-import os
-import subprocess
 import sys
 
 import numpy as np
@@ -15,7 +13,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from model.clip import ClipRetrieval
 from model.pretrained import load_clip
 from scripts.make_small_encoder import IMAGE_PACKAGE, TEXT_PACKAGE, image_network, text_network
-from tests.conftest import ROOT
+from tests.made_up import call
 from tests.method.test_encoders import words_tokenizer
 
 SIDE = 64
@@ -120,13 +118,18 @@ def test_the_text_network_gives_the_mean_of_the_tokens(sentences):
 
 
 @pytest.fixture
-def packages(tmp_path, sentences):
-    """What the environment must say so that Python finds both packages, with random weights."""
+def make(tmp_path, sentences, monkeypatch, capfd):
+    """The program where both packages are, with random weights: exit code, and what it wrote to both outputs."""
     place = tmp_path / "packages" / IMAGE_PACKAGE
     (place / "models").mkdir(parents=True)
     (place / "__init__.py").touch()
     torch.save(random_lite0(), place / "models" / "lite0.pth")
-    return {"PYTHONPATH": os.pathsep.join([str(tmp_path / "packages"), str(ROOT), str(ROOT / "Diffusion-LM")])}
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    arguments = [f"--captions={tmp_path / 'captions.csv'}", f"--images={tmp_path / 'images'}",
+                 f"--output={tmp_path / 'encoder'}", f"--side={SIDE}"]  # fmt: skip
+    yield lambda *more: call("scripts/make_small_encoder.py", [*arguments, *more], monkeypatch, capfd)
+    for name in (IMAGE_PACKAGE, TEXT_PACKAGE):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -146,30 +149,19 @@ def flickr(tmp_path):
     return tmp_path
 
 
-def make(place, environment, *more):
-    command = [
-        sys.executable, "scripts/make_small_encoder.py", f"--captions={place / 'captions.csv'}",
-        f"--images={place / 'images'}", f"--output={place / 'encoder'}", f"--side={SIDE}", *more,
-    ]  # fmt: skip
-    return subprocess.run(
-        command, cwd=ROOT, env=os.environ | environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        timeout=300, check=False,
-    )  # fmt: skip
-
-
 @pytest.mark.slow
-def test_the_folder_loads_without_the_packages(flickr, packages):
-    done = make(flickr, packages, "--projection_steps=30", "--epochs=1", "--batch_size=8")
-    assert done.returncode == 0, done.stderr
-    assert "test: t2i R@1" in done.stdout and "written:" in done.stdout
+def test_the_folder_loads_without_the_packages(flickr, make):
+    code, out, err = make("--projection_steps=30", "--epochs=1", "--batch_size=8")
+    assert code == 0, err
+    assert "test: t2i R@1" in out and "written:" in out
     model = ClipRetrieval(*load_clip("", str(flickr / "encoder"))).eval()
     with torch.no_grad():
         frames = torch.zeros(1, 1, 3, SIDE, SIDE, dtype=torch.uint8)
         assert model.encode_videos(frames).frames.shape == (1, 1, 256)
         assert model.encode_texts(**model.tokenize(["a red cat"])).shape == (1, 256)
     assert not any(path.name.startswith(".encoder-") for path in flickr.iterdir())
-    again = make(flickr, packages)
-    assert again.returncode == 2 and "exists already" in again.stderr
+    code, _, err = make()
+    assert code == 2 and "exists already" in err
 
 
 @pytest.mark.parametrize(
@@ -181,11 +173,11 @@ def test_the_folder_loads_without_the_packages(flickr, packages):
         (lambda place: (place / "images" / "val3.png").unlink(), "val3.png"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(flickr, packages, spoil, said):
+def test_bad_input_is_one_line_and_leaves_nothing(flickr, make, spoil, said):
     spoil(flickr)
-    done = make(flickr, packages)
-    assert done.returncode == 2 and said in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+    code, _, err = make()
+    assert code == 2 and said in err.splitlines()[-1]
+    assert "Traceback" not in err
     assert not (flickr / "encoder").exists() and not any(path.name.startswith(".encoder-") for path in flickr.iterdir())
 
 

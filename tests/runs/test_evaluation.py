@@ -1,6 +1,7 @@
 """test.py at scale: several processes, embeddings encoded once, reranking; on a made-up MSR-VTT folder."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from model.factory import create_model
 from modules.metrics import text_to_video
 from tests.made_up import TEST_VIDEOS, call, call_program, make_diffusion_lm, make_msrvtt, needs_compiler
 from tests.precision import TOLERANCE
-from tests.processes import launch
+from tests.training_runs import Run
 from trainer.checkpoints import save_checkpoint
 from utils.device import choose_precision, set_up
 
@@ -98,15 +99,13 @@ def equal(first, second):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("launcher", "size", "more"), [("torchrun", 2, ["--rerank_topk=2", "--save_memory_mode"]), ("mpirun", 3, [])]
-)
-def test_processes_give_the_same_bits(place, evaluate, launcher, size, more):
+@pytest.mark.parametrize(("size", "more"), [(2, ["--rerank_topk=2", "--save_memory_mode"]), (3, [])])
+def test_processes_give_the_same_bits(place, evaluate, size, more, tmp_path):
     """Videos, captions and pairs are shared; four of the processes' parts are empty or small."""
     alone, results = evaluate("alone", *more)
-    done = launch(launcher, size, "test.py", *place.arguments("together", *more))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("t2v strict") == 1  # one process speaks
+    run = Run(place.arguments("together", *more), tmp_path / "logs", size, program="test.py")
+    assert run.wait() == [0] * size, run.errors()
+    assert run.output().count("t2v strict") == 1  # one process speaks
     assert equal(place.matrices("together"), alone)
     assert place.results("together")["results"] == results["results"]
     assert abs(alone["strict"] - alone["undiffused"])[alone["strict"] > -np.inf].mean() > 1e-3  # tokens matter
@@ -314,7 +313,9 @@ def test_files_that_cannot_be_written(place, monkeypatch, capfd, flag):
 
 @needs_compiler
 @pytest.mark.slow
-def test_compiled_network_gives_the_same_scores(evaluate):
+def test_compiled_network_gives_the_same_scores(evaluate, monkeypatch):
+    """All but the making of machine code, which test_training_step has too."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     more = ["--batch_size_split=36"]
     plain, _ = evaluate("eager", *more)
     compiled, _ = evaluate("compiled", *more, "--compile")

@@ -18,7 +18,7 @@ from diffusion_lm.denoiser import DENOISERS
 from diffusion_lm.vocabulary import Vocabulary
 from tests import precision
 from tests.made_up import SMALL
-from tests.training_runs import Run, as_others, kill_at_random, small_files, wait_for
+from tests.training_runs import Run, as_others, kill_at_random, small_files
 
 PROGRAM = "Diffusion-LM/train.py"
 STEPS, BATCH = 30, 8
@@ -40,17 +40,17 @@ class Place:
         self.captions.write_text("".join(f"{caption}\n" for caption in CAPTIONS))
         self.counter = 0
 
-    def run(self, name: str, *more: str, size: int = 1, first: Callable[[], None] = lambda: None) -> Run:
+    def run(self, name: str, *more: str, size: int = 1, **options) -> Run:
         """In `size` processes with the same batch in all."""
         return self.start([
             f"--captions={self.captions}", f"--output_dir={self.root / name}", "--denoiser=tiny", "--text_len=8",
             "--dropout=0.2", "--min_count=1", "--gpu=cpu", f"--steps={STEPS}", f"--batch_size={BATCH // size}",
             "--log_step=7", "--eval_every=20", "--save_steps=2", precision.stated(), *more,
-        ], size, first)  # fmt: skip
+        ], size, **options)  # fmt: skip
 
-    def start(self, arguments: list[str], size: int = 1, first: Callable[[], None] = lambda: None) -> Run:
+    def start(self, arguments: list[str], size: int = 1, **options) -> Run:
         self.counter += 1
-        return Run(arguments, self.logs / str(self.counter), size, first, PROGRAM)
+        return Run(arguments, self.logs / str(self.counter), size, program=PROGRAM, **options)
 
     def finished(self, name: str, *more: str, size: int = 1) -> Path:
         run = self.run(name, *more, size=size)
@@ -59,9 +59,10 @@ class Place:
 
     def stopped(self, name: str, *more: str, number: int = signal.SIGTERM, size: int = 1) -> Path:
         """A run that a signal has ended in its middle, each process for its own."""
-        run = self.run(name, *more, size=size)
-        assert wait_for(lambda: len(checkpoints(self.root / name)) == 2, run), run.errors()
+        run = self.run(name, *more, size=size, hold='step": 14')
+        assert run.held(), run.errors()
         run.signal(number)
+        run.let_go()
         assert run.wait() == [128 + number] * size, run.errors()
         return self.root / name
 
@@ -138,10 +139,11 @@ def test_kills_leave_no_trace(place, uninterrupted):
 
 def stop_and_go_on(place: Place, name: str, number: int, size: int) -> None:
     """By a signal; then by the command that the message gives."""
-    run = place.run(name, "--resume", size=size)
-    assert wait_for(lambda: 'step": 7' in run.output(), run)
+    run = place.run(name, "--resume", size=size, hold='step": 7')
+    assert run.held()
     run.signal(number, size - 1)  # of two processes the one that is not the main one; then all, as launchers do
     run.signal(number)
+    run.let_go()
     line = one_line(run, 128 + number, size)
     saved = step_of(checkpoints(place.root / name)[0])
     assert f"stopped by {number.name} after step {saved} of {STEPS}, which is saved; go on" in line
@@ -161,8 +163,8 @@ def test_signals_save_and_say_how_to_go_on(place, uninterrupted, number):
 
 
 def test_two_processes_are_killed_and_stopped(place):
-    run = place.run("two-stopped", size=2)
-    assert wait_for(lambda: checkpoints(place.root / "two-stopped"), run)
+    run = place.run("two-stopped", size=2, hold='step": 7')
+    assert run.held() and checkpoints(place.root / "two-stopped")
     run.signal(signal.SIGKILL)
     assert run.wait() == [-signal.SIGKILL] * 2
     stop_and_go_on(place, "two-stopped", signal.SIGTERM, size=2)
@@ -276,10 +278,11 @@ def test_damaged_checkpoints_are_set_aside(place, copy, uninterrupted):
 
 def test_a_read_only_folder_is_a_clear_error(place):
     """One that becomes read-only in the middle of a run, and is so when the run is to go on."""
-    run = place.run("closed", first=as_others)
+    run = place.run("closed", first=as_others, hold='step": 7')
     folder = place.root / "closed"
-    assert wait_for(lambda: checkpoints(folder), run)
+    assert run.held() and checkpoints(folder)
     os.chmod(folder, 0o555)
+    run.let_go()
     line = one_line(run, 2)
     saved = checkpoints(folder)
     assert re.search(r"checkpoint-step\d+\.pth cannot be written: Permission denied; older ones stay as they", line)

@@ -17,7 +17,7 @@ from datasets.annotations import Segment, Split, load_split
 from datasets.holdout import FEW, Selection, apart, films_of, hold_out, training_splits
 from tests.made_up import call, make_msrvtt
 from tests.programs.test_end_to_end import Place
-from tests.training_runs import Run, losses, wait_for
+from tests.training_runs import Run, losses
 from trainer.checkpoints import selection_of
 from utils.errors import InputError
 
@@ -188,14 +188,14 @@ class Runs:
     def __init__(self, root: Path) -> None:
         self.place, self.logs, self.counter = Place(root), root / "logs", 0
 
-    def run(self, name: str, *more: str, size: int = 1) -> Run:
+    def run(self, name: str, *more: str, size: int = 1, **options) -> Run:
         quick = "--clip_lr=1e-3"  # epochs differ in what they find
         arguments = self.place.train_arguments(name, "--no_tensorboard", "--log_step=2", quick, *more)
-        return self.start([*arguments, "--select_on=val", f"--batch_size={4 // size}"], size)
+        return self.start([*arguments, "--select_on=val", f"--batch_size={4 // size}"], size, **options)
 
-    def start(self, arguments: list[str], size: int = 1) -> Run:
+    def start(self, arguments: list[str], size: int = 1, **options) -> Run:
         self.counter += 1
-        return Run(arguments, self.logs / str(self.counter), size)
+        return Run(arguments, self.logs / str(self.counter), size, **options)
 
     def finished(self, name: str, *more: str, size: int = 1) -> Path:
         run = self.run(name, *more, size=size)
@@ -302,8 +302,8 @@ def test_a_test_that_fails_keeps_the_training(runs, chosen, tmp_path, size):
 def test_a_signal_interrupts_the_test(runs):
     name = "interrupted"
     folder = runs.place.folder(name)
-    run = runs.run(name, "--num_epochs=1", "--diffusion_steps=300")
-    assert wait_for(lambda: run.output().count("scoring") == 2, run)
+    run = runs.run(name, "--num_epochs=1", hold=("scoring", 2))
+    assert run.held()
     run.signal(signal.SIGTERM)
     assert run.wait() == [143]
     assert not (folder / "results.json").exists() and (folder / "model_best.pth").exists()
