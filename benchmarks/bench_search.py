@@ -1,6 +1,6 @@
 """Seconds that search.py takes to index and to query.
 
-    python benchmarks/bench_search.py [--quick] [--json FILE] [--films | --index DIR]
+    python benchmarks/bench_search.py [--quick] [--json FILE] [--films | --segments N | --index DIR]
 
 100 entries are videos of MovingShapes, which are drawn, decoded, encoded and written. Of 1,000 and 10,000 the features
 are synthetic, so indexing them is writing alone. A query is all that happens from a sentence to its ranking once the
@@ -8,6 +8,8 @@ index is loaded: by TextDiffs of the demo's sizes on the tiny CLIP (untrained, w
 features as wide and of as many frames as those of ViT-B/32. The first stage is measured on its own among 200,000
 vectors, too, and the same queries are asked of the page's server. Programs are started with the tiny CLIP, and with a
 checkpoint of ViT-B/32 with random weights.
+
+With --segments, so many (a multiple of 100) of X-Pool on the tiny CLIP are written and searched; 1,000,000 take 5 GB.
 
 With --films, films of 10 and of 40 minutes (160x96, 25 fps) are indexed in each container by the program.
 
@@ -53,7 +55,8 @@ from model.textdiffs import TextDiffs
 from model.xpool import XPool
 from modules.text_potential import TextPotential
 from trainer.checkpoints import BEST, save_checkpoint
-from utils.command_line import Parser, home_path
+from trainer.throughput import memory_gb
+from utils.command_line import Parser, home_path, number
 from utils.device import set_up
 from utils.errors import InputError
 from utils.program import run_program
@@ -87,6 +90,7 @@ ENCODINGS = {  # of the pictures, and the containers that they are put into
     "libtheora -g 48": ("ogv",),
 }
 MOST_SECONDS = 1.0  # that a query among 10,000 may take
+TITLE = f"{'entries':<18}{'index s':>10}{'load s':>10}{'query s':>14}{'slowest s':>14}"
 Figures = dict[str, dict[str, float]]
 
 
@@ -149,29 +153,34 @@ def real_videos(folder: Path, count: int, figures: Figures) -> str:
     return row(f"{count} videos", first, *query_seconds(model, folder / "real", FRAMES), str(count), figures)
 
 
-def synthetic(folder: Path, model: RetrievalModel, count: int, frames: int, name: str, figures: Figures) -> str:
-    """Write an index of random features, load and query it."""
+def synthetic(
+    folder: Path, model: RetrievalModel, count: int, frames: int, name: str, figures: Figures, together: int = 1
+) -> str:
+    """Write an index of random features, so many videos at once, load and query it."""
     generator = torch.Generator().manual_seed(count)
     held, seconds = new_store(folder / name, model, frames), 0.0
     root = root_at(held, "/videos", None)
-    for number in range(count):
+    for index in range(0, count, together):
         features, tokens = (
-            shape and torch.randn(1, *shape, generator=generator) for shape in (held.head.frames, held.head.tokens)
+            shape and torch.randn(together, *shape, generator=generator)
+            for shape in (held.head.frames, held.head.tokens)
         )
-        video = EncodedVideos(features, None if tokens is None else tokens.to(TOKENS_DTYPE))
-        seconds += timed(lambda number=number, video=video: write(held, root.id, number, video))[0]
+        videos = EncodedVideos(features, None if tokens is None else tokens.to(TOKENS_DTYPE))
+        seconds += timed(lambda index=index, videos=videos: write(held, root.id, index, videos))[0]
     figures["seconds"][f"write_{name}"] = seconds
     return row(name, seconds, *query_seconds(model, folder / name, frames), name, figures)
 
 
-def write(held: Store, root: int, number: int, video: EncodedVideos) -> None:
-    """Put a video of 10 seconds into an index, as indexing does."""
-    path = f"{number}.mp4".encode()
+def write(held: Store, root: int, first: int, videos: EncodedVideos) -> None:
+    """Put videos of 10 seconds, numbered from `first` on, into an index, as indexing does with each."""
     with held.transaction():
-        values = (number, path, 10.0)
-        id = held.execute("INSERT INTO videos (size, hash, seconds) VALUES (?, ?, ?)", values).lastrowid
-        held.rows("INSERT INTO files (root, path, mtime_ns, video) VALUES (?, ?, 1, ?)", (root, path, id))
-        held.add(id, Span(0, 1, 0.0, 10.0), features_of(video))
+        for number in range(len(videos.frames)):
+            path = f"{first + number}.mp4".encode()
+            values = (first + number, path, 10.0)
+            id = held.execute("INSERT INTO videos (size, hash, seconds) VALUES (?, ?, ?)", values).lastrowid
+            held.rows("INSERT INTO files (root, path, mtime_ns, video) VALUES (?, ?, 1, ?)", (root, path, id))
+            tokens = None if videos.tokens is None else videos.tokens[number : number + 1]
+            held.add(id, Span(0, 1, 0.0, 10.0), features_of(EncodedVideos(videos.frames[number : number + 1], tokens)))
 
 
 def row(label: str, index: float, loading: float, queries: list[float], name: str, figures: Figures) -> str:
@@ -205,6 +214,16 @@ def first_candidates(count: int, figures: Figures) -> str:
     spent = median(timed(lambda one=one: nearest(means, one[None])[0].topk(500))[0] for one in queries)
     figures["seconds"]["first_candidates"] = spent
     return f"500 of {count} vectors of 128: {1000 * spent:.2f} ms a query"
+
+
+def large_index(folder: Path, count: int, figures: Figures) -> str:
+    """An index of many segments with random features, its size and the memory of a process that searches it."""
+    config = Config.parse(["--clip_arch=tiny", "--arch=clip_transformer", f"--num_frames={FRAMES}"])
+    model, name = create_model(config).eval(), str(count)
+    line = synthetic(folder, model, count, FRAMES, name, figures, together=100)
+    disk = sum(path.stat().st_size for path in (folder / name).iterdir()) / 1e9
+    figures["memory_gb"] |= {"peak": memory_gb(CPU), "disk": disk}
+    return f"{line}\n{disk:.2f} GB on disk, {figures['memory_gb']['peak']:.2f} GB at most in this process"
 
 
 def start_up(folder: Path, figures: Figures) -> str:
@@ -301,6 +320,7 @@ def main() -> None:
     parser.add_argument(
         "--index", type=home_path, help="search it for the queries of search_queries.json (default: time it all)"
     )
+    parser.add_argument("--segments", type=number(int, 100), metavar="N", help="time an index of so many alone")
     parser.add_argument("--films", action="store_true", help="time long films in each container alone")
     arguments = parser.parse_args()
     set_up(CPU, 0)
@@ -312,6 +332,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             if arguments.films:
                 logger.info(films(Path(folder), figures))
+            elif arguments.segments:
+                logger.info(TITLE)
+                logger.info(large_index(Path(folder), arguments.segments, figures))
             else:
                 measure(Path(folder), arguments.quick, figures)
     if arguments.json:
@@ -320,7 +343,7 @@ def main() -> None:
 
 def measure(folder: Path, quick: bool, figures: Figures) -> None:
     """All times."""
-    logger.info(f"{'entries':<18}{'index s':>10}{'load s':>10}{'query s':>14}{'slowest s':>14}")
+    logger.info(TITLE)
     logger.info(real_videos(folder, 10 if quick else 100, figures))
     sizes = (100,) if quick else (1_000, 10_000)
     model = textdiffs()

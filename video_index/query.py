@@ -1,7 +1,7 @@
 """What a search asks for, and among which segments: the same for the command line and for the page."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -24,18 +24,21 @@ class Filters:
     since_ns: int | None = None
     until_ns: int | None = None
 
-    def passing(self, segments: Sequence[IndexedSegment], roots: Sequence[Root]) -> Iterator[int]:
+    def passing(self, segments: Sequence[IndexedSegment], roots: Sequence[Root]) -> Iterable[int]:
         """Indices of the segments that are searched.
 
         :raises InputError: an index has no folder of that name.
         """
+        if self == Filters():
+            return range(len(segments))
         places = [_places(folder, roots) for folder in self.folders]
         for folder, below in zip(self.folders, places, strict=True):
             if not any(_lies_in(segment, below) for segment in segments):
                 raise InputError(f"--in={folder}: the index holds nothing there; `search.py list` shows what it holds")
-        for index, segment in enumerate(segments):
-            if self._in_time(segment.mtime_ns) and (not places or any(_lies_in(segment, below) for below in places)):
-                yield index
+        return [
+            index for index, segment in enumerate(segments)
+            if self._in_time(segment.mtime_ns) and (not places or any(_lies_in(segment, below) for below in places))
+        ]  # fmt: skip
 
     def _in_time(self, mtime_ns: int) -> bool:
         return (self.since_ns is None or mtime_ns >= self.since_ns) and (

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -100,7 +101,9 @@ class Searcher:
             vectors, own = self._vectors(query)
             cosines, rows = nearest(self.means, vectors.cpu())
             passing = query.filters.passing(self.segments, self.store.roots())
-            searched = torch.tensor([index for index in passing if self.segments[index].file not in own]).long()
+            if own:
+                passing = [index for index in passing if self.segments[index].file not in own]
+            searched = torch.from_numpy(np.fromiter(passing, np.int64))
             pooled = self.config.pool_topk or len(searched)
             all_count = query.per_video or query.min_score > 0
             wanted = len(searched) if all_count else max(pooled, query.topk or self.config.topk)
