@@ -320,7 +320,9 @@ def main() -> None:
     parser.add_argument(
         "--index", type=home_path, help="search it for the queries of search_queries.json (default: time it all)"
     )
-    parser.add_argument("--segments", type=number(int, 100), metavar="N", help="time an index of so many alone")
+    parser.add_argument(
+        "--segments", type=number(int, 100), metavar="N", help="time an index of so many (default: all else)"
+    )
     parser.add_argument("--films", action="store_true", help="time long films in each container alone")
     arguments = parser.parse_args()
     set_up(CPU, 0)

@@ -342,7 +342,7 @@ def main() -> None:
     parser.add_argument("--captions", type=Path, required=True, metavar="FILE", help="CSV: image, caption, split")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of the pictures")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the encoder, a new one")
-    parser.add_argument("--side", type=whole, default=128, metavar="PIXELS", help="of the pictures, a multiple of 32")
+    parser.add_argument("--side", type=whole, default=160, metavar="PIXELS", help="of the pictures, a multiple of 32")
     parser.add_argument("--projection_steps", type=whole, default=1000, help="of the projections alone")
     parser.add_argument("--epochs", type=whole, default=8, help="of everything")
     parser.add_argument("--batch_size", type=whole, default=128, help="pictures of a step")
