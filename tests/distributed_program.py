@@ -24,8 +24,21 @@ def main() -> None:
             raise InputError("the file is missing")
         elif here.rank == rank:
             time.sleep(0.3)
+            if what == "slowly":
+                sys.stderr = Slow()
             raise InputError(f"bad video in process {rank}")
         distributed.gather_rows(torch.zeros(1))  # the others wait here for the one that fails
+
+
+class Slow:
+    """Standard error of a machine that is busy."""
+
+    def write(self, text: str) -> None:
+        time.sleep(1)
+        sys.__stderr__.write(text)
+
+    def flush(self) -> None:
+        sys.__stderr__.flush()
 
 
 def exchange(here: distributed.Processes) -> None:

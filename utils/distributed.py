@@ -39,6 +39,7 @@ START_SECONDS = 300  # that a process waits for the others at the start
 EXCHANGE_SECONDS = 3600  # that an exchange waits for a process that lives; one may be busy alone, writing or evaluating
 WATCH_SECONDS = 0.5  # between two looks at whether another process has failed
 LEAVE_SECONDS = 10  # that a process has to end by itself once one has failed
+SPEAK_SECONDS = 2  # that the first one that failed has to say why, before the others leave
 MERGED_AT_ONCE = 2**22  # entries of `merge_maximum`
 FAILED = "failed"  # the key under which the first process that fails leaves its rank and exit code
 LEFT = "left"  # the key that counts the processes that know of it
@@ -134,6 +135,7 @@ class _Watch:
         # `own` is a connection of the thread: one that waits holds its lock. The ignore: torch's stubs have no clone
         self.own, self.store = (store.clone() for _ in range(2))  # type: ignore[attr-defined]
         self.ended = threading.Event()
+        self.code: int | None = None  # of a process that has failed, once this one leaves for it
         threading.Thread(target=self._look, daemon=True).start()
 
     def end(self) -> None:
@@ -147,27 +149,33 @@ class _Watch:
         leave.start()
         mine = f"{self.here.rank} {code}"
         self.ended.set()
+        if self.code is not None:
+            return self.code
         try:
             first = self.store.compare_set(FAILED, "", mine).decode()
-            self._leave(self.store)
+            self._leave(self.store, first == mine)
         except RuntimeError:  # the process that holds the store has ended first
             return None if self.here.rank == 1 else code
         return None if first == mine else int(first.split()[1])
 
-    def _leave(self, store: dist.Store) -> None:
-        """Count this process as one that knows; the main one, which may hold the store, waits for the others."""
+    def _leave(self, store: dist.Store, is_first: bool) -> None:
+        """Count this process as one that knows; the main one, which may hold the store, waits for the others. Launchers
+        end all processes once one has left: those that are not the first one that failed let it say why."""
         known = store.add(LEFT, 1)
         deadline = time.monotonic() + LEAVE_SECONDS / 2
         while self.here.is_main and known < self.here.size and time.monotonic() < deadline:
             time.sleep(0.05)
             known = store.add(LEFT, 0)
+        if not is_first:
+            time.sleep(SPEAK_SECONDS)
 
     def _look(self) -> None:
         while not self.ended.wait(WATCH_SECONDS):
             code = self._code_of_failed()
             if code is not None and not self.ended.wait(2 * WATCH_SECONDS):  # it may be on its way out
+                self.code = code
                 with suppress(RuntimeError):
-                    self._leave(self.own)
+                    self._leave(self.own, is_first=False)
                 os._exit(code)
 
     def _code_of_failed(self) -> int | None:
