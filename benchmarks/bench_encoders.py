@@ -7,7 +7,6 @@ Each encoder runs in a process of its own, so that its peak of memory is its own
 
 import json
 import logging
-import resource
 import statistics
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import torch
 from transformers import CLIPConfig, SiglipConfig
 
 from model.encoders import image_features, with_random_weights
+from trainer.throughput import memory_gb
 from utils.command_line import Parser, number
 from utils.device import autocast, choose_device, choose_precision, precision_name
 from utils.program import run_program
@@ -51,7 +51,7 @@ def measure(name: str, precision: str, repeats: int) -> dict[str, float]:
             seconds[what].append((time.perf_counter() - started) / count)
     return {f"{what}_seconds": statistics.median(found[1:]) for what, found in seconds.items()} | {
         "parameters": sum(parameter.numel() for parameter in model.parameters()) / 1e6,
-        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "peak_gb": memory_gb(device),
     }
 
 

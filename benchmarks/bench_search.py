@@ -9,7 +9,7 @@ features as wide and of as many frames as those of ViT-B/32. The first stage is 
 vectors, too, and the same queries are asked of the page's server. Programs are started with the tiny CLIP, and with a
 checkpoint of ViT-B/32 with random weights.
 
-With --segments, so many (a multiple of 100) of X-Pool on the tiny CLIP are written and searched; 1,000,000 take 5 GB.
+With --segments, so many (a multiple of 100) of X-Pool on the tiny CLIP are written and searched; 1,000,000 take 4 GB.
 
 With --films, films of 10 and of 40 minutes (160x96, 25 fps) are indexed in each container by the program.
 

@@ -12,7 +12,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from model.retrieval import RetrievalModel
 from modules.text_diffusion import TextDiffusion
 from trainer.loop import GRADIENT_NORM
 from trainer.optimizer import ADAM_BETAS, ADAM_EPS, parameter_groups
+from trainer.throughput import memory_gb
 from trainer.training_step import TrainingStep
 from utils import distributed
 from utils.command_line import Parser, home_path
@@ -237,11 +237,7 @@ def compare_ways(args: argparse.Namespace, device: torch.device, report: dict) -
         report["ratios"][way.name] = plain / seconds
         report["ratios"][f"matrix rate, {way.name}"] = share
         report["errors"][f"loss, {way.name}"] = abs(loss - plain_loss)
-        report["memory_gb"][way.name] = (
-            torch.cuda.max_memory_allocated(device) / 1e9
-            if device.type == "cuda"
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-        )
+        report["memory_gb"][way.name] = memory_gb(device)
         del model
 
 

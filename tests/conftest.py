@@ -60,8 +60,9 @@ def _memory_is_given_back() -> Iterator[None]:
     """After each file, where the C library can: a fork of a process of 3 GB takes as long as many a test."""
     yield
     gc.collect()
-    if hasattr(ctypes.CDLL(None), "malloc_trim"):
-        ctypes.CDLL(None).malloc_trim(0)
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
 
 
 @pytest.fixture(scope="session")

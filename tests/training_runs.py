@@ -174,7 +174,7 @@ def kill_at_random(
     :param seconds: at most, from a checkpoint to the kill.
     :return: how many times it was writing one.
     """
-    generator, writing, killed = random.Random(seed), 0, 0
+    generator, writing = random.Random(seed), 0
     for kill in range(kills):
         before, run = newest(), start()
         if kill % 2:
@@ -185,10 +185,8 @@ def kill_at_random(
             time.sleep(generator.uniform(0, seconds))
         run.signal(signal.SIGKILL, generator.choice([None, *range(size)]))
         codes = run.wait()
-        killed += -signal.SIGKILL in codes
-        assert -signal.SIGKILL in codes or not any(codes), run.errors()  # else it was over before
+        assert -signal.SIGKILL in codes, run.errors()  # it was not over
         writing += any(folder.glob(".*.tmp"))
-    assert killed > kills / 2
     assert start().wait() == [0] * size
     assert not any(folder.glob(".*.tmp")) and not any(folder.glob("*.damaged"))
     return writing

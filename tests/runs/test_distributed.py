@@ -156,7 +156,7 @@ def test_cores_are_those_that_may_be_used(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("launcher", "arguments", "said"),
     [("mpirun", ["early"], "--flag=1 is wrong"), ("mpirun", ["all"], "the file is missing"),
-     ("mpirun", ["slowly", "0"], "bad video in process 0"), ("torchrun", ["slowly", "1"], "bad video in process 1")],
+     ("mpirun", ["input", "0"], "bad video in process 0"), ("torchrun", ["input", "1"], "bad video in process 1")],
 )  # fmt: skip
 def test_an_error_ends_all_processes_with_one_line(launcher, arguments, said):
     started = time.monotonic()

@@ -13,7 +13,7 @@ from tests.programs.test_end_to_end import Place
 from tests.training_runs import Run, as_others, final_state, kill_at_random, losses, small_files
 from trainer.checkpoints import newest_first
 
-EPOCHS, STEPS = 4, 6  # of 24 pairs in batches of 4
+EPOCHS, STEPS = 7, 6  # of 24 pairs in batches of 4
 LAST = f"checkpoint-epoch{EPOCHS}.pth"
 
 
