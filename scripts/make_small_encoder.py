@@ -362,7 +362,6 @@ def main() -> None:
         data = read_captioned(args.captions, args.images, args.side)
         model = ClipRetrieval(*load_clip("", str(unfinished)))
         model.set_preprocessing(PICTURES)
-        model.clip.vision_model.to(memory_format=torch.channels_last)
 
         # 2. alignment
         dtype = choose_precision("auto", CPU)
@@ -370,7 +369,7 @@ def main() -> None:
         logger.info("test: %s", told(found))
 
         # 3. the folder, whole or not at all
-        model.clip.to(memory_format=torch.contiguous_format).save_pretrained(unfinished)
+        model.clip.save_pretrained(unfinished)
         unfinished.rename(args.output)
     logger.info("written: %s", args.output)
 
