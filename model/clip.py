@@ -129,8 +129,8 @@ class ClipRetrieval(nn.Module):
 
         The channels of a pixel lie together in memory, with which convolutional networks are faster.
         """
-        last = frames.contiguous(memory_format=torch.channels_last)
-        return (last.float() / 255 - self.pixel_mean) / self.pixel_std
+        pixels = frames.contiguous(memory_format=torch.channels_last).float()
+        return pixels.div_(255).sub_(self.pixel_mean).div_(self.pixel_std)
 
     def encode_videos(self, frames: Tensor) -> EncodedVideos:
         """Frames uint8 (B, F, 3, R, R) -> their features."""

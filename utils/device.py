@@ -1,18 +1,23 @@
 """Where a run computes, in which precision, from which seed. The only file that chooses a device."""
 
 import random
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from utils.errors import InputError
 from utils.launch import Processes
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FEW_KEYS = 128
+
+_FUSED = F.scaled_dot_product_attention
 
 
 def choose_device(gpu: str | None, here: Processes | None = None) -> torch.device:
@@ -75,6 +80,30 @@ def check_compiler(device: torch.device) -> None:
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
     """Autocast to `dtype`; a no-op for float32."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+@contextmanager
+def training_attention(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """What a training step is taken in, its backward pass included, where layers may be computed again.
+
+    PyTorch's fused attention for CPUs is slow backward in bf16 where keys are few: with 20 to 100 of them it takes 2 to
+    11 times as long as one product after the other, and less from about 150 on. No switch of PyTorch's chooses by their
+    number, so the function that all networks call is another one meanwhile.
+    """
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        F.scaled_dot_product_attention = _attention
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = _FUSED
+
+
+def _attention(query: Tensor, key: Tensor, *others: Any, **settings: Any) -> Tensor:
+    """`scaled_dot_product_attention`, to few keys as one product after the other."""
+    if key.shape[-2] > FEW_KEYS:
+        return _FUSED(query, key, *others, **settings)
+    with sdpa_kernel(SDPBackend.MATH):
+        return _FUSED(query, key, *others, **settings)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
