@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from datasets.transforms import OPENAI, Preprocessing
-from model.encoders import Kind, freeze_statistics, image_features, kind_of, longest_text, text_features, width_of
+from model.encoders import (
+    Kind,
+    freeze_statistics,
+    image_features,
+    is_convolutional,
+    kind_of,
+    longest_text,
+    text_features,
+    width_of,
+)
 from utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,6 +48,7 @@ class ClipRetrieval(nn.Module):
         super().__init__()
         self.clip, self.tokenizer = clip, tokenizer
         self.set_preprocessing(OPENAI)
+        self.memory_format = torch.channels_last if is_convolutional(clip.vision_model) else torch.contiguous_format
 
     def set_preprocessing(self, preprocessing: Preprocessing) -> None:
         """Expect pictures as this CLIP was shown them. Frames are cut and resized before, by the data's transforms."""
@@ -125,11 +135,8 @@ class ClipRetrieval(nn.Module):
         return text_features(self.clip, token_ids, self.tokenizer)
 
     def pixels(self, frames: Tensor) -> Tensor:
-        """Frames uint8 (N, 3, R, R) -> what CLIP's image encoder reads, (N, 3, R, R) float32.
-
-        The channels of a pixel lie together in memory, with which convolutional networks are faster.
-        """
-        pixels = frames.contiguous(memory_format=torch.channels_last).float()
+        """Frames uint8 (N, 3, R, R) -> what CLIP's image encoder reads, (N, 3, R, R) float32."""
+        pixels = frames.contiguous(memory_format=self.memory_format).float()
         return pixels.div_(255).sub_(self.pixel_mean).div_(self.pixel_std)
 
     def encode_videos(self, frames: Tensor) -> EncodedVideos:

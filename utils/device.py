@@ -87,19 +87,23 @@ def training_attention(device: torch.device, dtype: torch.dtype) -> Iterator[Non
     """What a training step is taken in, its backward pass included, where layers may be computed again.
 
     PyTorch's fused attention for CPUs is slow backward in bf16 where keys are few: with 20 to 100 of them it takes 2 to
-    11 times as long as one product after the other, and less from about 150 on. No switch of PyTorch's chooses by their
+    8 times as long as one product after the other, and less from about 150 on. No switch of PyTorch's chooses by their
     number, so the function that all networks call is another one meanwhile.
     """
-    if device.type == "cpu" and dtype == torch.bfloat16:
+    chooses = device.type == "cpu" and dtype == torch.bfloat16
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # of a CPU, too
+    if chooses:
         F.scaled_dot_product_attention = _attention
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     try:
         yield
     finally:
         F.scaled_dot_product_attention = _FUSED
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 def _attention(query: Tensor, key: Tensor, *others: Any, **settings: Any) -> Tensor:
-    """`scaled_dot_product_attention`, to few keys as one product after the other."""
+    """`scaled_dot_product_attention`, to few keys as one product after the other, in the precision of products."""
     if key.shape[-2] > FEW_KEYS:
         return _FUSED(query, key, *others, **settings)
     with sdpa_kernel(SDPBackend.MATH):
