@@ -4,8 +4,8 @@
 
 One batch and one set of random weights (ViT-B/32 and the base denoiser; --quick: both tiny) go through the plain loop
 that the field runs (fp32, eager attention, captions tokenised in each step, AdamW parameter by parameter, the loss read
-after each step), and then through what train.py does, one change after the other. Then two processes on this machine
-against one, with the tiny model.
+after each step), and then through what train.py does, one change after the other. Then a step of X-Pool and TextDiffs
+at the sizes of the demo, in each precision; and two processes on this machine against one, with the tiny model.
 """
 
 import argparse
@@ -15,29 +15,33 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state
 from torch.optim import AdamW
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPConfig
+from transformers import CLIPConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from diffusion_lm.denoiser import DENOISERS, Denoiser
 from diffusion_lm.gaussian_diffusion import GaussianDiffusion
 from diffusion_lm.vocabulary import Vocabulary
-from model.pretrained import TINY_FOLDER, build_clip
+from model.factory import video_encoder
+from model.pretrained import TINY_FOLDER, build_clip, load_clip
 from model.published_textdiffs import PublishedTextDiffs
 from model.retrieval import RetrievalModel
+from model.textdiffs import TextDiffs
+from model.xpool import XPool
 from modules.text_diffusion import TextDiffusion
+from modules.text_potential import TextPotential
 from trainer.loop import GRADIENT_NORM
-from trainer.optimizer import ADAM_BETAS, ADAM_EPS, parameter_groups
+from trainer.optimizer import ADAM_BETAS, ADAM_EPS, MuonAdamW, parameter_groups
 from trainer.throughput import memory_gb
 from trainer.training_step import TrainingStep
 from utils import distributed
 from utils.command_line import Parser, home_path
-from utils.device import autocast, choose_device, choose_precision, random_state, set_random_state
+from utils.device import autocast, choose_device, choose_precision, random_state, set_random_state, training_attention
 from utils.launch import Processes, free_port
 from utils.program import run_program
 
@@ -52,12 +56,13 @@ TEXT = (
 WORDS = TEXT.split()
 CAPTION_WORDS = 10
 DDP_BATCH = 32
+DEMO_BATCH, DEMO_FRAMES, DEMO_LENGTH = 64, 6, 20
 
 
 class Rates:
     """Learning rates of `parameter_groups`."""
 
-    clip_lr, noclip_lr, weight_decay = 1e-6, 1e-5, 0.2
+    clip_lr, noclip_lr, potential_lr, weight_decay = 1e-6, 1e-5, 1e-5, 0.2
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class Way:
     fused: bool = False
     read_loss: bool = True
     dtype: torch.dtype = torch.float32
+    few_keys: bool = False  # as `training_attention` chooses
     compiled: bool = False
 
 
@@ -84,6 +90,8 @@ def ladder(device: torch.device, compiled: bool) -> list[Way]:
     ways.append(replace(ways[-1], name="+ fused AdamW", fused=True))
     if choose_precision("auto", device) == torch.bfloat16:
         ways.append(replace(ways[-1], name="+ bf16", dtype=torch.bfloat16))
+        if device.type == "cpu":
+            ways.append(replace(ways[-1], name="+ attention by keys", few_keys=True))
     if compiled:
         ways.append(replace(ways[-1], name="+ compiled", compiled=True))
     return ways
@@ -108,41 +116,37 @@ def make_model(tiny: bool, way: Way, device: torch.device) -> PublishedTextDiffs
     return model
 
 
-def make_batch(model: PublishedTextDiffs, size: int) -> tuple[Tensor, list[str]]:
+def make_batch(model: RetrievalModel, size: int, frames: int = FRAMES) -> tuple[Tensor, list[str]]:
     """Random frames (size, F, 3, R, R) and captions."""
     generator = torch.Generator().manual_seed(1)
     side = model.clip.config.vision_config.image_size
-    frames = torch.randint(256, (size, FRAMES, 3, side, side), dtype=torch.uint8, generator=generator)
+    pixels = torch.randint(256, (size, frames, 3, side, side), dtype=torch.uint8, generator=generator)
     words = torch.randint(len(WORDS), (size, CAPTION_WORDS), generator=generator)
-    return frames, [" ".join(WORDS[i] for i in row) for row in words.tolist()]
+    return pixels, [" ".join(WORDS[i] for i in row) for row in words.tolist()]
 
 
 def stepper(
-    model: PublishedTextDiffs, way: Way, size: int, device: torch.device, shared: bool = False
+    model: RetrievalModel, way: Way, size: int, device: torch.device, shared: bool = False, frames: int = FRAMES
 ) -> Callable[[int], Tensor]:
     """One training step as a function of its number; returns the loss.
 
     :param shared: with the gradients of all processes.
     """
-    frames, captions = make_batch(model, size)
+    pixels, captions = make_batch(model, size, frames)
     step = TrainingStep(model, 1, device, way.dtype)
     if shared:
         step = distributed.synchronised(step)
-    optimizer = AdamW(
-        parameter_groups(model, Rates),
-        betas=ADAM_BETAS,
-        eps=ADAM_EPS,
-        fused=way.fused,
-        foreach=False if not way.fused else None,
-    )
+    settings = {"betas": ADAM_BETAS, "eps": ADAM_EPS, "fused": way.fused, "foreach": None if way.fused else False}
+    optimizer = (MuonAdamW if model.moved_by_muon else AdamW)(parameter_groups(model, Rates), **settings)
     tokens = model.tokenize(captions) if way.tokenise_once else None
     index = torch.arange(size)
 
     def run(number: int) -> Tensor:
         chosen = model.select(tokens if way.tokenise_once else model.tokenize(captions), index)
-        loss = sum(step(frames, chosen, model.draw_noise(number, range(size))).values())
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with training_attention(device, way.dtype) if way.few_keys else nullcontext():
+            loss = sum(step(pixels, chosen, model.draw_noise(number, range(size))).values())
+            loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
         optimizer.step()
         if way.read_loss:
@@ -241,32 +245,33 @@ def compare_ways(args: argparse.Namespace, device: torch.device, report: dict) -
         del model
 
 
-def compare_batched_denoisers(args: argparse.Namespace, device: torch.device, report: dict) -> None:
-    """Student and teacher one after the other, against one call over their stacked weights: forward passes."""
-    model = make_model(args.quick, Way("any", attention="sdpa"), device).text_diffusion
-    pair = [model.student, model.teacher]
-    for denoiser in pair:  # stacking wants modules of one kind
-        denoiser.train().requires_grad_(False)
-    x = torch.randn(args.batch_size, LENGTH, model.student.config.channels, device=device)
-    times, condition = torch.zeros(len(x), device=device), torch.randn(len(x), LENGTH, FRAMES, device=device)
-    weights, buffers = stack_module_state(pair)
+def compare_models(args: argparse.Namespace, device: torch.device, report: dict) -> None:
+    """A step of X-Pool and of TextDiffs at the sizes of the demo, in each precision."""
+    say(f"{DEMO_BATCH} pairs at the sizes of the demo")
+    ways = [way for way in ladder(device, False) if way.fused]
+    for name, build in (("X-Pool", demo_xpool), ("TextDiffs", demo_textdiffs)):
+        for way in ways:
+            torch.manual_seed(0)
+            model = build(*load_clip("tiny-shapes")).to(device).train()
+            seconds, _ = seconds_of(stepper(model, way, DEMO_BATCH, device, frames=DEMO_FRAMES), args.steps, device)
+            say(f"{name + ', ' + way.name:<40}{seconds:9.3f} s")
+            report["seconds"][f"{name}, demo, {way.name}"] = seconds
 
-    def one(weights: dict, buffers: dict) -> Tensor:
-        return functional_call(model.student, (weights, buffers), (x, times, condition))
 
-    def stacked(number: int) -> Tensor:
-        return torch.vmap(one)(weights, buffers)[0].sum()
+def demo_xpool(clip: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> XPool:
+    """X-Pool as in scripts/compare.sh."""
+    return XPool(clip, tokenizer, transformer_dropout=0.0)
 
-    def separate(number: int) -> Tensor:
-        return sum(denoiser(x, times, condition).sum() for denoiser in pair)
 
-    with torch.no_grad():
-        found = {
-            name: seconds_of(run, args.steps, device)[0] for name, run in (("separate", separate), ("stacked", stacked))
-        }
-    say(f"student and teacher: {found['separate']:.3f} s one after the other, {found['stacked']:.3f} s in one call")
-    report["seconds"] |= {f"denoisers, {name}": seconds for name, seconds in found.items()}
-    report["ratios"]["denoisers in one call"] = found["separate"] / found["stacked"]
+def demo_textdiffs(clip: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> TextDiffs:
+    """TextDiffs as in scripts/demo.sh, with random weights beside those of CLIP."""
+    vocabulary = Vocabulary.from_captions([TEXT] * 5)
+    encoder = video_encoder(clip, DEMO_FRAMES)
+    student = Denoiser(replace(DENOISERS["tiny"], dropout=0.0), len(vocabulary), video_width=encoder.width)
+    table = student.word_embedding.weight.detach().clone()
+    process = GaussianDiffusion.sqrt(DIFFUSION_STEPS)
+    potential = TextPotential(student, table, encoder, process, DEMO_LENGTH)
+    return TextDiffs(clip, tokenizer, potential, vocabulary, transformer_dropout=0.0)
 
 
 def compare_processes(args: argparse.Namespace, report: dict) -> None:
@@ -333,7 +338,7 @@ def main() -> None:
     say(f"{device}, {torch.get_num_threads()} threads, batch of {args.batch_size}, {models}")
     say(f"{'':<28}{'step':>11}{'':>18}{'plain':>10}{'matrix rate':>12}")
     compare_ways(args, device, report)
-    compare_batched_denoisers(args, device, report)
+    compare_models(args, device, report)
     compare_processes(args, report)
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
