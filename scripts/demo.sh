@@ -13,9 +13,8 @@ run=$(date +%Y-%m-%d_%H-%M-%S)
 folder=outputs/demo/$run
 # The small CLIP knows still pictures of such shapes (scripts/pretrain_clip.py) and no video. It is far from what it is
 # to learn, so its learning rate is higher than that of fine-tuning CLIP on real videos, and no dropout holds the rest
-# back. Its matrices are so small that half precision costs more than it saves.
-model=(--dataset_name=$dataset --clip_arch=tiny-shapes --num_frames=6 --diffusion_text_len=20 --transformer_dropout=0
-    --precision=fp32)
+# back.
+model=(--dataset_name=$dataset --clip_arch=tiny-shapes --num_frames=6 --diffusion_text_len=20 --transformer_dropout=0)
 place=(--exp_name=demo --datetime="$run" --frame_cache=data/frame_cache) # decodes each video once
 quick=(--rerank_topk=10) # of all evaluations but the last
 
@@ -36,7 +35,7 @@ python train.py "${model[@]}" "${place[@]}" "${quick[@]}" --batch_size=64 --clip
     --video_sample_type=rand --num_workers=2 --log_step=25
 
 step "4/4 evaluate the best checkpoint"
-python test.py "${place[@]}" --dataset_name=$dataset --load_epoch=0 --batch_size=64 --precision=fp32 --DSL --report
+python test.py "${place[@]}" --dataset_name=$dataset --load_epoch=0 --batch_size=64 --DSL --report
 
 cat <<EOF
 
