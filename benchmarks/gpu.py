@@ -571,7 +571,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs; also on a CPU")
     parser.add_argument("--output", type=home_path, default=Path("outputs/gpu.json"), help="file for the figures")
     parser.add_argument("--sections", default=",".join(SECTIONS), help="what to measure, with commas between")
-    parser.add_argument("--section_seconds", type=number(float, 1), default=90.0, help="the most that a section takes")
+    parser.add_argument("--section_seconds", type=number(float, 0.1), default=90.0, help="the most of one section")
     parser.add_argument("--total_seconds", type=number(float, 1), default=270.0, help="the most that all of them take")
     parser.add_argument("--gpu", help="index of the GPU, or cpu (default: the first GPU if there is one)")
     arguments = parser.parse_args()
