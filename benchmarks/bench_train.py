@@ -131,6 +131,7 @@ def stepper(
     """One training step as a function of its number; returns the loss.
 
     :param shared: with the gradients of all processes.
+    :param frames: of a video.
     """
     pixels, captions = make_batch(model, size, frames)
     step = TrainingStep(model, 1, device, way.dtype)
