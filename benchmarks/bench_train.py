@@ -15,7 +15,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -41,7 +40,7 @@ from trainer.throughput import memory_gb
 from trainer.training_step import TrainingStep
 from utils import distributed
 from utils.command_line import Parser, home_path
-from utils.device import autocast, choose_device, choose_precision, random_state, set_random_state, training_attention
+from utils.device import autocast, choose_device, choose_precision, random_state, set_random_state
 from utils.launch import Processes, free_port
 from utils.program import run_program
 
@@ -75,7 +74,6 @@ class Way:
     fused: bool = False
     read_loss: bool = True
     dtype: torch.dtype = torch.float32
-    few_keys: bool = False  # as `training_attention` chooses
     compiled: bool = False
 
 
@@ -90,8 +88,6 @@ def ladder(device: torch.device, compiled: bool) -> list[Way]:
     ways.append(replace(ways[-1], name="+ fused AdamW", fused=True))
     if choose_precision("auto", device) == torch.bfloat16:
         ways.append(replace(ways[-1], name="+ bf16", dtype=torch.bfloat16))
-        if device.type == "cpu":
-            ways.append(replace(ways[-1], name="+ attention by keys", few_keys=True))
     if compiled:
         ways.append(replace(ways[-1], name="+ compiled", compiled=True))
     return ways
@@ -145,9 +141,8 @@ def stepper(
     def run(number: int) -> Tensor:
         chosen = model.select(tokens if way.tokenise_once else model.tokenize(captions), index)
         optimizer.zero_grad(set_to_none=True)
-        with training_attention(device, way.dtype) if way.few_keys else nullcontext():
-            loss = sum(step(pixels, chosen, model.draw_noise(number, range(size))).values())
-            loss.backward()
+        loss = sum(step(pixels, chosen, model.draw_noise(number, range(size))).values())
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
         optimizer.step()
         if way.read_loss:

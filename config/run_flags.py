@@ -68,8 +68,8 @@ class Machine:
     compile: bool = flag(False, "let torch.compile fuse the networks: slow to start, then faster; needs a C++ compiler",
         programs="train test")
     batch_size: int = flag(32,
-        "pairs of a training step in each process; videos or captions of an encoding step in evaluation", minimum=1,
-        metavar="PAIRS")
+        "pairs of a training step in each process; videos (on a CPU at most 8) or captions of an encoding step in "
+        "evaluation", minimum=1, metavar="PAIRS")
     grad_accum: int = flag(1,
         "a step takes K x batch_size pairs in the memory of batch_size, with the loss of all of them together",
         minimum=1, metavar="K", programs="train", quiet="test")

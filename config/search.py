@@ -86,8 +86,8 @@ class SearchConfig(Config):
     arch: str = flag_again(Config, "arch", "clip_baseline")
     pooling_type: str = flag_again(Config, "pooling_type", "avg")
     diffusion_lm: str | None = flag_again(Config, "diffusion_lm", None, unset="none, a checkpoint knows its words")
-    batch_size: int = flag_again(Config, "batch_size", 32, help="videos or queries that are encoded at once",
-        metavar="N")
+    batch_size: int = flag_again(Config, "batch_size", 32,
+        help="videos (on a CPU at most 8) or queries that are encoded at once", metavar="N")
     datetime: str | None = flag_again(Config, "datetime", None, unset="none, plain CLIP searches")
     load_epoch: int | None = flag_again(Config, "load_epoch", None,
         help="epoch of the checkpoint of --datetime; 0 or -1 is model_best.pth", unset="0")

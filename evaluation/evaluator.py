@@ -32,7 +32,7 @@ from utils import distributed
 from utils.device import autocast
 from utils.errors import InputError
 from utils.progress import progress
-from utils.threads import map_in_order, one_thread_per_item
+from utils.threads import map_in_order, one_thread_per_item, videos_at_once
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +55,15 @@ class Evaluator:
         owner = split.segment_of_caption
         single = len(owner) == len(split.segments) and len(set(owner)) == len(owner)
         self.own_text = torch.tensor(owner).argsort() if single else None
-        self.texts_of, self.videos_of = (_shares(len(all_), config.batch_size) for all_ in (owner, split.segments))
+        self.videos_at_once = videos_at_once(config.batch_size, device)
+        self.texts_of = _shares(len(owner), config.batch_size)
+        self.videos_of = _shares(len(split.segments), self.videos_at_once)
         assert config.input_res is not None  # as `Config.of_model` has it
         videos = Subset(
             TestVideos(split, config.num_frames, config.input_res, CacheSettings.of(config), preprocessing),
             self.videos_of[distributed.rank()].tolist(),
         )
-        self.loader = test_loader(videos, config.batch_size, config.num_workers, device.type == "cuda")
+        self.loader = test_loader(videos, self.videos_at_once, config.num_workers, device.type == "cuda")
         self.tokens: dict[str, Tensor] | None = None  # of all captions
         self.beyond = TimesBeyond(split)
         self.shared_captions = SharedCaptions.of(split)
@@ -263,8 +265,9 @@ class Evaluator:
         """Complete the tokens of all videos (M, S, W) in every process, some batches at a time."""
         if distributed.size() == 1:
             return
-        own = self.videos_of[distributed.rank()].split(self.config.batch_size)
-        for turn in range(max(len(share.split(self.config.batch_size)) for share in self.videos_of)):
+        parts = [share.split(self.videos_at_once) for share in self.videos_of]
+        own = parts[distributed.rank()]
+        for turn in range(max(map(len, parts))):
             index = own[turn] if turn < len(own) else torch.empty(0, dtype=torch.long)
             sent = tokens[index].view(torch.uint8)  # which every backend can exchange
             rows = distributed.gather_rows(index)

@@ -13,6 +13,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+import utils.attention  # noqa: F401 (which its networks attend with)
 from utils.errors import InputError
 
 ROBERTAS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "altclip_text_model")  # count places from pad + 1

@@ -45,7 +45,7 @@ from model.pretrained import load_clip
 from modules.losses import all_cosines, clamp_logit_scale, symmetric_infonce
 from modules.metrics import text_to_video, video_to_text
 from utils.command_line import Parser, number
-from utils.device import autocast, choose_precision, set_up, training_attention
+from utils.device import autocast, choose_precision, set_up
 from utils.errors import InputError
 from utils.files import check_writable
 from utils.program import run_program
@@ -280,11 +280,10 @@ class Aligner:
             for pictures in progress(order, f"epoch {epoch}/{epochs}", count, "steps"):
                 pixels = torch.stack([augment(self.data.pixels[picture]) for picture in pictures.tolist()])
                 images = image_pooled(self.model, pixels)  # in float32: convolutions in bf16 are slow backward
-                with training_attention(CPU, self.dtype):
-                    with autocast(CPU, self.dtype):  # of each step: what it has cast of the weights ends with it
-                        token_ids = self.model.select(tokens, self._captions(pictures))["token_ids"]
-                        texts = text_pooled(self.model, token_ids)
-                    self._step(texts, images)
+                with autocast(CPU, self.dtype):  # of each step: what it has cast of the weights ends with it
+                    token_ids = self.model.select(tokens, self._captions(pictures))["token_ids"]
+                    texts = text_pooled(self.model, token_ids)
+                self._step(texts, images)
             yield epoch
 
     def _captions(self, pictures: Tensor) -> Tensor:

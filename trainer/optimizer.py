@@ -63,7 +63,7 @@ class MuonAdamW(AdamW):
     """AdamW, but groups with `orthogonal` are moved by Muon (Jordan et al. 2024): by their momentum with all singular
     values made about 1, so that no direction of a matrix waits for its turn. Both take learning rates of one size.
 
-    torch.optim.Muon computes in bf16, which processors without AMX emulate, and one matrix at a time.
+    torch.optim.Muon computes in bf16, which many processors emulate, and one matrix at a time.
     """
 
     def __init__(self, groups: Iterable[dict], **settings: object) -> None:
@@ -105,7 +105,7 @@ class MuonAdamW(AdamW):
 def orthogonalised(matrices: Tensor) -> Tensor:
     """Matrices (N, A, B) with the same singular vectors, and all singular values about 1.
 
-    In bf16 where it is not emulated, as the iteration forgives rounding.
+    In bf16 on a GPU, as the iteration forgives rounding.
     """
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices

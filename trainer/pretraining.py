@@ -34,7 +34,7 @@ from trainer.loop import Loop
 from trainer.resume import go_on_as
 from trainer.run_folder import MetricsWriter
 from utils import distributed
-from utils.device import autocast, training_attention
+from utils.device import autocast
 from utils.errors import InputError
 from utils.progress import progress
 
@@ -123,10 +123,9 @@ class Pretraining(Loop):
         ids = self.word_ids[next(self.batches)]
         t = torch.randint(self.diffusion.num_steps, (len(ids),), generator=self.generator)
         noise = draw_noise(ids, self.model.config.channels, self.generator)
-        with training_attention(self.device, self.dtype):
-            with autocast(self.device, self.dtype):
-                losses = self.loss_of(ids[self.rows], t[self.rows], noise[:, self.rows])
-            self._descend(dict(zip(self.names[:-1], losses, strict=True)))
+        with autocast(self.device, self.dtype):
+            losses = self.loss_of(ids[self.rows], t[self.rows], noise[:, self.rows])
+        self._descend(dict(zip(self.names[:-1], losses, strict=True)))
         self.average.update_parameters(self.model)
 
     def _record_losses(self) -> None:

@@ -33,7 +33,7 @@ from trainer.run_folder import EVALUATION, RESULTS_FILE, TEST, MetricsWriter, Tr
 from trainer.throughput import SLOW_LOADING, Stopwatch, how_to_load_faster, memory_gb
 from trainer.training_step import TrainingStep
 from utils import distributed
-from utils.device import random_state, seed_process, set_random_state, training_attention
+from utils.device import random_state, seed_process, set_random_state
 from utils.errors import InputError
 from utils.progress import progress
 from utils.stop import Interrupted
@@ -184,10 +184,9 @@ class Trainer(Loop):
         """
         noise = self.model.draw_noise(self.step, self.rows)
         tokens = self.captions.take(index, self.step, self.rows)
-        with training_attention(self.device, self.dtype):
-            losses = self.training_step(frames, tokens, noise)
-            loss = torch.stack(list(losses.values())).sum()
-            self._descend(losses | {"loss": loss})
+        losses = self.training_step(frames, tokens, noise)
+        loss = torch.stack(list(losses.values())).sum()
+        self._descend(losses | {"loss": loss})
         self.epoch_step += 1
         clamp_logit_scale(self.model.clip.logit_scale)
         self.watch.pairs += self.batch_size

@@ -1,23 +1,18 @@
 """Where a run computes, in which precision, from which seed. The only file that chooses a device."""
 
 import random
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from utils.errors import InputError
 from utils.launch import Processes
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-FEW_KEYS = 128
-
-_FUSED = F.scaled_dot_product_attention
 
 
 def choose_device(gpu: str | None, here: Processes | None = None) -> torch.device:
@@ -54,12 +49,12 @@ def _own_gpu(gpu: str | None, here: Processes) -> torch.device:
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products. `auto` is bf16 on GPUs that have it and on CPUs with AMX, else fp32.
+    """The dtype of matrix products. `auto` is bf16 on GPUs and CPUs that have instructions for it, else fp32.
 
-    A CPU without AMX computes bf16 far slower than fp32.
+    Without them it is emulated, far slower than fp32. AVX-512 has them without AMX, too, at twice the rate of fp32.
     """
     if precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
         return torch.bfloat16 if fast else torch.float32
     return PRECISIONS[precision]
 
@@ -80,34 +75,6 @@ def check_compiler(device: torch.device) -> None:
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
     """Autocast to `dtype`; a no-op for float32."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-
-@contextmanager
-def training_attention(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """What a training step is taken in, its backward pass included, where layers may be computed again.
-
-    PyTorch's fused attention for CPUs is slow backward in bf16 where keys are few: with 20 to 100 of them it takes 2 to
-    8 times as long as one product after the other, and less from about 150 on. No switch of PyTorch's chooses by their
-    number, so the function that all networks call is another one meanwhile.
-    """
-    chooses = device.type == "cpu" and dtype == torch.bfloat16
-    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # of a CPU, too
-    if chooses:
-        F.scaled_dot_product_attention = _attention
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = _FUSED
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
-
-
-def _attention(query: Tensor, key: Tensor, *others: Any, **settings: Any) -> Tensor:
-    """`scaled_dot_product_attention`, to few keys as one product after the other, in the precision of products."""
-    if key.shape[-2] > FEW_KEYS:
-        return _FUSED(query, key, *others, **settings)
-    with sdpa_kernel(SDPBackend.MATH):
-        return _FUSED(query, key, *others, **settings)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -13,8 +13,19 @@ from typing import TypeVar
 
 import torch
 
+CPU_BATCH = 8
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def videos_at_once(batch_size: int, device: torch.device) -> int:
+    """Videos that one thread encodes at once: at most `batch_size`, and few on a CPU.
+
+    There more are no faster; threads would wait for decoders at the start and for each other at the end, and an
+    interruption would lose more.
+    """
+    return min(batch_size, CPU_BATCH) if device.type == "cpu" else batch_size
 
 
 @contextmanager

@@ -24,14 +24,13 @@ from utils.device import autocast
 from utils.errors import InputError
 from utils.machine import cores
 from utils.progress import progress
-from utils.threads import map_in_order, one_thread_per_item
+from utils.threads import map_in_order, one_thread_per_item, videos_at_once
 from video_index.names import MOST_TRIES, Unfinished
 from video_index.store import Features, Span, Store
 
 logger = logging.getLogger(__name__)
 
 FILMS_AT_ONCE = 32  # whose frames are timed before they are encoded
-CPU_BATCH = 4  # segments at once, so that an interruption costs few; on a CPU more are no faster
 
 
 class NewSegment(NamedTuple):
@@ -60,12 +59,12 @@ class Encoder:
         :param segments: those of a film one after the other.
         :raises RunError: features are NaN or infinite.
         """
-        config, on_cpu = self.config, self.device.type == "cpu"
+        config = self.config
         preprocessing = self.model.preprocessing
         films = FilmSegments(list(map(_as_read, segments)), config.num_frames, config.input_res, preprocessing)
-        batch_size = min(config.batch_size, CPU_BATCH) if on_cpu else config.batch_size
+        batch_size = videos_at_once(config.batch_size, self.device)
         workers = config.num_workers if len(segments) > batch_size else 0  # starting them costs more than a batch
-        loader = film_loader(films, batch_size, workers, not on_cpu)
+        loader = film_loader(films, batch_size, workers, self.device.type == "cuda")
         with autocast(self.device, self.dtype), one_thread_per_item(self.device) as threads:
             for batch in map_in_order(self._encode, loader, threads):
                 yield from ((segments[index], video) for index, video in batch)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig
 
+from utils.attention import attention
 from utils.errors import InputError
 
 TIME_CHANNELS = 128
@@ -79,7 +80,7 @@ class VideoAttention(nn.Module):
         :param video: tokens of N videos (N, S, W), or of fewer, each for equally many texts that lie together.
         """
         query = self.query(self.norm(x)).view(len(video), -1, video.shape[-1])
-        found = F.scaled_dot_product_attention(_in_heads(query), _in_heads(video), _in_heads(video))
+        found = attention(_in_heads(query), _in_heads(video), _in_heads(video))
         return self.out(found.transpose(1, 2).flatten(2)).view(len(x), -1, x.shape[-1])
 
 

@@ -141,9 +141,9 @@ def test_reranking(evaluate):
     assert equal(whole, every) and whole_report["results"] == all_report["results"]
 
 
-@pytest.mark.parametrize(("amx", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_auto_is_what_the_cpu_is_fast_at(monkeypatch, amx, dtype):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+@pytest.mark.parametrize(("has_it", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_is_what_the_cpu_is_fast_at(monkeypatch, has_it, dtype):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_it)
     assert choose_precision("auto", torch.device("cpu")) == dtype
 
 
