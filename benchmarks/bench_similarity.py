@@ -206,6 +206,7 @@ def speed(quick: bool, figures: Figures) -> list[str]:
             with attention(model, "eager" if name == "published loop" else "sdpa"):
                 spent, found[name] = timed(way)
             seconds[name].append(spent)
+            logger.info("%s: %.1f s", name, spent)
     base = seconds["published loop"]
     ratios = {name: median(map(truediv, base, spent)) for name, spent in seconds.items()}
     figures["seconds"] |= {f"{texts} pairs, {name}": median(spent) for name, spent in seconds.items()}

@@ -174,7 +174,7 @@ class TextDiffs(XPool):
         used_texts, text_rows = text_index.unique(return_inverse=True)  # each text and video of the block once
         used_videos, video_rows = video_index.unique(return_inverse=True)
         text_rows, video_rows = (rows.to(device, non_blocking=True) for rows in (text_rows, video_rows))
-        tokens = videos.tokens[used_videos].to(device, non_blocking=True).to(texts.features.dtype)[video_rows]
+        tokens = videos.tokens[used_videos].to(device, non_blocking=True)[video_rows]
         log_p = [self.potential.log_p(noised.rows(text_rows), tokens) for noised in self._draws(texts, used_texts)]
         prior = texts.prior[used_texts.to(device, non_blocking=True)][text_rows]
         return torch.stack(log_p).mean(0) - prior

@@ -8,7 +8,9 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-FEW_KEYS = {torch.bfloat16: 128, torch.float32: 32}
+from utils.device import product_dtype
+
+FEW_KEYS = 128
 
 
 def attention(
@@ -22,9 +24,8 @@ def attention(
 ) -> Tensor:
     """Scaled dot-product attention, (N, H, L, D) to keys and values (N, H, S, D): (N, H, L, D).
 
-    PyTorch's kernel for CPUs is slow backward where keys are few: with at most `FEW_KEYS` it and its backward pass take
-    1.5 to 3 times as long as one product after the other in float32, and 2 to 8 times in bf16. No switch of PyTorch's
-    chooses by their number.
+    In bf16 PyTorch's kernel for CPUs is slow backward where keys are few: with at most `FEW_KEYS` it takes 2 to 8
+    times as long as one product after the other. No switch of PyTorch's chooses by their number.
 
     :param mask: False for keys that are not seen, or what is added to their scores; its shape broadcasts.
     :param causal: a place sees itself and those before it.
@@ -36,16 +37,16 @@ def attention(
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+        scores = (
+            scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask.to(scores.dtype)
+        )
     return F.dropout(scores.softmax(-1), dropout) @ value
 
 
 def _plain_is_faster(query: Tensor, key: Tensor, value: Tensor) -> bool:
     learns = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-    if not learns or query.device.type != "cpu":
-        return False
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
-    return key.shape[-2] <= FEW_KEYS.get(dtype, 0)
+    in_bf16 = query.device.type == "cpu" and product_dtype(query) == torch.bfloat16
+    return learns and in_bf16 and key.shape[-2] <= FEW_KEYS
 
 
 def _of_transformers(

@@ -77,6 +77,12 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """In which precision products of `x` are computed, autocast considered."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A CPU tensor on a device, without waiting for it: only pinned memory is copied beside other work."""
     if device.type != "cuda":

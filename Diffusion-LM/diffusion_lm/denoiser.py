@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import BertConfig
 
 from utils.attention import attention
+from utils.device import product_dtype
 from utils.errors import InputError
 
 TIME_CHANNELS = 128
@@ -185,9 +186,9 @@ class Denoiser(nn.Module):
         if video is None:
             x = self.input_transformers(x).last_hidden_state
         else:
-            layers = self.input_transformers.layer
-            for layer, attention in zip(layers, self.video_attention, strict=True):
-                x = layer(x + attention(x, video))
+            video, layers = video.to(product_dtype(x)), self.input_transformers.layer  # once for all layers
+            for layer, look in zip(layers, self.video_attention, strict=True):
+                x = layer(x + look(x, video))
         return self.output_down_proj(x)
 
     def logits(self, x: Tensor) -> Tensor:

@@ -228,9 +228,13 @@ def test_every_arch_learns_with_it_and_comes_back_from_a_checkpoint(folder, tmp_
     config = Config.parse([f"--clip_path={folder}"])
     save_checkpoint(path, model, config, epoch=1, step=1, training={})
     again = restore_model(config, load_checkpoint(path), path).eval()
+    loaded = again.state_dict()
+    assert loaded.keys() == after.keys() and all(torch.equal(loaded[name], after[name]) for name in after)
     with torch.no_grad():
         model.eval()
-        assert torch.equal(again.encode_videos(frames).frames, model.encode_videos(frames).frames)
+        # up to the rounding of convolutions, which on some processors depends on where in memory weights lie
+        expected = model.encode_videos(frames).frames
+        assert (again.encode_videos(frames).frames - expected).norm() < 1e-6 * expected.norm()
         ids = model.tokenize(CAPTIONS)
         assert torch.equal(again.encode_texts(**again.tokenize(CAPTIONS)), model.encode_texts(**ids))
 

@@ -463,3 +463,17 @@ def test_steps_that_are_trained(arch, steps):
     """The published diffusion draws all steps, TextDiffs those of the noisier 40 %."""
     drawn = make_model(arch).draw_noise(7, range(2000))[0].t
     assert set(drawn.flatten().tolist()) == set(steps)
+
+
+@pytest.mark.parametrize("arch", ["textdiffs", "published"])
+def test_in_bf16_gradients_do_not_depend_on_which_attention_is_faster(monkeypatch, arch):
+    """Up to rounding, and in chunks, whose backward pass encodes again."""
+    gradients = {}
+    for name, chunks, few in (("fused", 1, 0), ("plain", 1, 128), ("in chunks", 4, 128)):
+        monkeypatch.setattr("utils.attention.FEW_KEYS", few)
+        model = make_model(arch)
+        step = TrainingStep(model, chunks, CPU, torch.bfloat16)
+        sum(step(*make_batch(model, range(len(CAPTIONS)))).values()).backward()
+        gradients[name] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert F.cosine_similarity(gradients["fused"], gradients["plain"], dim=0) > 0.995
+    torch.testing.assert_close(gradients["in chunks"].norm(), gradients["plain"].norm(), rtol=0.01, atol=0)
