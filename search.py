@@ -4,7 +4,6 @@ python search.py index --videos_dir=DIR --index=INDEX --exp_name=NAME --datetime
 python search.py "a red circle moves left" --index=INDEX
 """
 
-import io
 import logging
 import os
 import signal
@@ -37,8 +36,6 @@ def main() -> None:
         "index": index, "query": query, "serve": serve, "status": tell, "list": tell, "forget": forget,
         "prune": prune, "verify": verify,
     }  # fmt: skip
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # of names that the terminal has no letters for
     commands[config.command](config)
 
 

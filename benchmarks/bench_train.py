@@ -199,7 +199,7 @@ def flops_per_pair(
     :param frames: uint8 (B, F, 3, R, R); `tokens` what `model.select` gave of B pairs.
     """
     before, count = random_state(device), len(frames)
-    noise = tuple(part.to(device) for part in model.draw_noise(0, range(count)))
+    noise = tuple(type(part)(*(rows.to(device) for rows in part)) for part in model.draw_noise(0, range(count)))
     with FlopCounterMode(display=False) as counter:
         with autocast(device, dtype):
             pairs = model.encode_pairs(

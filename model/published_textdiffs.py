@@ -10,7 +10,7 @@ from diffusion_lm.sampling import Sampler
 from diffusion_lm.vocabulary import Vocabulary
 from model.clip import EncodedVideos
 from model.retrieval import EncodedPairs
-from model.xpool import XPool
+from model.word_reader import WordReader
 from modules.losses import teacher_student
 from modules.noise import sampling_noise, training_noise
 from modules.pairs import Texts, Videos
@@ -19,7 +19,7 @@ from modules.text_diffusion import TextDiffusion, TrainingNoise
 TEACHER_STUDENT_WEIGHT = 0.1
 
 
-class PublishedTextDiffs(XPool):
+class PublishedTextDiffs(WordReader):
     """CLIP, X-Pool's frame pooling, and a text diffusion conditioned on the similarity of words and frames.
 
     :param text_diffusion: student, teacher and the layers around them.
@@ -27,8 +27,6 @@ class PublishedTextDiffs(XPool):
     :param seed: of all noise.
     :param sampling_steps: S, steps at inference.
     """
-
-    rescores = True
 
     def __init__(
         self,
@@ -42,21 +40,16 @@ class PublishedTextDiffs(XPool):
         sampler: Sampler = "ddpm",
         sampling_steps: int | None = None,
     ) -> None:
-        super().__init__(clip, tokenizer, num_mha_heads, transformer_dropout)
-        self.text_diffusion, self.vocabulary, self.seed = text_diffusion, vocabulary, seed
-        self.sampler = sampler
+        super().__init__(clip, tokenizer, vocabulary, num_mha_heads, transformer_dropout, seed)
+        self.text_diffusion, self.sampler = text_diffusion, sampler
         self.sampling_diffusion = text_diffusion.diffusion.respaced(
             sampling_steps or text_diffusion.diffusion.num_steps
         )
 
-    def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """CLIP's token ids and the word ids of the diffusion (N, L)."""
-        word_ids = self.vocabulary.encode(captions, self.text_diffusion.text_length)
-        return super().tokenize(captions) | {"word_ids": word_ids}
-
-    def cut_off(self, caption: str) -> list[str]:
-        """What of a caption CLIP or the diffusion does not read, in words for people."""
-        return super().cut_off(caption) + self.vocabulary.cut_off(caption, self.text_diffusion.text_length)
+    @property
+    def reader(self) -> TextDiffusion:
+        """What reads words."""
+        return self.text_diffusion
 
     def networks(self) -> list[nn.Module]:
         """CLIP's encoders and the denoisers."""
@@ -66,17 +59,6 @@ class PublishedTextDiffs(XPool):
         """What `encode_videos` gave of M videos, ready to be scored."""
         channels = self.text_diffusion.frame_channels(encoded.frames)
         return replace(super().videos(encoded, names), frame_channels=channels)
-
-    def compile_scoring(self) -> None:
-        """Let torch.compile fuse the denoiser of `score_pairs`, once."""
-        self.text_diffusion.compile_sampling()
-
-    @property
-    def pair_bytes(self) -> int:
-        """Activations of one pair at their peak, about: those of a layer of the denoiser, or the word scores."""
-        sizes, length = self.text_diffusion.student.config, self.text_diffusion.text_length
-        words = self.text_diffusion.student.vocabulary_size
-        return 4 * length * (2 * sizes.intermediate_size + 10 * sizes.hidden_size + 2 * words)
 
     def text_embeddings(
         self, texts: Texts, videos: Videos, text_index: Tensor, video_index: Tensor, features: Tensor

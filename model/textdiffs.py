@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from diffusion_lm.vocabulary import PAD, Vocabulary
 from model.clip import EncodedVideos
 from model.retrieval import EncodedPairs
-from model.xpool import XPool
+from model.word_reader import WordReader
 from modules.losses import hardest_videos
 from modules.metrics import row_slices
 from modules.mixing import best_weight
@@ -20,6 +20,7 @@ from modules.noise import TrainingNoise, caption_noise, reading_noise
 from modules.pairs import PairScores, Texts, Videos
 from modules.similarity import Similarity
 from modules.text_potential import LEAST_NOISE, READ_AT, NoisedWords, TextPotential, is_word
+from utils.device import product_dtype
 
 NEVER = -1e3  # similarity of a text with a video of the batch that it is not read against: no share in a softmax
 TEXTS_AT_ONCE = 256  # whose prior is computed together
@@ -35,7 +36,7 @@ class ReadPairs(NamedTuple):
     own_ratio: Tensor  # of the caption and its own video (B,)
 
 
-class TextDiffs(XPool):
+class TextDiffs(WordReader):
     """The score of a pair is X-Pool's cosine, and a share of the log ratio of `modules.text_potential`.
 
     In training the logits are s times the cosine plus w times the nats of one draw, with CLIP's logit scale s and a
@@ -49,7 +50,7 @@ class TextDiffs(XPool):
     :param captions_read: R, captions of each video that are read with it in training.
     """
 
-    rescores = mean_penalties = True
+    mean_penalties = True
 
     def __init__(
         self,
@@ -63,24 +64,21 @@ class TextDiffs(XPool):
         negatives: int = 1,
         captions_read: int = 5,
     ) -> None:
-        super().__init__(clip, tokenizer, num_mha_heads, transformer_dropout)
-        self.potential, self.vocabulary, self.seed = potential, vocabulary, seed
+        super().__init__(clip, tokenizer, vocabulary, num_mha_heads, transformer_dropout, seed)
+        self.potential = potential
         self.negatives, self.captions_read = negatives, captions_read
         self.loss_weights = {"retrieval": 1.0, "potential": 1.0}
         self.moved_by_muon = ("potential.",)
 
     @property
+    def reader(self) -> TextPotential:
+        """What reads words."""
+        return self.potential
+
+    @property
     def token_shape(self) -> tuple[int, int]:
         """(S, W) of the tokens of a video."""
         return self.potential.video_encoder.tokens
-
-    def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """CLIP's token ids and the word ids of the diffusion (N, L)."""
-        return super().tokenize(captions) | {"word_ids": self.vocabulary.encode(captions, self.potential.text_length)}
-
-    def cut_off(self, caption: str) -> list[str]:
-        """What of a caption CLIP or the diffusion does not read, in words for people."""
-        return super().cut_off(caption) + self.vocabulary.cut_off(caption, self.potential.text_length)
 
     def select(self, tokens: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
         """Rows of what `tokenize` gave, ids cut to the longest caption among them.
@@ -100,10 +98,6 @@ class TextDiffs(XPool):
         """What texts and videos are encoded with: CLIP and the encoder of the videos."""
         return [*super().encoders(), self.potential.video_encoder]
 
-    def compile_scoring(self) -> None:
-        """Let torch.compile fuse the student of `score_pairs`, once."""
-        self.potential.compile_scoring()
-
     def encode_videos(self, frames: Tensor) -> EncodedVideos:
         """Frames uint8 (B, F, 3, R, R) -> their features and the tokens of the videos.
 
@@ -114,12 +108,9 @@ class TextDiffs(XPool):
 
     @property
     def pair_bytes(self) -> int:
-        """Memory of one pair at its peak, about: a layer of the student or the word scores, and the tokens of the
-        video."""
-        sizes, (tokens, width) = self.potential.student.config, self.token_shape
-        words = self.potential.student.vocabulary_size
-        text = self.potential.text_length * (2 * sizes.intermediate_size + 10 * sizes.hidden_size + 2 * words)
-        return 4 * (text + tokens * width)
+        """And the tokens of the video."""
+        tokens, width = self.token_shape
+        return super().pair_bytes + 4 * tokens * width
 
     # Scoring
 
@@ -174,7 +165,8 @@ class TextDiffs(XPool):
         used_texts, text_rows = text_index.unique(return_inverse=True)  # each text and video of the block once
         used_videos, video_rows = video_index.unique(return_inverse=True)
         text_rows, video_rows = (rows.to(device, non_blocking=True) for rows in (text_rows, video_rows))
-        tokens = videos.tokens[used_videos].to(device, non_blocking=True)[video_rows]
+        tokens = videos.tokens[used_videos].to(device, non_blocking=True)
+        tokens = tokens.to(product_dtype(texts.features))[video_rows]
         log_p = [self.potential.log_p(noised.rows(text_rows), tokens) for noised in self._draws(texts, used_texts)]
         prior = texts.prior[used_texts.to(device, non_blocking=True)][text_rows]
         return torch.stack(log_p).mean(0) - prior

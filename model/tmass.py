@@ -22,10 +22,6 @@ class TrainingSamples(NamedTuple):
 
     eps: Tensor  # (B, D)
 
-    def to(self, device: torch.device) -> "TrainingSamples":
-        """The same on a device."""
-        return TrainingSamples(self.eps.to(device, non_blocking=True))
-
 
 class TMass(XPool):
     """CLIP, X-Pool's frame pooling, and a stochastic text.

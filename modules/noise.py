@@ -21,10 +21,6 @@ class TrainingNoise(NamedTuple):
     x_start: Tensor  # spread of x_0 around the word embeddings (B, L, C)
     q: Tensor  # noise of q(x_t | x_0), (B, L, C)
 
-    def to(self, device: torch.device) -> "TrainingNoise":
-        """The same on a device."""
-        return TrainingNoise(*(tensor.to(device, non_blocking=True) for tensor in self))
-
 
 class SamplingNoise(NamedTuple):
     """What sampling draws for N captions in S steps."""

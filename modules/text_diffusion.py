@@ -1,9 +1,6 @@
 """The published text diffusion: a student that moves a text towards a video, taught by a frozen Diffusion-LM."""
 
-from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +51,7 @@ class TextDiffusion(nn.Module):
         self.linear_sims = nn.Linear(channels, embed_dim)
         self.linear_sims_sum = nn.Linear(text_length, 1)
         self.register_buffer("rounding_table", rounding_table)
-        self.denoise = student.denoise
+        self.denoise = student.denoise  # of sampling, which may be compiled
         self.teacher.requires_grad_(False)
         self.student.lm_head.bias.requires_grad_(False)  # which only pre-training uses, to name words
 
@@ -110,13 +107,8 @@ class TextDiffusion(nn.Module):
         x_t = self.diffusion.q_sample(x_start, noise.t, noise.q)
         return denoiser(x_t, self.diffusion.model_times[noise.t], self.condition(x_start, frame_channels))
 
-    def sample(self, *args: Any, **settings: Any) -> Tensor:
-        """Denoise captions towards videos, from pure noise to x_0 (P, L, C): the last of `sample_steps`, with its
-        arguments."""
-        return deque(self.sample_steps(*args, **settings), maxlen=1).pop()
-
     @torch.no_grad()
-    def sample_steps(
+    def sample(
         self,
         word_ids: Tensor,
         frame_channels: Tensor,
@@ -124,16 +116,15 @@ class TextDiffusion(nn.Module):
         rows: Tensor | None = None,
         diffusion: GaussianDiffusion | None = None,
         sampler: Sampler = "ddpm",
-    ) -> Iterator[Tensor]:
-        """Denoise captions towards videos, step by step.
+    ) -> Tensor:
+        """Denoise captions towards videos, from pure noise to x_0.
 
         :param word_ids: of N captions (N, L).
         :param frame_channels: what `frame_channels` gives for the video of each of P pairs (P, F, C).
         :param noise: of the N captions, drawn for the steps of `diffusion`.
         :param rows: the caption of each pair (P,); default: P = N, one pair for each caption.
         :param diffusion: the steps to take; default all T.
-        :return: the x_0 that each step predicts, rounded to words (P, L, C). That of t = 0 is the result: there both
-            samplers step to x_0 itself.
+        :return: the x_0 that the last step predicts, rounded to words (P, L, C): both samplers step to it.
         """
         diffusion = diffusion or self.diffusion
         if rows is None:
@@ -146,15 +137,10 @@ class TextDiffusion(nn.Module):
             t = torch.full((1,), step, device=x_t.device)  # one row: it serves all pairs
             predicted = self.denoise(x_t, diffusion.model_times[t], condition_term)
             x_start = F.embedding(nearest_word(predicted, table), table)
-            yield x_start
             if step == 0:
-                return
+                break
             if sampler == "ddpm":
                 x_t = diffusion.ddpm_step(x_start, x_t, t, noise.steps[rows, index])
             else:
                 x_t = diffusion.ddim_step(x_start, x_t, t)
-
-    def compile_sampling(self) -> None:
-        """Let torch.compile fuse the network of the sampling steps, once; weights and their names stay as they are."""
-        if self.denoise == self.student.denoise:
-            self.denoise = torch.compile(self.student.denoise)
+        return x_start

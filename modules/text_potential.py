@@ -66,12 +66,7 @@ class TextPotential(nn.Module):
         self.register_buffer("word_table", word_table)
         self.weight = nn.Parameter(torch.ones(()))  # of the ratio, in logits: 1 where its nats are those of the cosines
         self.register_buffer("read_weight", torch.ones(()))  # times that, in a test; see `TextDiffs.mix`
-        self.denoise = student.denoise
-
-    def compile_scoring(self) -> None:
-        """Let torch.compile fuse the student, once; weights and their names stay as they are."""
-        if self.denoise == self.student.denoise:
-            self.denoise = torch.compile(self.student.denoise)
+        self.denoise = student.denoise  # of scoring, which may be compiled
 
     def noised(self, word_ids: Tensor, t: Tensor, x_start_noise: Tensor, q_noise: Tensor) -> NoisedWords:
         """x_t ~ q(x_t | words) for given noise, with the words where `word_table` has them.

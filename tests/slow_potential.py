@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lm.denoiser import Denoiser
-from diffusion_lm.schedule import sqrt_betas
+from diffusion_lm.gaussian_diffusion import sqrt_betas
 from diffusion_lm.vocabulary import PAD, START
 from model.textdiffs import TextDiffs
 from modules.noise import caption_noise

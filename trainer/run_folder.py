@@ -10,7 +10,7 @@ from typing import Any
 
 from config import Config
 from utils.errors import InputError
-from utils.files import written_whole
+from utils.files import written_or_refused, written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -42,20 +42,13 @@ def training_folder(config: Config, resume: bool = False) -> Iterator[Path]:
     existed = folder.exists()
     try:
         with logged_to(folder):
-            _write_config(folder, config)
+            with written_or_refused(folder / CONFIG_FILE, f"run folder {folder} cannot be written") as unfinished:
+                config.save(unfinished)
             yield folder
     except InputError as error:
         if not existed and not isinstance(error, TrainedError):
             shutil.rmtree(folder, ignore_errors=True)  # it may not even have been made
         raise
-
-
-def _write_config(folder: Path, config: Config) -> None:
-    try:
-        with written_whole(folder / CONFIG_FILE) as unfinished:
-            config.save(unfinished)
-    except OSError as error:
-        raise InputError(f"run folder {folder} cannot be written: {error.strerror}") from error
 
 
 @contextmanager

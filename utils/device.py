@@ -54,7 +54,10 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     Without them it is emulated, far slower than fp32. AVX-512 has them without AMX, too, at twice the rate of fp32.
     """
     if precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            fast = torch.cpu._is_avx512_bf16_supported()
         return torch.bfloat16 if fast else torch.float32
     return PRECISIONS[precision]
 

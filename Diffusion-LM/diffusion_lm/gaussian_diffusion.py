@@ -7,10 +7,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffusion_lm.schedule import sqrt_betas
 from utils.errors import InputError
 
 TIME_SCALE = 1000.0  # the network sees t * 1000 / T, so that its time input does not depend on T
+MAX_BETA = 0.999
+
+
+def sqrt_betas(diffusion_steps: int) -> np.ndarray:
+    """Betas of the `sqrt` schedule, whose share of signal variance left at s in [0, 1] is abar(s) = 1 - sqrt(s + 1e-4)
+    (Li et al. 2022, appendix A): beta_i = min(1 - abar((i + 1) / T) / abar(i / T), 0.999).
+
+    :param diffusion_steps: T, at least 1.
+    :return: float64 array (T,).
+    """
+    if diffusion_steps < 1:
+        raise InputError(f"diffusion_steps must be at least 1, not {diffusion_steps}")
+    alpha_bar = 1.0 - np.sqrt(np.arange(diffusion_steps + 1) / diffusion_steps + 1e-4)
+    return np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], MAX_BETA)
 
 
 class GaussianDiffusion(nn.Module):

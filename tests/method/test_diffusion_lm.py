@@ -9,10 +9,9 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch.nn import MultiheadAttention
 
 from diffusion_lm.denoiser import DENOISERS, Denoiser, DenoiserConfig, VideoAttention, nearest_word
-from diffusion_lm.gaussian_diffusion import GaussianDiffusion
+from diffusion_lm.gaussian_diffusion import GaussianDiffusion, sqrt_betas
 from diffusion_lm.losses import end_to_end_loss
 from diffusion_lm.sampling import Reading, sample_captions, sample_words
-from diffusion_lm.schedule import sqrt_betas
 from diffusion_lm.vocabulary import PAD, START, UNK, Vocabulary
 from tests.small_diffusion_lm import SMALL, STEPS, randn
 from utils.errors import InputError
