@@ -48,7 +48,7 @@ class PublishedTextDiffs(WordReader):
 
     @property
     def reader(self) -> TextDiffusion:
-        """What reads words."""
+        """The text diffusion."""
         return self.text_diffusion
 
     def networks(self) -> list[nn.Module]:

@@ -72,7 +72,7 @@ class TextDiffs(WordReader):
 
     @property
     def reader(self) -> TextPotential:
-        """What reads words."""
+        """The network of the text potential."""
         return self.potential
 
     @property
@@ -108,7 +108,7 @@ class TextDiffs(WordReader):
 
     @property
     def pair_bytes(self) -> int:
-        """And the tokens of the video."""
+        """Memory of one pair at its peak, about: that of `WordReader`, and the tokens of the video."""
         tokens, width = self.token_shape
         return super().pair_bytes + 4 * tokens * width
 

@@ -12,7 +12,7 @@ from model.xpool import XPool
 
 
 class WordReader(XPool):
-    """What is common to the models that do it in one way or another.
+    """X-Pool, and a part of a subclass, the `reader`, with which the subclass scores pairs anew.
 
     :param vocabulary: words of the diffusion.
     :param seed: of all noise.
@@ -34,7 +34,7 @@ class WordReader(XPool):
 
     @property
     def reader(self) -> Any:
-        """The part that does it: it has a `student`, the `denoise` of its scoring, and `text_length`."""
+        """What reads words: it has a `student`, the `denoise` of its scoring, and `text_length`."""
         raise NotImplementedError
 
     def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
