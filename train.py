@@ -37,6 +37,7 @@ def main(build: "Callable[[Config], RetrievalModel] | None" = None) -> None:
     from utils import distributed
     from utils.device import choose_device, choose_precision, set_up
     from utils.files import check_writable
+    from utils.machine import keep_freed_memory
 
     for note in config.notes("train"):
         logger.info(note)
@@ -50,6 +51,8 @@ def main(build: "Callable[[Config], RetrievalModel] | None" = None) -> None:
             check_writable(config.output_json)
         dtype = choose_precision(config.precision, device)
         set_up(device, config.seed)
+        if device.type == "cpu":
+            keep_freed_memory()
 
         # 2. data
         with distributed.main_first():
