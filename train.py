@@ -37,7 +37,6 @@ def main(build: "Callable[[Config], RetrievalModel] | None" = None) -> None:
     from utils import distributed
     from utils.device import choose_device, choose_precision, set_up
     from utils.files import check_writable
-    from utils.machine import keep_freed_memory
 
     for note in config.notes("train"):
         logger.info(note)
@@ -50,9 +49,7 @@ def main(build: "Callable[[Config], RetrievalModel] | None" = None) -> None:
         if here.is_main:
             check_writable(config.output_json)
         dtype = choose_precision(config.precision, device)
-        set_up(device, config.seed)
-        if device.type == "cpu":
-            keep_freed_memory()
+        set_up(device, config.seed, trains=True)
 
         # 2. data
         with distributed.main_first():

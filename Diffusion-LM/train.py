@@ -23,7 +23,6 @@ from trainer.run_folder import MetricsWriter, logged_to
 from utils import distributed
 from utils.device import choose_device, choose_precision, set_up
 from utils.errors import InputError
-from utils.machine import keep_freed_memory
 from utils.program import run_program
 
 logger = logging.getLogger(__name__)
@@ -55,9 +54,7 @@ def run(config: PretrainingConfig, here: distributed.Processes, device: torch.de
 
     # 2. model
     dtype = choose_precision(config.precision, device)
-    set_up(device, config.seed)
-    if device.type == "cpu":
-        keep_freed_memory()
+    set_up(device, config.seed, trains=True)
     denoiser = Denoiser(replace(DENOISERS[config.denoiser], dropout=config.dropout), len(vocabulary))
     spread_word_table(denoiser)
     random_table = torch.randn_like(denoiser.word_embedding.weight)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from utils.errors import InputError
 from utils.launch import Processes
+from utils.machine import keep_freed_memory
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -93,13 +94,17 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
 
 
-def set_up(device: torch.device, seed: int) -> None:
+def set_up(device: torch.device, seed: int, trains: bool = False) -> None:
     """Seed every global generator, and let float32 be float32 on every device, not TF32.
 
     What is fast is half precision. float32 is what --precision=fp32 asks for, and in any precision what disables
     autocast: the cosines of the loss and of all scores, the first stage of an evaluation, and the rounding of the
     diffusion to words. TF32 has the mantissa of half precision.
+
+    :param trains: on a CPU, keep what is freed for the next step.
     """
+    if trains and device.type == "cpu":
+        keep_freed_memory()
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
