@@ -214,7 +214,7 @@ def index_encoding(model: XPool, paths: list[Path], dtype: torch.dtype) -> Tenso
 def encoding(folder: Path, quick: bool) -> dict[str, dict[str, float]]:
     """Seconds a video and the medians of ratios to the baseline, by turns; the least cosine of a frame's features with
     the baseline's."""
-    videos = make_videos(folder, 2 if quick else 64)  # two batches of test.py, one for each thread
+    videos = make_videos(folder, 2 if quick else 64)  # several batches for each thread
     torch.manual_seed(0)
     model = XPool(*build_clip(CLIPConfig().to_dict(), TINY_FOLDER)).eval()
     dtype = choose_precision("auto", torch.device("cpu"))

@@ -1,5 +1,6 @@
 """X-Pool beside a denoiser that reads the words of captions: what both text diffusions share."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from diffusion_lm.vocabulary import Vocabulary
 from model.xpool import XPool
 
 
-class WordReader(XPool):
+class WordReader(XPool, ABC):
     """X-Pool, and a part of a subclass, the `reader`, with which the subclass scores pairs anew.
 
     :param vocabulary: words of the diffusion.
@@ -33,9 +34,9 @@ class WordReader(XPool):
         self.vocabulary, self.seed = vocabulary, seed
 
     @property
+    @abstractmethod
     def reader(self) -> Any:
         """What reads words: it has a `student`, the `denoise` of its scoring, and `text_length`."""
-        raise NotImplementedError
 
     def tokenize(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """The token ids of the encoder and the word ids of the diffusion (N, L)."""

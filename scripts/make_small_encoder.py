@@ -354,7 +354,7 @@ def main() -> None:
     if args.output.exists():
         raise InputError(f"--output={args.output} exists already: name a new folder")
     check_writable(args.output)
-    set_up(CPU, args.seed)
+    set_up(CPU, args.seed, trains=True)
 
     with TemporaryDirectory(dir=args.output.parent, prefix=".encoder-") as place:
         # 1. the parts, and what they are aligned on

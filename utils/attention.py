@@ -38,7 +38,9 @@ def _plain(
     dropout: float = 0.0,
     scale: float | None = None,
 ) -> Tensor:
-    """:param mask: False for keys that are not seen, or what is added to their scores; its shape broadcasts.
+    """One product after the other.
+
+    :param mask: False for keys that are not seen, or what is added to their scores; its shape broadcasts.
     :param scale: of the scores; None: D ** -0.5.
     """
     scores = query.mul(query.shape[-1] ** -0.5 if scale is None else scale) @ key.mT
